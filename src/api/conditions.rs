@@ -1,0 +1,173 @@
+//! Conditions of a Cluster: a closed list of types and reasons, and a merge that keeps transition times.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use k8s_openapi::jiff::Timestamp;
+
+/// The condition as Kubernetes defines it.
+pub type Condition = meta::Condition;
+
+/// What a condition speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConditionType {
+    /// The guest's API answers and a node is Ready.
+    Available,
+    /// Every other condition is good at this generation (what kstatus waits for).
+    Ready,
+    /// Work is going on.
+    Progressing,
+    /// Something that worked, or should work by itself, does not.
+    Degraded,
+    /// The guest has its VNI, Service and overlay.
+    NetworkReady,
+    /// The guest has its CAs and every certificate.
+    PKIReady,
+    /// The control plane's VMs run and its API answers.
+    ControlPlaneReady,
+    /// The guest's own objects are in place.
+    GuestReady,
+    /// The Cluster is being deleted; the message lists what is left.
+    Deleting,
+}
+
+impl ConditionType {
+    /// The name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Available => "Available",
+            Self::Ready => "Ready",
+            Self::Progressing => "Progressing",
+            Self::Degraded => "Degraded",
+            Self::NetworkReady => "NetworkReady",
+            Self::PKIReady => "PKIReady",
+            Self::ControlPlaneReady => "ControlPlaneReady",
+            Self::GuestReady => "GuestReady",
+            Self::Deleting => "Deleting",
+        }
+    }
+}
+
+/// Why a condition is as it is. A closed list: it is a label of metrics too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// All is as it should be.
+    AsExpected,
+    /// Something that this waits for is not there yet; the message names it.
+    Waiting,
+    /// The spec cannot be fulfilled; the message names the field.
+    InvalidSpec,
+    /// The requested VNI belongs to another Cluster.
+    VNIInUse,
+    /// No VNI is free.
+    VNIExhausted,
+    /// An object of our name belongs to somebody else.
+    ForeignObject,
+    /// A root CA that this guest lives on is missing or not the recorded one; it is never made anew.
+    CALost,
+    /// A call failed; it is repeated.
+    Error,
+    /// The Cluster is being deleted.
+    Deleting,
+}
+
+impl Reason {
+    /// The word in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AsExpected => "AsExpected",
+            Self::Waiting => "Waiting",
+            Self::InvalidSpec => "InvalidSpec",
+            Self::VNIInUse => "VNIInUse",
+            Self::VNIExhausted => "VNIExhausted",
+            Self::ForeignObject => "ForeignObject",
+            Self::CALost => "CALost",
+            Self::Error => "Error",
+            Self::Deleting => "Deleting",
+        }
+    }
+}
+
+/// A condition's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// Not known.
+    Unknown,
+}
+
+impl Status {
+    /// The word in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Status {
+    fn from(holds: bool) -> Self {
+        if holds { Self::True } else { Self::False }
+    }
+}
+
+/// A list of conditions under construction.
+#[derive(Debug)]
+pub struct Conditions<'a> {
+    old: &'a [Condition],
+    new: Vec<Condition>,
+    generation: i64,
+    now: Timestamp,
+}
+
+impl<'a> Conditions<'a> {
+    /// Starts a list for `generation`; `old` is what the object says now.
+    pub fn new(old: &'a [Condition], generation: i64, now: Timestamp) -> Self {
+        Self { old, new: Vec::new(), generation, now }
+    }
+
+    /// Adds a condition; its transition time moves only if its status changed.
+    pub fn set(&mut self, type_: ConditionType, status: Status, reason: Reason, message: impl Into<String>) {
+        let before = self.old.iter().find(|c| c.type_ == type_.name() && c.status == status.name());
+        self.new.push(Condition {
+            type_: type_.name().into(),
+            status: status.name().into(),
+            reason: reason.name().into(),
+            message: message.into(),
+            observed_generation: Some(self.generation),
+            last_transition_time: before.map_or(meta::Time(self.now), |c| c.last_transition_time.clone()),
+        });
+    }
+
+    /// The finished list, in a stable order.
+    pub fn finish(mut self) -> Vec<Condition> {
+        self.new.sort_by(|a, b| a.type_.cmp(&b.type_));
+        self.new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transition_time_moves_only_with_the_status() {
+        let (t0, t1) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
+        let mut first = Conditions::new(&[], 1, t0);
+        first.set(ConditionType::Ready, Status::False, Reason::Waiting, "a");
+        first.set(ConditionType::Available, Status::False, Reason::Waiting, "a");
+        let old = first.finish();
+
+        let mut second = Conditions::new(&old, 2, t1);
+        second.set(ConditionType::Ready, Status::False, Reason::Error, "b");
+        second.set(ConditionType::Available, Status::True, Reason::AsExpected, "");
+        let new = second.finish();
+
+        assert_eq!((new[0].type_.as_str(), new[0].last_transition_time.0), ("Available", t1));
+        assert_eq!((new[1].type_.as_str(), new[1].last_transition_time.0), ("Ready", t0));
+        assert_eq!((new[1].message.as_str(), new[1].observed_generation), ("b", Some(2)));
+    }
+}

@@ -1,0 +1,75 @@
+//! Names that Giantnetes gives: labels, annotations, finalizers, field managers, and the names of a guest's objects.
+
+/// API group of every kind of ours.
+pub const GROUP: &str = "giantnetes.io";
+
+/// Label on every object that belongs to a guest; the value is the guest's id.
+pub const CLUSTER_LABEL: &str = "giantnetes.io/cluster";
+/// Label on VM pods and node objects: `control-plane` or `worker`.
+pub const ROLE_LABEL: &str = "giantnetes.io/role";
+/// Label on VM pods and node objects: the node's name.
+pub const NODE_LABEL: &str = "giantnetes.io/node";
+/// The standard label that says who made an object.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY_LABEL`] on objects of ours.
+pub const MANAGER: &str = "giantnetes";
+
+/// Annotation on every object of a guest: UID of the Cluster that owns it. Ownership is decided by this, never by a name.
+pub const OWNER_UID_ANNOTATION: &str = "giantnetes.io/cluster-uid";
+/// Annotation on the guest's namespace: `namespace/name` of its Cluster, for people.
+pub const OWNER_NAME_ANNOTATION: &str = "giantnetes.io/cluster-name";
+/// Annotation on every object that we apply: hash of what was asked for.
+pub const HASH_ANNOTATION: &str = "giantnetes.io/hash";
+/// Annotation on key Secrets: when (RFC 3339) the controller renews what is inside.
+pub const RENEW_AT_ANNOTATION: &str = "giantnetes.io/renew-at";
+/// Prefix of annotations on the guest's namespace that record the SHA-256 of each root CA that was ever made.
+/// A CA with a record is never made a second time.
+pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
+
+/// The finalizer on a Cluster; removed only when every trace of the guest was seen to be gone.
+pub const CLUSTER_FINALIZER: &str = "giantnetes.io/cluster";
+
+/// Prefix of the namespaces that guests live in.
+pub const NAMESPACE_PREFIX: &str = "g8s-";
+
+/// Name of the Service in front of a guest's API servers.
+pub const MASTER_SERVICE: &str = "master";
+
+/// TCP port of a guest's API: in the VM, on the VM pod and on the Service.
+pub const API_PORT: u16 = 6443;
+
+/// TCP port on which a VM pod's supervisor answers `/healthz`, `/readyz`, `/status` and `/metrics`.
+pub const SUPERVISOR_PORT: u16 = 8080;
+
+/// Node label value and VM pod label value of control-plane nodes.
+pub const ROLE_CONTROL_PLANE: &str = "control-plane";
+
+/// Namespace of a guest.
+pub fn guest_namespace(id: &str) -> String {
+    format!("{NAMESPACE_PREFIX}{id}")
+}
+
+/// The Secret beside the Cluster that holds the administrator's kubeconfig (key `value`, the Cluster API convention).
+pub fn kubeconfig_secret(cluster: &str) -> String {
+    format!("{cluster}-kubeconfig")
+}
+
+/// Name of the `index`-th control-plane node.
+pub fn master(index: u32) -> String {
+    format!("master-{index}")
+}
+
+/// The Secret that is mounted into a node's VM: its keys and certificates.
+pub fn node_secret(node: &str) -> String {
+    format!("{node}-pki")
+}
+
+/// The ConfigMap that holds a node's user data and its supervisor's configuration. It never holds a secret.
+pub fn node_config_map(node: &str) -> String {
+    format!("{node}-config")
+}
+
+/// The PersistentVolumeClaim of a control-plane node's etcd.
+pub fn etcd_claim(node: &str) -> String {
+    format!("{node}-etcd")
+}

@@ -1,0 +1,50 @@
+//! `NetworkClaim`: a cluster-scoped object whose *name* is the claimed resource, so that the API server decides races.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// What a claim is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum ClaimKind {
+    /// A VXLAN network identifier; the claim's name is `vni-<number>`.
+    VNI,
+}
+
+/// The Cluster that holds a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ClusterRef {
+    /// Namespace of the Cluster.
+    pub namespace: String,
+    /// Name of the Cluster.
+    pub name: String,
+    /// UID of the Cluster: a new Cluster of the same name does not inherit the claim.
+    pub uid: String,
+}
+
+/// A claim on a resource that no two guests may share. Made and removed by the controller manager; not for users.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "giantnetes.io",
+    version = "v1alpha1",
+    kind = "NetworkClaim",
+    shortname = "nclaim",
+    category = "giantnetes",
+    annotation("helm.sh/resource-policy", "keep"),
+    doc = "A claim on a resource that no two guests may share. Its name is the resource. Made and removed by the controller manager; not for users.",
+    printcolumn(name = "Kind", type_ = "string", json_path = ".spec.kind"),
+    printcolumn(name = "Value", type_ = "integer", json_path = ".spec.value"),
+    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.clusterRef.namespace"),
+    printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkClaimSpec {
+    /// What is claimed.
+    pub kind: ClaimKind,
+    /// The claimed number.
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub value: i32,
+    /// Who holds it.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("a claim cannot change hands"))]
+    pub cluster_ref: ClusterRef,
+}

@@ -1,0 +1,91 @@
+//! The subcommands.
+
+mod kubeconfig;
+mod plan;
+mod run;
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    api,
+    runtime::telemetry::{self, LogFormat},
+    supervisor::{self, accelerator, qemu::NodeImage},
+};
+
+/// Giantnetes: Kubernetes clusters out of a Kubernetes cluster.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Args {
+    /// How log lines look.
+    #[arg(long, global = true, env = "GIANTNETES_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+    /// What is logged, as in RUST_LOG.
+    #[arg(long, global = true, env = "GIANTNETES_LOG", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller manager.
+    Run(run::RunArgs),
+    /// Run a VM inside its pod.
+    Supervise {
+        /// The VM's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The pod's address.
+        #[arg(long, env = "POD_IP")]
+        pod_ip: IpAddr,
+    },
+    /// Print the CustomResourceDefinitions.
+    Crds,
+    /// Print what would be made for a Cluster if nothing existed yet.
+    Plan(plan::PlanArgs),
+    /// Print the kubeconfig of a guest cluster.
+    Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Boot a probe guest on KVM and say whether KVM can be trusted on this machine.
+    ProbeKvm {
+        /// Folder with the node image's vmlinuz and initrd.img.
+        #[arg(long)]
+        node: PathBuf,
+        /// Seconds that the guest has to come up.
+        #[arg(long, default_value_t = accelerator::PROBE_TIMEOUT.as_secs())]
+        timeout: u64,
+        /// User and group that QEMU runs as.
+        #[arg(long, default_value_t = supervisor::QEMU_ID)]
+        user: u32,
+    },
+}
+
+/// Why a subcommand failed.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Whatever went wrong; its chain says which step failed on which object.
+pub async fn main(args: Args) -> Result<(), Failure> {
+    telemetry::init_logs(args.log_format, &args.log);
+    match args.command {
+        Command::Run(args) => run::run(args).await,
+        Command::Supervise { config, pod_ip } => Ok(supervisor::vm::supervise(&config, pod_ip).await?),
+        Command::Crds => {
+            print!("{}", api::crds_yaml()?);
+            Ok(())
+        }
+        Command::Plan(args) => plan::plan(&args),
+        Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
+        Command::ProbeKvm { node, timeout, user } => {
+            let image = NodeImage::in_folder(&node);
+            match accelerator::probe(&image, user, Duration::from_secs(timeout)).await {
+                Ok(took) => println!("KVM works: a probe guest came up in {:.1} s", took.as_secs_f64()),
+                Err(reason) => println!("KVM does not work, TCG would be used: {reason}"),
+            }
+            Ok(())
+        }
+    }
+}

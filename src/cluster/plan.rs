@@ -1,0 +1,269 @@
+//! The guest's namespace, and the status that follows from the reports. Pure.
+
+use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+
+use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterReports};
+use crate::api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names};
+
+/// The namespace that a guest's objects live in.
+pub fn namespace(identity: &Identity) -> Namespace {
+    let mut labels = identity.labels();
+    // VM pods need a character device of the host and NET_ADMIN, which the lower levels forbid. Nobody but us makes pods here.
+    for mode in ["enforce", "audit", "warn"] {
+        labels.insert(format!("pod-security.kubernetes.io/{mode}"), "privileged".into());
+    }
+    let ClusterKey { namespace, name } = &identity.key;
+    Namespace {
+        metadata: ObjectMeta {
+            name: Some(identity.namespace.clone()),
+            labels: Some(labels),
+            annotations: Some([(names::OWNER_NAME_ANNOTATION.to_owned(), format!("{namespace}/{name}"))].into()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    }
+}
+
+/// What of a deleted Cluster is still there, in the order in which it goes. Empty: the finalizer may go.
+pub fn left_over(reports: &ClusterReports, namespace_is_gone: bool) -> Vec<&'static str> {
+    fn gone<T>(report: Option<&Report<T>>) -> bool {
+        report.is_some_and(Report::is_gone)
+    }
+    [
+        (gone(reports.kvm.as_ref()), "VM pods"),
+        (namespace_is_gone, "namespace"),
+        (gone(reports.network.as_ref()), "VNI claim"),
+        (gone(reports.pki.as_ref()), "kubeconfig Secret"),
+    ]
+    .into_iter()
+    .filter_map(|(is_gone, what)| (!is_gone).then_some(what))
+    .collect()
+}
+
+/// What a status is made of.
+#[derive(Debug)]
+pub struct Observed<'a> {
+    /// What the guest is called.
+    pub identity: &'a Identity,
+    /// Generation of the spec.
+    pub generation: i64,
+    /// The status as it is.
+    pub old: &'a ClusterStatus,
+    /// The checked spec.
+    pub valid: &'a Result<Valid, Vec<Violation>>,
+    /// What the micro-operators said.
+    pub reports: &'a ClusterReports,
+    /// If the Cluster is being deleted: what is left.
+    pub deleting: Option<Vec<&'static str>>,
+    /// What failed in this reconciler itself.
+    pub failure: Option<(Reason, String)>,
+}
+
+/// The status that follows.
+pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
+    let Observed { identity, generation, old, valid, reports, .. } = observed;
+    let conditions = conditions(observed, now);
+    let network = reports.network.as_ref().and_then(Report::facts);
+    let kvm = reports.kvm.as_ref().and_then(Report::facts);
+    let pki = reports.pki.as_ref().and_then(Report::facts);
+    ClusterStatus {
+        observed_generation: Some(*generation),
+        id: Some(identity.id.clone()),
+        provider: Some("kvm".into()),
+        // Pinned at the first look; a version that is no longer valid stays what the guest runs.
+        version: valid.as_ref().ok().map(|valid| valid.version.name.clone()).or_else(|| old.version.clone()),
+        vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
+        endpoint: network
+            .map(|facts| format!("https://{}:{}", facts.api_address, names::API_PORT))
+            .or_else(|| old.endpoint.clone()),
+        certificates_renew_at: pki
+            .and_then(|facts| facts.renew_at.clone())
+            .or_else(|| old.certificates_renew_at.clone()),
+        control_plane: kvm
+            .map(|facts| format!("{}/{}", facts.ready, facts.wanted))
+            .or_else(|| old.control_plane.clone()),
+        nodes: reports.nodes().map(|nodes| nodes.to_string()).or_else(|| old.nodes.clone()),
+        phase: Some(phase(observed, &conditions).into()),
+        message: message(&conditions),
+        conditions,
+    }
+}
+
+fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
+    let Observed { generation, old, valid, reports, deleting, failure, .. } = observed;
+    let mut conditions = Conditions::new(&old.conditions, *generation, now);
+    if let Some(left) = deleting {
+        let message = format!("still there: {}", left.join(", "));
+        conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
+    }
+    let ClusterReports { network, pki, kvm, guest } = reports;
+    let parts = [
+        (ConditionType::NetworkReady, judge(network.as_ref())),
+        (ConditionType::PKIReady, judge(pki.as_ref())),
+        (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
+        (ConditionType::GuestReady, judge(guest.as_ref())),
+    ];
+    let mut trouble = failure.clone();
+    if let Err(violations) = valid {
+        let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
+        trouble = Some((Reason::InvalidSpec, list.join("; ")));
+    }
+    let mut waiting = None;
+    for (type_, (status, reason, message)) in &parts {
+        conditions.set(*type_, *status, *reason, message.clone());
+        match reason {
+            Reason::AsExpected | Reason::Deleting => {}
+            Reason::Waiting => waiting = waiting.or_else(|| Some(format!("{}: {message}", type_.name()))),
+            _ => trouble = trouble.or_else(|| Some((*reason, format!("{}: {message}", type_.name())))),
+        }
+    }
+    let available = reports.nodes().is_some_and(|nodes| nodes.ready > 0) && judge(kvm.as_ref()).0 == Status::True;
+    conditions.set(ConditionType::Available, available.into(), reason_of(available), "");
+    let (ready, reason, message) = match (&trouble, &waiting) {
+        _ if deleting.is_some() => (Status::False, Reason::Deleting, "the Cluster is being deleted".to_owned()),
+        (Some((reason, message)), _) => (Status::False, *reason, message.clone()),
+        (None, Some(message)) => (Status::False, Reason::Waiting, message.clone()),
+        (None, None) => (Status::True, Reason::AsExpected, String::new()),
+    };
+    conditions.set(ConditionType::Ready, ready, reason, message.clone());
+    let progressing = trouble.is_none() && (waiting.is_some() || deleting.is_some());
+    conditions.set(
+        ConditionType::Progressing,
+        progressing.into(),
+        reason,
+        if progressing { message } else { String::new() },
+    );
+    let (degraded, reason, message) =
+        trouble.map_or((Status::False, Reason::AsExpected, String::new()), |(r, m)| (Status::True, r, m));
+    conditions.set(ConditionType::Degraded, degraded, reason, message);
+    conditions.finish()
+}
+
+fn reason_of(holds: bool) -> Reason {
+    if holds { Reason::AsExpected } else { Reason::Waiting }
+}
+
+fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
+    match report {
+        None => (Status::Unknown, Reason::Waiting, "not looked at yet".into()),
+        Some(Report::Ready(_)) => (Status::True, Reason::AsExpected, String::new()),
+        Some(Report::Waiting { what, .. }) => (Status::False, Reason::Waiting, format!("waits for {what}")),
+        Some(Report::Failed { reason, message }) => (Status::False, *reason, message.clone()),
+        Some(Report::Gone) => (Status::False, Reason::Deleting, "gone".into()),
+    }
+}
+
+fn phase(observed: &Observed, conditions: &[Condition]) -> &'static str {
+    let holds = |type_: ConditionType| {
+        conditions.iter().any(|condition| condition.type_ == type_.name() && condition.status == "True")
+    };
+    if observed.deleting.is_some() {
+        "Deleting"
+    } else if holds(ConditionType::Degraded) {
+        "Degraded"
+    } else if holds(ConditionType::Ready) {
+        "Ready"
+    } else if observed.reports == &ClusterReports::default() {
+        "Pending"
+    } else {
+        "Provisioning"
+    }
+}
+
+fn message(conditions: &[Condition]) -> Option<String> {
+    let of = |type_: ConditionType| conditions.iter().find(|condition| condition.type_ == type_.name());
+    let speaking = of(ConditionType::Deleting).or_else(|| of(ConditionType::Ready))?;
+    (!speaking.message.is_empty()).then(|| speaking.message.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, pki::PkiFacts, testing::valid,
+    };
+
+    fn good() -> ClusterReports {
+        ClusterReports {
+            network: Some(Report::Ready(NetworkFacts { vni: 1234, api_address: [10, 0, 0, 1].into() })),
+            pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()) })),
+            kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1 })),
+            guest: Some(Report::Ready(GuestFacts { nodes: NodeCounts { ready: 1, total: 1 } })),
+        }
+    }
+
+    fn status_of(reports: &ClusterReports, deleting: Option<Vec<&'static str>>) -> ClusterStatus {
+        let checked = valid(json!({}));
+        let identity = checked.identity.clone();
+        let observed = Observed {
+            identity: &identity,
+            generation: 3,
+            old: &ClusterStatus::default(),
+            valid: &Ok(checked),
+            reports,
+            deleting,
+            failure: None,
+        };
+        status(&observed, Timestamp::UNIX_EPOCH)
+    }
+
+    fn condition<'a>(status: &'a ClusterStatus, type_: &str) -> &'a Condition {
+        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
+    }
+
+    #[test]
+    fn ready_needs_every_part() {
+        let ready = status_of(&good(), None);
+        assert_eq!(ready.phase.as_deref(), Some("Ready"));
+        assert_eq!(condition(&ready, "Ready").observed_generation, Some(3));
+        assert_eq!((ready.control_plane.as_deref(), ready.nodes.as_deref()), (Some("1/1"), Some("1/1")));
+        assert_eq!(ready.endpoint.as_deref(), Some("https://10.0.0.1:6443"));
+        type Spoil = fn(&mut ClusterReports);
+        let spoilers: [Spoil; 4] = [
+            |r| r.network = Some(Report::waiting("x")),
+            |r| r.pki = Some(Report::waiting("x")),
+            |r| r.kvm = Some(Report::waiting("x")),
+            |r| r.guest = None,
+        ];
+        for spoil in spoilers {
+            let mut reports = good();
+            spoil(&mut reports);
+            let status = status_of(&reports, None);
+            assert_eq!(condition(&status, "Ready").status, "False");
+            assert_eq!(status.phase.as_deref(), Some("Provisioning"));
+            assert!(status.message.is_some());
+        }
+    }
+
+    #[test]
+    fn a_failure_is_degraded_and_names_its_cause() {
+        let mut reports = good();
+        reports.pki = Some(Report::Failed { reason: Reason::CALost, message: "ca-kubernetes-1 is missing".into() });
+        let status = status_of(&reports, None);
+        let degraded = condition(&status, "Degraded");
+        assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "CALost"));
+        assert_eq!(status.message.as_deref(), Some("PKIReady: ca-kubernetes-1 is missing"));
+        // The guest still answers.
+        assert_eq!(condition(&status, "Available").status, "True");
+    }
+
+    #[test]
+    fn the_finalizer_goes_only_when_everything_was_seen_gone() {
+        let all_gone = ClusterReports {
+            network: Some(Report::Gone),
+            pki: Some(Report::Gone),
+            kvm: Some(Report::Gone),
+            guest: None,
+        };
+        assert!(left_over(&all_gone, true).is_empty());
+        assert_eq!(left_over(&all_gone, false), ["namespace"]);
+        assert_eq!(left_over(&ClusterReports::default(), true).len(), 3);
+        let status = status_of(&all_gone, Some(vec!["namespace"]));
+        assert_eq!(
+            (status.phase.as_deref(), status.message.as_deref()),
+            (Some("Deleting"), Some("still there: namespace"))
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Effects of the cluster operator: finalizer, namespace, deletion, and the Cluster's status.
+
+use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
+use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
+use tracing::info;
+
+use super::{ClusterKey, Identity, plan};
+use crate::{
+    api::{Cluster, ClusterStatus, Reason, names},
+    context::{Context, Target},
+    runtime::{
+        CallError,
+        apply::{self, Applied, Applier, ApplyError},
+        cache, call, chain, finalizer,
+        operator::Reconciler,
+        queue::Outcome,
+    },
+};
+
+/// How often a Cluster that is being deleted is looked at, beside every change of it.
+const DELETION_POLL: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The namespace.
+    #[error("make the guest's namespace")]
+    Namespace(#[source] ApplyError),
+    /// The finalizer.
+    #[error("protect the Cluster with a finalizer")]
+    Finalizer(#[source] CallError),
+    /// The status.
+    #[error("write the Cluster's status")]
+    Status(#[source] CallError),
+    /// Deletion.
+    #[error("delete the guest's namespace")]
+    Delete(#[source] CallError),
+}
+
+/// The cluster operator.
+pub struct ClusterOperator {
+    context: Context,
+    applier: Applier,
+}
+
+impl ClusterOperator {
+    /// A cluster operator.
+    pub fn new(context: Context) -> Self {
+        Self { context, applier: Applier::new("giantnetes.cluster", names::HASH_ANNOTATION) }
+    }
+
+    fn clusters(&self, key: &ClusterKey) -> Api<Cluster> {
+        Api::namespaced(self.context.client.clone(), &key.namespace)
+    }
+
+    fn namespaces(&self) -> Api<Namespace> {
+        Api::all(self.context.client.clone())
+    }
+
+    async fn keep(&self, key: &ClusterKey, target: &Target) -> Result<Outcome, Error> {
+        if finalizer::add(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER)
+            .await
+            .map_err(Error::Finalizer)?
+        {
+            // The change comes back by the watch, and with it the next look.
+            return Ok(Outcome::AwaitChange);
+        }
+        let mut failure = None;
+        let mut result = Ok(Outcome::AwaitChange);
+        if target.valid.is_ok() {
+            match self.ensure_namespace(&target.identity).await {
+                Ok(Applied::Terminating) => result = Ok(Outcome::After(DELETION_POLL)),
+                Ok(_) => {}
+                Err(error) => {
+                    let reason = match error {
+                        ApplyError::Foreign { .. } => Reason::ForeignObject,
+                        _ => Reason::Error,
+                    };
+                    failure = Some((reason, chain(&error)));
+                    result = Err(Error::Namespace(error));
+                }
+            }
+        }
+        self.write_status(key, target, None, failure).await?;
+        result
+    }
+
+    async fn ensure_namespace(&self, identity: &Identity) -> Result<Applied, ApplyError> {
+        let cached = cache::get(&self.context.cache.namespaces, None, &identity.namespace);
+        let desired = plan::namespace(identity);
+        self.applier
+            .ensure(&self.namespaces(), &identity.owner(), &desired, cached.as_ref().map(|object| &object.metadata))
+            .await
+    }
+
+    async fn delete(&self, key: &ClusterKey, target: &Target) -> Result<Outcome, Error> {
+        if !target.cluster.finalizers().iter().any(|name| name == names::CLUSTER_FINALIZER) {
+            return Ok(Outcome::AwaitChange);
+        }
+        let reports = self.context.reports.of(key);
+        let pods_are_gone = reports.kvm.as_ref().is_some_and(super::Report::is_gone);
+        let namespace_is_gone = self.delete_namespace(&target.identity, pods_are_gone).await.map_err(Error::Delete)?;
+        let left = plan::left_over(&reports, namespace_is_gone);
+        if left.is_empty() {
+            finalizer::remove(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER)
+                .await
+                .map_err(Error::Finalizer)?;
+            info!("every trace is gone; the Cluster is released");
+            return Ok(Outcome::AwaitChange);
+        }
+        self.write_status(key, target, Some(left), None).await?;
+        Ok(Outcome::After(DELETION_POLL))
+    }
+
+    /// Deletes the namespace if its time has come. Answers whether it was seen to be gone, asking the server itself.
+    async fn delete_namespace(&self, identity: &Identity, may_go: bool) -> Result<bool, CallError> {
+        let api = self.namespaces();
+        let object = format!("Namespace {}", identity.namespace);
+        let Some(live) = call("get", object, api.get_metadata_opt(&identity.namespace)).await? else {
+            return Ok(true);
+        };
+        if !identity.owner().owns(&live.metadata) {
+            return Ok(true);
+        }
+        if may_go && live.metadata.deletion_timestamp.is_none() {
+            apply::delete(&api, &live.metadata, None).await?;
+        }
+        Ok(false)
+    }
+
+    async fn write_status(
+        &self,
+        key: &ClusterKey,
+        target: &Target,
+        deleting: Option<Vec<&'static str>>,
+        failure: Option<(Reason, String)>,
+    ) -> Result<(), Error> {
+        let fresh = ClusterStatus::default();
+        let old = target.cluster.status.as_ref().unwrap_or(&fresh);
+        let observed = plan::Observed {
+            identity: &target.identity,
+            generation: target.cluster.meta().generation.unwrap_or_default(),
+            old,
+            valid: &target.valid,
+            reports: &self.context.reports.of(key),
+            deleting,
+            failure,
+        };
+        let new = plan::status(&observed, Timestamp::now());
+        if new == *old {
+            return Ok(());
+        }
+        info!(phase = new.phase.as_deref(), message = new.message.as_deref(), "status");
+        let mut cluster = Cluster::clone(&target.cluster);
+        cluster.status = Some(new);
+        let write = self.clusters(key);
+        let name = cluster.name_any();
+        match call("replace status of", key.to_string(), write.replace_status(&name, &PostParams::default(), &cluster))
+            .await
+        {
+            // Somebody was faster, or it is gone: the watch brings the newer object and with it the next look.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(Error::Status(error)),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+impl Reconciler for ClusterOperator {
+    const NAME: &'static str = "cluster";
+    type Key = ClusterKey;
+    type Error = Error;
+
+    async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
+        let Some(target) = self.context.target(key) else {
+            self.context.reports.forget(key);
+            return Ok(Outcome::AwaitChange);
+        };
+        if target.is_deleting() { self.delete(key, &target).await } else { self.keep(key, &target).await }
+    }
+}

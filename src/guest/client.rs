@@ -1,0 +1,64 @@
+//! A connection to a guest's API, with a certificate that lives ten minutes and is kept in memory only.
+
+use std::{net::IpAddr, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kube::{Client, Config, config::AuthInfo};
+use secrecy::ExposeSecret as _;
+
+use crate::{
+    api::names,
+    cluster::Identity,
+    context::Context,
+    pki::{self, kubeconfig::TLS_SERVER_NAME},
+};
+
+/// Lifetime of the certificate.
+pub const TTL: Duration = Duration::from_secs(600);
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No credentials.
+    #[error("get credentials for the guest's API")]
+    Credentials(#[source] pki::reconcile::Error),
+    /// The URL or the certificates are unusable.
+    #[error("set up a client of the guest's API at {endpoint}")]
+    Client {
+        /// URL of the API.
+        endpoint: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Connects to a guest's API at `address`.
+///
+/// # Errors
+/// [`ConnectError`]
+pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) -> Result<Client, ConnectError> {
+    let (ca, client) =
+        pki::reconcile::bootstrap_credentials(context, identity, TTL).await.map_err(ConnectError::Credentials)?;
+    let endpoint = format!("https://{address}:{}", names::API_PORT);
+    let failed =
+        |source: Box<dyn std::error::Error + Send + Sync>| ConnectError::Client { endpoint: endpoint.clone(), source };
+    let mut config = Config::new(endpoint.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))?);
+    config.root_cert = Some(vec![der(&ca).map_err(failed)?]);
+    config.tls_server_name = Some(TLS_SERVER_NAME.into());
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.default_retry = false;
+    config.auth_info = AuthInfo {
+        client_certificate_data: Some(STANDARD.encode(&client.certificate)),
+        client_key_data: Some(STANDARD.encode(client.key.expose_secret()).into()),
+        ..AuthInfo::default()
+    };
+    Client::try_from(config).map_err(|error| failed(error.into()))
+}
+
+fn der(pem: &str) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
+    Ok(pem.contents)
+}

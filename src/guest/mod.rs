@@ -1,0 +1,18 @@
+//! Client of guest APIs: what must be inside every guest, and how its nodes are.
+//!
+//! - [`client`]: a connection with a short-lived certificate
+//! - [`plan`]: the objects that every guest gets; pure
+//! - [`reconcile`]: the effects
+
+pub mod client;
+pub mod plan;
+pub mod reconcile;
+
+use crate::api::NodeCounts;
+
+/// What the guest operator tells the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestFacts {
+    /// Nodes that the guest's API lists.
+    pub nodes: NodeCounts,
+}

@@ -1,0 +1,190 @@
+//! Effects of the guest operator: rights inside the guest, and a look at its nodes.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{core::v1::Node, rbac::v1::ClusterRoleBinding};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+use tracing::info;
+
+use super::{
+    GuestFacts,
+    client::{self, ConnectError},
+    plan,
+};
+use crate::{
+    api::{Reason, names},
+    cluster::{ClusterKey, Report, Valid},
+    context::{Context, Target},
+    runtime::{
+        CallError,
+        apply::{Applier, ApplyError, Owner},
+        call, chain,
+        operator::Reconciler,
+        queue::Outcome,
+    },
+};
+
+/// How often a guest is looked at while it settles, and when it is well.
+const POLL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Rights inside the guest.
+    #[error("set up rights inside the guest")]
+    Rights(#[source] ApplyError),
+    /// Nodes.
+    #[error("look at the guest's nodes")]
+    Nodes(#[source] CallError),
+}
+
+impl Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Rights(ApplyError::Foreign { .. }) => Reason::ForeignObject,
+            _ => Reason::Error,
+        }
+    }
+
+    /// Whether the guest's API just does not answer, as it does while it starts.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Rights(ApplyError::Foreign { .. } | ApplyError::Encode { .. }) => false,
+            Self::Rights(ApplyError::Call(error)) | Self::Nodes(error) => error.status().is_none(),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Session {
+    client: Client,
+    uid: String,
+    address: std::net::IpAddr,
+    expires: Instant,
+}
+
+/// The guest operator.
+pub struct GuestOperator {
+    context: Context,
+    applier: Applier,
+    sessions: Mutex<HashMap<ClusterKey, Session>>,
+}
+
+type Answer = (Report<GuestFacts>, Outcome);
+
+impl GuestOperator {
+    /// A guest operator.
+    pub fn new(context: Context) -> Self {
+        let applier = Applier::new("giantnetes.guest", names::HASH_ANNOTATION);
+        Self { context, applier, sessions: Mutex::default() }
+    }
+
+    async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
+        if target.is_deleting() {
+            self.forget(key);
+            return Ok((Report::Gone, Outcome::AwaitChange));
+        }
+        let Some(valid) = target.workable() else {
+            return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
+        };
+        let reports = self.context.reports.of(key);
+        let address = reports.network.as_ref().and_then(Report::facts).map(|facts| facts.api_address);
+        let running = reports.kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.ready > 0);
+        let Some(address) = address.filter(|_| running) else {
+            return Ok((Report::waiting("the control plane"), Outcome::AwaitChange));
+        };
+        let client = self.session(key, valid, address).await?;
+        self.rights(&client, valid).await?;
+        let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
+            .await
+            .map_err(Error::Nodes)?
+            .items;
+        for name in plan::unlabelled(&nodes) {
+            let patch = json!({"metadata": {"labels": {plan::CONTROL_PLANE_LABEL: ""}}});
+            let api = Api::<Node>::all(client.clone());
+            call("label", format!("Node {name}"), api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)))
+                .await
+                .map_err(Error::Nodes)?;
+        }
+        let nodes = plan::count(&nodes);
+        let facts = GuestFacts { nodes };
+        Ok(if nodes.total > 0 && nodes.ready == nodes.total {
+            (Report::Ready(facts), Outcome::After(POLL.1))
+        } else {
+            let what = format!("nodes to be Ready ({nodes})");
+            (Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0))
+        })
+    }
+
+    async fn rights(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
+        let api = Api::<ClusterRoleBinding>::all(client.clone());
+        let owner = Owner { annotation: names::OWNER_UID_ANNOTATION, uid: valid.identity.uid.clone() };
+        for binding in plan::bindings() {
+            let name = binding.name_any();
+            let live = call("get", format!("ClusterRoleBinding {name}"), api.get_metadata_opt(&name))
+                .await
+                .map_err(|error| Error::Rights(error.into()))?;
+            self.applier
+                .ensure(&api, &owner, &binding, live.as_ref().map(|object| &object.metadata))
+                .await
+                .map_err(Error::Rights)?;
+        }
+        Ok(())
+    }
+
+    /// A client for this guest; a new one when the certificate has less than a quarter of its life left.
+    async fn session(&self, key: &ClusterKey, valid: &Valid, address: std::net::IpAddr) -> Result<Client, Error> {
+        let known = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        if let Some(session) = known
+            && session.uid == valid.identity.uid
+            && session.address == address
+            && session.expires > Instant::now() + client::TTL / 4
+        {
+            return Ok(session.client);
+        }
+        let expires = Instant::now() + client::TTL;
+        let client = client::connect(&self.context, &valid.identity, address).await?;
+        let session = Session { client: client.clone(), uid: valid.identity.uid.clone(), address, expires };
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session);
+        Ok(client)
+    }
+
+    fn forget(&self, key: &ClusterKey) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+impl Reconciler for GuestOperator {
+    const NAME: &'static str = "guest";
+    type Key = ClusterKey;
+    type Error = Error;
+
+    async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
+        let Some(target) = self.context.target(key) else {
+            self.forget(key);
+            return Ok(Outcome::AwaitChange);
+        };
+        let (report, result) = match self.look(key, &target).await {
+            Ok((report, outcome)) => (report, Ok(outcome)),
+            Err(error) if error.is_silence() => {
+                info!(error = chain(&error), "the guest's API does not answer");
+                self.forget(key);
+                (Report::waiting("the guest's API to answer"), Ok(Outcome::After(POLL.0)))
+            }
+            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+        };
+        self.context.reports.update(key, |reports| reports.guest = Some(report));
+        result
+    }
+}

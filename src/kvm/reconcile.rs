@@ -1,0 +1,209 @@
+//! Effects of the kvm operator: volumes, configuration and VM pods.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    Metadata as _,
+    api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
+};
+use kube::{Api, api::ListParams};
+use tracing::info;
+
+use super::{
+    KvmFacts,
+    plan::{self, NodeObjects, PlanError, Surroundings},
+    pod::NODE_HASH_ANNOTATION,
+    vm_pod::VmPod,
+};
+use crate::{
+    api::{Reason, names},
+    cluster::{ClusterKey, Identity, Report, Valid},
+    context::{Context, Target},
+    runtime::{
+        CallError,
+        apply::{self, Applied, Applier, ApplyError},
+        cache, call, chain,
+        operator::Reconciler,
+        queue::Outcome,
+    },
+};
+
+/// Seconds that the guests of a deleted Cluster have to shut down: nothing of them is kept.
+const DELETION_GRACE: u32 = 2;
+const DELETION_POLL: Duration = Duration::from_secs(1);
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An object of a node.
+    #[error("make node {node}")]
+    Node {
+        /// The node.
+        node: String,
+        /// Which object, and why not.
+        #[source]
+        source: ApplyError,
+    },
+    /// The objects of a node cannot be written down.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Deletion.
+    #[error("delete the VM pods")]
+    Delete(#[source] CallError),
+}
+
+impl Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Node { source: ApplyError::Foreign { .. }, .. } => Reason::ForeignObject,
+            _ => Reason::Error,
+        }
+    }
+}
+
+type Answer = (Report<KvmFacts>, Outcome);
+
+/// The kvm operator.
+pub struct KvmOperator {
+    context: Context,
+    applier: Applier,
+}
+
+impl KvmOperator {
+    /// A kvm operator.
+    pub fn new(context: Context) -> Self {
+        Self { context, applier: Applier::new("giantnetes.kvm", names::HASH_ANNOTATION) }
+    }
+
+    async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
+        if target.is_deleting() {
+            return self.delete(&target.identity).await;
+        }
+        let Some(valid) = target.workable() else {
+            return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
+        };
+        let identity = &valid.identity;
+        let waiting = |what: &str| Ok((Report::waiting(what), Outcome::AwaitChange));
+        let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
+        let reports = self.context.reports.of(key);
+        let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
+        let node = names::master(0);
+        let keys = self.context.meta(&self.context.cache.secrets, &identity.namespace, &names::node_secret(&node));
+        if !keys.is_some_and(|meta| identity.owner().owns(&meta)) {
+            return waiting("the certificates");
+        }
+        let around = Surroundings {
+            vni: network.vni,
+            namespace_uid: namespace.metadata.uid.as_deref().unwrap_or_default(),
+            settings: &self.context.settings.kvm,
+        };
+        self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await
+    }
+
+    async fn node(&self, valid: &Valid, node: &str, objects: NodeObjects) -> Result<Answer, Error> {
+        let pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
+        if let Some(pod) = pod.as_ref().filter(|pod| pod.is_finished() && pod.metadata().deletion_timestamp.is_none()) {
+            info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
+            let api = self.pods(&valid.identity);
+            apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
+            return Ok((waiting(format!("the ended VM pod {node} to go")), Outcome::AwaitChange));
+        }
+        if let Some(pod) = pod.as_ref().filter(|pod| !is_current(pod, &objects)) {
+            // A running node changes only when it is rolled, never because the controller was updated.
+            return Ok((report_of(pod, node), Outcome::AwaitChange));
+        }
+        let applied = self
+            .ensure(valid, objects, pod.as_deref())
+            .await
+            .map_err(|source| Error::Node { node: node.to_owned(), source })?;
+        match pod {
+            Some(_) if applied == Applied::Terminating => {
+                Ok((waiting(format!("the old VM pod {node} to go")), Outcome::AwaitChange))
+            }
+            Some(pod) => Ok((report_of(&pod, node), Outcome::AwaitChange)),
+            None => Ok((waiting(format!("VM pod {node} to start")), Outcome::AwaitChange)),
+        }
+    }
+
+    async fn ensure(&self, valid: &Valid, objects: NodeObjects, pod: Option<&VmPod>) -> Result<Applied, ApplyError> {
+        let NodeObjects { claim, config, pod: desired } = objects;
+        let namespace = valid.identity.namespace.as_str();
+        let owner = valid.identity.owner();
+        let client = || self.context.client.clone();
+        let cached = self.context.meta(
+            &self.context.cache.volume_claims,
+            namespace,
+            claim.metadata.name.as_deref().unwrap_or_default(),
+        );
+        let api = Api::<PersistentVolumeClaim>::namespaced(client(), namespace);
+        self.applier.ensure(&api, &owner, &claim, cached.as_ref()).await?;
+        let cached = self.context.meta(
+            &self.context.cache.config_maps,
+            namespace,
+            config.metadata.name.as_deref().unwrap_or_default(),
+        );
+        let api = Api::<ConfigMap>::namespaced(client(), namespace);
+        self.applier.ensure(&api, &owner, &config, cached.as_ref()).await?;
+        match pod {
+            // A pod's specification cannot change; its hash is that of what we want, so there is nothing to compare.
+            Some(pod) if pod.metadata().deletion_timestamp.is_some() => Ok(Applied::Terminating),
+            Some(_) => Ok(Applied::Unchanged),
+            None => self.applier.ensure(&self.pods(&valid.identity), &owner, &desired, None).await,
+        }
+    }
+
+    /// Deletes the VM pods and answers `Gone` when the server itself lists none.
+    async fn delete(&self, identity: &Identity) -> Result<Answer, Error> {
+        let api = self.pods(identity);
+        let label = format!("{}={}", names::CLUSTER_LABEL, identity.id);
+        let found = call("list", "VM pods", api.list_metadata(&ListParams::default().labels(&label)))
+            .await
+            .map_err(Error::Delete)?;
+        let ours: Vec<_> = found.items.iter().filter(|pod| identity.owner().owns(&pod.metadata)).collect();
+        if ours.is_empty() {
+            return Ok((Report::Gone, Outcome::AwaitChange));
+        }
+        for pod in ours.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            apply::delete(&api, &pod.metadata, Some(DELETION_GRACE)).await.map_err(Error::Delete)?;
+        }
+        Ok((waiting("the VM pods to be gone"), Outcome::After(DELETION_POLL)))
+    }
+
+    fn pods(&self, identity: &Identity) -> Api<Pod> {
+        Api::namespaced(self.context.client.clone(), &identity.namespace)
+    }
+}
+
+fn is_current(pod: &VmPod, objects: &NodeObjects) -> bool {
+    let hash = |annotations: Option<&std::collections::BTreeMap<String, String>>| {
+        annotations.and_then(|annotations| annotations.get(NODE_HASH_ANNOTATION).cloned())
+    };
+    hash(pod.metadata().annotations.as_ref()) == hash(objects.pod.metadata.annotations.as_ref())
+}
+
+fn waiting(what: impl Into<String>) -> Report<KvmFacts> {
+    Report::Waiting { what: what.into(), facts: Some(KvmFacts { ready: 0, wanted: 1 }) }
+}
+
+fn report_of(pod: &VmPod, node: &str) -> Report<KvmFacts> {
+    if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
+        return Report::Ready(KvmFacts { ready: 1, wanted: 1 });
+    }
+    waiting(format!("VM pod {node}: {}", pod.trouble()))
+}
+
+impl Reconciler for KvmOperator {
+    const NAME: &'static str = "kvm";
+    type Key = ClusterKey;
+    type Error = Error;
+
+    async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
+        let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
+        let (report, result) = match self.look(key, &target).await {
+            Ok((report, outcome)) => (report, Ok(outcome)),
+            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+        };
+        self.context.reports.update(key, |reports| reports.kvm = Some(report));
+        result
+    }
+}

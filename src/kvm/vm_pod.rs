@@ -1,0 +1,90 @@
+//! What the cache keeps of a VM pod: a whole Pod costs some 80 kB of memory, this a few hundred bytes.
+
+use k8s_openapi::{Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::{Deserialize, Serialize};
+
+/// A Pod with the few fields that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VmPod {
+    /// As in any object.
+    pub metadata: ObjectMeta,
+    /// See [`VmPodStatus`].
+    #[serde(default)]
+    pub status: VmPodStatus,
+}
+
+/// The few fields of a Pod's status that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmPodStatus {
+    /// `Pending`, `Running`, `Succeeded` or `Failed`.
+    #[serde(default)]
+    pub phase: String,
+    /// Why it is in this phase, when kubelet says so (`Evicted` and the like).
+    #[serde(default)]
+    pub reason: String,
+    /// Conditions, `Ready` and `PodScheduled` among them.
+    #[serde(default)]
+    pub conditions: Vec<VmPodCondition>,
+}
+
+/// A condition of a Pod.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VmPodCondition {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// For people.
+    #[serde(default)]
+    pub message: String,
+}
+
+impl Resource for VmPod {
+    const API_VERSION: &'static str = "v1";
+    const GROUP: &'static str = "";
+    const KIND: &'static str = "Pod";
+    const VERSION: &'static str = "v1";
+    const URL_PATH_SEGMENT: &'static str = "pods";
+    type Scope = NamespaceResourceScope;
+}
+
+impl Metadata for VmPod {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl VmPod {
+    /// Whether the guest's API answers.
+    pub fn is_ready(&self) -> bool {
+        self.condition("Ready").is_some_and(|condition| condition.status == "True")
+    }
+
+    /// Whether kubelet has given up on it: such a pod never runs again.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// Why it does not run, in words.
+    pub fn trouble(&self) -> String {
+        let scheduled = self.condition("PodScheduled").filter(|condition| condition.status == "False");
+        match scheduled {
+            Some(condition) => condition.message.clone(),
+            None if self.is_finished() => format!("it ended: {} {}", self.status.phase, self.status.reason),
+            None if self.status.phase == "Running" => "the guest's API to answer".into(),
+            None => "its container to start".into(),
+        }
+    }
+
+    fn condition(&self, type_: &str) -> Option<&VmPodCondition> {
+        self.status.conditions.iter().find(|condition| condition.type_ == type_)
+    }
+}

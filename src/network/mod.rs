@@ -1,0 +1,20 @@
+//! A guest's network: its VNI, its addresses, and the Service in front of its API.
+//!
+//! - [`addresses`]: static addresses on the overlay
+//! - [`plan`]: which claim to make, which objects there are; pure
+//! - [`reconcile`]: the effects
+
+pub mod addresses;
+pub mod plan;
+pub mod reconcile;
+
+use std::net::IpAddr;
+
+/// What the network operator tells the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkFacts {
+    /// The guest's VXLAN network identifier; a claim of the guest's holds it.
+    pub vni: u32,
+    /// Address of the Service in front of the guest's API, inside the management cluster.
+    pub api_address: IpAddr,
+}

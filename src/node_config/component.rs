@@ -1,0 +1,75 @@
+//! One component model for all that runs on a node, rendered as systemd units.
+
+use super::File;
+
+/// The unit that pulls everything in; user data starts it.
+pub(super) const TARGET: &str = "giantnetes-node.target";
+
+/// When systemd holds a component for started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Started {
+    /// As soon as it runs.
+    Exec,
+    /// When it says so itself (`sd_notify`).
+    Notify,
+}
+
+/// A long-running part of the node.
+#[derive(Clone, Debug)]
+pub(super) struct Component {
+    pub name: &'static str,
+    pub description: &'static str,
+    /// Absolute path of the program, then its arguments.
+    pub argv: Vec<String>,
+    pub started: Started,
+    /// Units that must be up before.
+    pub after: Vec<&'static str>,
+    /// Extra lines of the `[Service]` section.
+    pub service: Vec<&'static str>,
+}
+
+impl Component {
+    /// The systemd unit.
+    pub(super) fn unit(&self) -> File {
+        let kind = match self.started {
+            Started::Exec => "exec",
+            Started::Notify => "notify",
+        };
+        let after = self.after.join(" ");
+        let mut text = format!(
+            "[Unit]\nDescription={}\nRequires={after}\nAfter={after}\nStartLimitIntervalSec=0\n\n[Service]\nType={kind}\nExecStart={}\nRestart=always\nRestartSec=2\nTimeoutStartSec=600\n",
+            self.description,
+            self.argv.join(" \\\n  "),
+        );
+        for line in &self.service {
+            text.push_str(line);
+            text.push('\n');
+        }
+        File::new(format!("/etc/systemd/system/{}.service", self.name), text)
+    }
+}
+
+/// The target that wants every component.
+pub(super) fn target(components: &[Component]) -> File {
+    let wants: Vec<_> = components.iter().map(|component| format!("{}.service", component.name)).collect();
+    let text =
+        format!("[Unit]\nDescription=A node of a guest cluster\nWants=giantnetes-pki.timer {}\n", wants.join(" "));
+    File::new(format!("/etc/systemd/system/{TARGET}"), text)
+}
+
+/// A kubeconfig that refers to a certificate by path and holds nothing secret.
+pub(super) fn kubeconfig(leaf: &str, server: &str) -> File {
+    use super::paths::{CA, certificate, in_pki, key};
+    let text = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: guest\n  cluster:\n    server: {server}\n    certificate-authority: {ca}\nusers:\n- name: {leaf}\n  user:\n    client-certificate: {certificate}\n    client-key: {key}\ncontexts:\n- name: guest\n  context: {{cluster: guest, user: {leaf}}}\ncurrent-context: guest\n",
+        ca = in_pki(CA),
+        certificate = in_pki(certificate(leaf)),
+        key = in_pki(key(leaf)),
+    );
+    File::new(kubeconfig_path(leaf), text)
+}
+
+/// Where [`kubeconfig`] puts it.
+pub(super) fn kubeconfig_path(leaf: &str) -> String {
+    format!("/etc/kubernetes/{leaf}.kubeconfig")
+}

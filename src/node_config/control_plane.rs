@@ -1,0 +1,205 @@
+//! What a control-plane node runs beside what every node runs.
+
+use super::{
+    File, Node,
+    component::{Component, Started, kubeconfig, kubeconfig_path},
+    paths::{
+        CA, ENCRYPTION, ETCD_CA, ETCD_DISK_SERIAL, FRONT_PROXY_CA, SERVICE_ACCOUNT_KEY, SERVICE_ACCOUNT_PUB,
+        certificate, in_pki, key,
+    },
+};
+use crate::api::names::API_PORT;
+
+/// URL of the API for components on the same node.
+const LOCAL_API: &str = "https://127.0.0.1:6443";
+const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
+const AUTHENTICATION: &str = "/etc/kubernetes/authentication.yaml";
+
+pub(super) fn components(node: &Node) -> Vec<Component> {
+    vec![etcd(node), api_server(node), controller_manager(node), scheduler()]
+}
+
+pub(super) fn files(_: &Node) -> Vec<File> {
+    vec![
+        File::new(AUDIT_POLICY, AUDIT_POLICY_TEXT),
+        File::new(AUTHENTICATION, AUTHENTICATION_TEXT),
+        File::new("/etc/systemd/system/giantnetes-etcd-disk.service", etcd_disk_unit()),
+        File::new("/etc/systemd/system/var-lib-etcd.mount", etcd_mount_unit()),
+        kubeconfig("controller-manager", LOCAL_API),
+        kubeconfig("scheduler", LOCAL_API),
+    ]
+}
+
+/// Makes a file system only where there is none: what systemd-makefs promises.
+fn etcd_disk_unit() -> String {
+    format!(
+        "[Unit]\nDescription=A file system for etcd, if its disk is blank\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/lib/systemd/systemd-makefs ext4 /dev/disk/by-id/virtio-{ETCD_DISK_SERIAL}\nTimeoutStartSec=300\n"
+    )
+}
+
+fn etcd_mount_unit() -> String {
+    format!(
+        "[Unit]\nDescription=etcd's data\nRequires=giantnetes-etcd-disk.service\nAfter=giantnetes-etcd-disk.service\n\n[Mount]\nWhat=/dev/disk/by-id/virtio-{ETCD_DISK_SERIAL}\nWhere=/var/lib/etcd\nType=ext4\nOptions=noatime,nosuid,nodev,noexec\nDirectoryMode=0700\n"
+    )
+}
+
+fn etcd(node: &Node) -> Component {
+    let (name, ip) = (&node.name, node.address.ip.addr());
+    Component {
+        name: "etcd",
+        description: "etcd",
+        argv: vec![
+            "/usr/local/bin/etcd".into(),
+            format!("--name={name}"),
+            "--data-dir=/var/lib/etcd/data".into(),
+            format!("--listen-client-urls=https://127.0.0.1:2379,https://{ip}:2379"),
+            format!("--advertise-client-urls=https://{ip}:2379"),
+            format!("--listen-peer-urls=https://{ip}:2380"),
+            format!("--initial-advertise-peer-urls=https://{ip}:2380"),
+            format!("--initial-cluster={name}=https://{ip}:2380"),
+            format!("--initial-cluster-token={}", node.cluster.identity.id),
+            "--initial-cluster-state=new".into(),
+            format!("--cert-file={}", in_pki(certificate("etcd-server"))),
+            format!("--key-file={}", in_pki(key("etcd-server"))),
+            "--client-cert-auth".into(),
+            format!("--trusted-ca-file={}", in_pki(ETCD_CA)),
+            format!("--peer-cert-file={}", in_pki(certificate("etcd-peer"))),
+            format!("--peer-key-file={}", in_pki(key("etcd-peer"))),
+            "--peer-client-cert-auth".into(),
+            format!("--peer-trusted-ca-file={}", in_pki(ETCD_CA)),
+            "--tls-min-version=TLS1.2".into(),
+            "--listen-metrics-urls=http://127.0.0.1:2381".into(),
+            "--auto-compaction-retention=8h".into(),
+            "--quota-backend-bytes=4294967296".into(),
+        ],
+        started: Started::Notify,
+        after: vec!["var-lib-etcd.mount", "giantnetes-pki.service"],
+        service: vec!["OOMScoreAdjust=-999", "LimitNOFILE=65536"],
+    }
+}
+
+fn api_server(node: &Node) -> Component {
+    let ranges = node.cluster.ranges;
+    Component {
+        name: "kube-apiserver",
+        description: "Kubernetes API",
+        argv: vec![
+            "/usr/local/bin/kube-apiserver".into(),
+            format!("--advertise-address={}", node.address.ip.addr()),
+            format!("--secure-port={API_PORT}"),
+            "--etcd-servers=https://127.0.0.1:2379".into(),
+            format!("--etcd-cafile={}", in_pki(ETCD_CA)),
+            format!("--etcd-certfile={}", in_pki(certificate("apiserver-etcd-client"))),
+            format!("--etcd-keyfile={}", in_pki(key("apiserver-etcd-client"))),
+            format!("--client-ca-file={}", in_pki(CA)),
+            format!("--tls-cert-file={}", in_pki(certificate("apiserver"))),
+            format!("--tls-private-key-file={}", in_pki(key("apiserver"))),
+            "--tls-min-version=VersionTLS12".into(),
+            format!("--kubelet-client-certificate={}", in_pki(certificate("apiserver-kubelet-client"))),
+            format!("--kubelet-client-key={}", in_pki(key("apiserver-kubelet-client"))),
+            format!("--kubelet-certificate-authority={}", in_pki(CA)),
+            "--kubelet-preferred-address-types=InternalIP".into(),
+            format!("--proxy-client-cert-file={}", in_pki(certificate("front-proxy-client"))),
+            format!("--proxy-client-key-file={}", in_pki(key("front-proxy-client"))),
+            format!("--requestheader-client-ca-file={}", in_pki(FRONT_PROXY_CA)),
+            "--requestheader-allowed-names=front-proxy-client".into(),
+            "--requestheader-username-headers=X-Remote-User".into(),
+            "--requestheader-group-headers=X-Remote-Group".into(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
+            format!("--service-account-signing-key-file={}", in_pki(SERVICE_ACCOUNT_KEY)),
+            format!("--service-account-key-file={}", in_pki(SERVICE_ACCOUNT_PUB)),
+            format!("--service-cluster-ip-range={}", ranges.services),
+            "--authorization-mode=Node,RBAC".into(),
+            format!("--authentication-config={AUTHENTICATION}"),
+            "--enable-admission-plugins=NodeRestriction".into(),
+            "--allow-privileged=true".into(),
+            format!("--encryption-provider-config={}", in_pki(ENCRYPTION)),
+            format!("--audit-policy-file={AUDIT_POLICY}"),
+            "--audit-log-path=/var/log/kubernetes/audit.log".into(),
+            "--audit-log-maxsize=50".into(),
+            "--audit-log-maxbackup=3".into(),
+            "--audit-log-maxage=7".into(),
+            "--profiling=false".into(),
+        ],
+        started: Started::Notify,
+        after: vec!["etcd.service", "giantnetes-pki.service"],
+        service: vec!["OOMScoreAdjust=-997", "LimitNOFILE=65536", "LogsDirectory=kubernetes", "LogsDirectoryMode=0700"],
+    }
+}
+
+fn controller_manager(node: &Node) -> Component {
+    let (ranges, kubeconfig) = (node.cluster.ranges, kubeconfig_path("controller-manager"));
+    Component {
+        name: "kube-controller-manager",
+        description: "Kubernetes controllers",
+        argv: vec![
+            "/usr/local/bin/kube-controller-manager".into(),
+            format!("--kubeconfig={kubeconfig}"),
+            format!("--authentication-kubeconfig={kubeconfig}"),
+            format!("--authorization-kubeconfig={kubeconfig}"),
+            format!("--client-ca-file={}", in_pki(CA)),
+            format!("--requestheader-client-ca-file={}", in_pki(FRONT_PROXY_CA)),
+            format!("--root-ca-file={}", in_pki(CA)),
+            format!("--service-account-private-key-file={}", in_pki(SERVICE_ACCOUNT_KEY)),
+            "--use-service-account-credentials".into(),
+            format!("--cluster-cidr={}", ranges.pods),
+            "--allocate-node-cidrs=true".into(),
+            format!("--service-cluster-ip-range={}", ranges.services),
+            "--bind-address=127.0.0.1".into(),
+            "--profiling=false".into(),
+        ],
+        started: Started::Exec,
+        after: vec!["kube-apiserver.service"],
+        service: vec![],
+    }
+}
+
+fn scheduler() -> Component {
+    let kubeconfig = kubeconfig_path("scheduler");
+    Component {
+        name: "kube-scheduler",
+        description: "Kubernetes scheduler",
+        argv: vec![
+            "/usr/local/bin/kube-scheduler".into(),
+            format!("--kubeconfig={kubeconfig}"),
+            format!("--authentication-kubeconfig={kubeconfig}"),
+            format!("--authorization-kubeconfig={kubeconfig}"),
+            "--bind-address=127.0.0.1".into(),
+            "--profiling=false".into(),
+        ],
+        started: Started::Exec,
+        after: vec!["kube-apiserver.service"],
+        service: vec![],
+    }
+}
+
+/// Who did what, without the bodies: bodies hold secrets. Health checks and the leases' heartbeat are left out.
+const AUDIT_POLICY_TEXT: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  nonResourceURLs: [/healthz*, /livez*, /readyz*]
+- level: None
+  resources:
+  - group: coordination.k8s.io
+    resources: [leases]
+- level: None
+  verbs: [get, list, watch]
+  userGroups: [system:nodes, system:masters]
+- level: Metadata
+";
+
+/// Anonymous requests reach the health endpoints and nothing else.
+const AUTHENTICATION_TEXT: &str = "\
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+anonymous:
+  enabled: true
+  conditions:
+  - path: /livez
+  - path: /readyz
+  - path: /healthz
+";

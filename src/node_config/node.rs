@@ -1,0 +1,164 @@
+//! What every node runs: containerd, kubelet and kube-proxy.
+
+use super::{
+    File, Node,
+    component::{Component, Started, kubeconfig, kubeconfig_path},
+    paths::{CA, certificate, in_pki, key},
+};
+use crate::network::addresses::nth;
+
+const KUBELET: &str = "/etc/kubernetes/kubelet.yaml";
+const KUBE_PROXY: &str = "/etc/kubernetes/kube-proxy.yaml";
+/// The pause image that the node image carries; see images/.
+const PAUSE: &str = "giantnetes/pause:1";
+
+pub(super) fn components(node: &Node) -> Vec<Component> {
+    vec![containerd(), kubelet(node), kube_proxy()]
+}
+
+pub(super) fn files(node: &Node) -> Vec<File> {
+    vec![
+        File::new("/etc/resolv.conf", "nameserver 10.0.2.3\n"),
+        File::new("/etc/containerd/config.toml", containerd_config()),
+        File::new("/etc/cni/net.d/10-giantnetes.conflist", cni_config(node)),
+        File::new(KUBELET, kubelet_config(node)),
+        File::new(KUBE_PROXY, kube_proxy_config(node)),
+        kubeconfig("kubelet", "https://127.0.0.1:6443"),
+        kubeconfig("kube-proxy", "https://127.0.0.1:6443"),
+    ]
+}
+
+fn containerd() -> Component {
+    Component {
+        name: "containerd",
+        description: "containerd",
+        argv: vec!["/usr/bin/containerd".into()],
+        started: Started::Notify,
+        after: vec!["local-fs.target"],
+        service: vec![
+            "Delegate=yes",
+            "KillMode=process",
+            "LimitNOFILE=1048576",
+            "LimitNPROC=infinity",
+            "TasksMax=infinity",
+            "OOMScoreAdjust=-999",
+        ],
+    }
+}
+
+fn kubelet(node: &Node) -> Component {
+    Component {
+        name: "kubelet",
+        description: "kubelet",
+        argv: vec![
+            "/usr/local/bin/kubelet".into(),
+            format!("--config={KUBELET}"),
+            format!("--kubeconfig={}", kubeconfig_path("kubelet")),
+            format!("--hostname-override={}", node.name),
+            format!("--node-ip={}", node.address.ip.addr()),
+        ],
+        started: Started::Exec,
+        after: vec!["containerd.service", "giantnetes-pki.service"],
+        service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
+    }
+}
+
+fn kube_proxy() -> Component {
+    Component {
+        name: "kube-proxy",
+        description: "Kubernetes Services",
+        argv: vec!["/usr/local/bin/kube-proxy".into(), format!("--config={KUBE_PROXY}")],
+        started: Started::Exec,
+        after: vec!["giantnetes-pki.service"],
+        service: vec!["OOMScoreAdjust=-999"],
+    }
+}
+
+fn containerd_config() -> String {
+    format!(
+        r#"version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "/opt/cni/bin"
+  conf_dir = "/etc/cni/net.d"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+  SystemdCgroup = true
+"#
+    )
+}
+
+/// A bridge for the pods of this node. The subnet is what kube-controller-manager gives the first node.
+fn cni_config(node: &Node) -> String {
+    let subnet = format!("{}/24", node.cluster.ranges.pods.network());
+    format!(
+        r#"{{
+  "cniVersion": "1.0.0",
+  "name": "giantnetes",
+  "plugins": [
+    {{
+      "type": "bridge",
+      "bridge": "cni0",
+      "isGateway": true,
+      "ipMasq": true,
+      "hairpinMode": true,
+      "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{subnet}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}
+    }},
+    {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
+  ]
+}}
+"#
+    )
+}
+
+fn kubelet_config(node: &Node) -> String {
+    format!(
+        "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {{enabled: false}}
+  webhook: {{enabled: true}}
+  x509: {{clientCAFile: {ca}}}
+authorization: {{mode: Webhook}}
+tlsCertFile: {certificate}
+tlsPrivateKeyFile: {key}
+tlsMinVersion: VersionTLS12
+readOnlyPort: 0
+cgroupDriver: systemd
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+clusterDomain: cluster.local
+clusterDNS: [{dns}]
+resolvConf: /etc/resolv.conf
+protectKernelDefaults: true
+# Nodes of a guest are small: the defaults would keep a tenth of them free.
+evictionHard:
+  memory.available: 100Mi
+  nodefs.available: 5%
+  imagefs.available: 5%
+",
+        ca = in_pki(CA),
+        certificate = in_pki(certificate("kubelet-server")),
+        key = in_pki(key("kubelet-server")),
+        dns = nth(node.cluster.ranges.services, 10),
+    )
+}
+
+fn kube_proxy_config(node: &Node) -> String {
+    format!(
+        "\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: iptables
+clientConnection:
+  kubeconfig: {kubeconfig}
+clusterCIDR: {pods}
+hostnameOverride: {name}
+",
+        kubeconfig = kubeconfig_path("kube-proxy"),
+        pods = node.cluster.ranges.pods,
+        name = node.name,
+    )
+}

@@ -1,0 +1,56 @@
+//! Keys and certificates by mount.
+//!
+//! The VM pod's Secret volume is a live 9p mount. 9p delivers no inotify events for changes on the host's side, and the
+//! API server and kubelet reload only on such events, so a timer copies what changed, by rename, into a tmpfs.
+
+use super::{
+    File,
+    paths::{PKI, PKI_MOUNT_TAG, PKI_SOURCE},
+};
+
+const SYNC: &str = "/usr/local/sbin/giantnetes-pki";
+
+pub(super) fn files() -> Vec<File> {
+    vec![
+        File::script(
+            SYNC,
+            format!(
+                r#"#!/bin/sh
+set -eu
+for source in {PKI_SOURCE}/*; do
+  name=${{source##*/}}
+  cmp -s "$source" "{PKI}/$name" && continue
+  install -m 0600 "$source" "{PKI}/.$name"
+  mv "{PKI}/.$name" "{PKI}/$name"
+done
+"#
+            ),
+        ),
+        File::new(
+            unit("run-giantnetes-pki.mount"),
+            format!(
+                "[Unit]\nDescription=Keys and certificates, from outside\n\n[Mount]\nWhat={PKI_MOUNT_TAG}\nWhere={PKI_SOURCE}\nType=9p\nOptions=trans=virtio,version=9p2000.L,ro,cache=none,nosuid,nodev,noexec\nDirectoryMode=0700\n"
+            ),
+        ),
+        File::new(
+            unit("etc-kubernetes-pki.mount"),
+            format!(
+                "[Unit]\nDescription=Keys and certificates, inside\n\n[Mount]\nWhat=tmpfs\nWhere={PKI}\nType=tmpfs\nOptions=mode=0700,size=4m,nosuid,nodev,noexec\nDirectoryMode=0700\n"
+            ),
+        ),
+        File::new(
+            unit("giantnetes-pki.service"),
+            format!(
+                "[Unit]\nDescription=Copy keys and certificates that changed\nRequires=run-giantnetes-pki.mount etc-kubernetes-pki.mount\nAfter=run-giantnetes-pki.mount etc-kubernetes-pki.mount\n\n[Service]\nType=oneshot\nExecStart={SYNC}\nTimeoutStartSec=60\n"
+            ),
+        ),
+        File::new(
+            unit("giantnetes-pki.timer"),
+            "[Unit]\nDescription=Look for changed keys and certificates\n\n[Timer]\nOnUnitInactiveSec=30\nAccuracySec=1\n",
+        ),
+    ]
+}
+
+fn unit(name: &str) -> String {
+    format!("/etc/systemd/system/{name}")
+}

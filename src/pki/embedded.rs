@@ -1,0 +1,186 @@
+//! The built-in authority: keys and certificates made here, by rcgen. ECDSA P-256 everywhere.
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use k8s_openapi::jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
+
+use super::leaf::{Leaf, ROOT_TTL, Usage};
+
+/// Clocks of hosts and guests differ a little: certificates are valid from this long before they were made.
+const BACKDATE: Duration = Duration::from_secs(300);
+
+/// A certificate and its private key, as PEM.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// The private key.
+    pub key: SecretString,
+}
+
+/// Why a key or certificate could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// rcgen refused.
+    #[error("make {what}")]
+    Make {
+        /// What was to be made.
+        what: String,
+        /// Why not.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A time lies outside what X.509 can say.
+    #[error("{0} is no time that a certificate can carry")]
+    Time(Timestamp),
+    /// The system gives no random bytes.
+    #[error("get random bytes from the system")]
+    Random,
+}
+
+fn make<T>(what: impl Into<String>, result: Result<T, rcgen::Error>) -> Result<T, PkiError> {
+    result.map_err(|source| PkiError::Make { what: what.into(), source })
+}
+
+/// Makes a root certificate. `owner` names the guest, for people who read certificates.
+///
+/// # Errors
+/// [`PkiError`]
+pub fn root(name: &str, owner: &str, now: Timestamp) -> Result<Pair, PkiError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(&format!("{name} CA of {owner}"), &[]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    validity(&mut params, now, ROOT_TTL)?;
+    let key = make(name, KeyPair::generate())?;
+    let certificate = make(name, params.self_signed(&key))?;
+    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
+}
+
+/// Signs a leaf with a root.
+///
+/// # Errors
+/// [`PkiError`]
+pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<Pair, PkiError> {
+    let ca_key = make("the root's key", KeyPair::from_pem(root.key.expose_secret()))?;
+    let issuer = make("the root's certificate", Issuer::from_ca_cert_pem(&root.certificate, ca_key))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(&leaf.common_name, &leaf.organisations);
+    for name in &leaf.dns {
+        let name = make(leaf.name, name.as_str().try_into())?;
+        params.subject_alt_names.push(SanType::DnsName(name));
+    }
+    params.subject_alt_names.extend(leaf.addresses.iter().map(|address| SanType::IpAddress(*address)));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = match leaf.usage {
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
+    params.use_authority_key_identifier_extension = true;
+    validity(&mut params, now, ttl)?;
+    let key = make(leaf.name, KeyPair::generate())?;
+    let certificate = make(leaf.name, params.signed_by(&key, &issuer))?;
+    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
+}
+
+/// Makes a key pair for service-account tokens: the public key stands where a certificate would.
+///
+/// # Errors
+/// [`PkiError`]
+pub fn key_pair() -> Result<Pair, PkiError> {
+    let key = make("the service-account key", KeyPair::generate())?;
+    Ok(Pair { certificate: key.public_key_pem(), key: key.serialize_pem().into() })
+}
+
+/// Makes the API server's `EncryptionConfiguration` with a fresh key for Secrets.
+///
+/// # Errors
+/// [`PkiError`]
+pub fn encryption_config() -> Result<SecretString, PkiError> {
+    let mut key = [0_u8; 32];
+    rustls::crypto::ring::default_provider().secure_random.fill(&mut key).map_err(|_| PkiError::Random)?;
+    Ok(format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      - {{name: key1, secret: {}}}\n  - identity: {{}}\n",
+        STANDARD.encode(key)
+    )
+    .into())
+}
+
+/// SHA-256 of what identifies a root: its certificate, its public key, or (for a bare key) the key itself.
+pub fn fingerprint(identifying: &str) -> String {
+    Sha256::digest(identifying.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn subject(common_name: &str, organisations: &[&str]) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    for organisation in organisations {
+        name.push(DnType::OrganizationName, *organisation);
+    }
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+fn validity(params: &mut CertificateParams, now: Timestamp, ttl: Duration) -> Result<(), PkiError> {
+    params.not_before = certificate_time(now.checked_sub(BACKDATE).map_err(|_| PkiError::Time(now))?)?;
+    params.not_after = certificate_time(now.checked_add(ttl).map_err(|_| PkiError::Time(now))?)?;
+    Ok(())
+}
+
+fn certificate_time(at: Timestamp) -> Result<time::OffsetDateTime, PkiError> {
+    time::OffsetDateTime::from_unix_timestamp(at.as_second()).map_err(|_| PkiError::Time(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::pem::parse_x509_pem;
+
+    use super::*;
+    use crate::pki::leaf::{self, LEAF_TTL};
+
+    #[test]
+    fn a_leaf_carries_what_was_planned_and_its_root_verifies_it() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let root = root("kubernetes", "team-a/demo", now).unwrap();
+        let (_, root_pem) = parse_x509_pem(root.certificate.as_bytes()).unwrap();
+        let root_certificate = root_pem.parse_x509().unwrap();
+        assert!(root_certificate.is_ca());
+        let cluster = crate::testing::valid(serde_json::json!({}));
+        for leaf in leaf::of_master(&cluster, 0) {
+            let pair = sign(&root, &leaf, now, LEAF_TTL).unwrap();
+            let (_, pem) = parse_x509_pem(pair.certificate.as_bytes()).unwrap();
+            let certificate = pem.parse_x509().unwrap();
+            certificate.verify_signature(Some(root_certificate.public_key())).unwrap();
+            let cn = certificate.subject().iter_common_name().next().unwrap().as_str().unwrap();
+            assert_eq!(cn, leaf.common_name);
+            let organisations: Vec<_> =
+                certificate.subject().iter_organization().map(|o| o.as_str().unwrap()).collect();
+            assert_eq!(organisations, leaf.organisations);
+            let names = certificate.subject_alternative_name().unwrap().map_or(0, |s| s.value.general_names.len());
+            assert_eq!(names, leaf.dns.len() + leaf.addresses.len());
+            let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+            assert_eq!(usage.client_auth, leaf.usage != Usage::Server);
+            assert_eq!(usage.server_auth, leaf.usage != Usage::Client);
+            let life = certificate.validity();
+            assert_eq!(life.not_after.timestamp(), 1_800_000_000 + 90 * 24 * 3600);
+            assert_eq!(life.not_before.timestamp(), 1_800_000_000 - 300);
+            assert!(!certificate.is_ca());
+        }
+    }
+
+    #[test]
+    fn keys_do_not_show_in_debug_output() {
+        let pair = key_pair().unwrap();
+        let shown = format!("{pair:?}");
+        assert!(!shown.contains("PRIVATE"), "{shown}");
+        assert!(pair.certificate.contains("PUBLIC KEY"));
+        assert_ne!(encryption_config().unwrap().expose_secret(), encryption_config().unwrap().expose_secret());
+    }
+}

@@ -1,0 +1,161 @@
+//! Subjects, names, usages and lifetimes of every certificate of a guest.
+
+use std::{net::IpAddr, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    api::names,
+    cluster::Valid,
+    network::addresses::{gateway, master, nth},
+};
+
+/// Lifetime of a leaf certificate: ninety days.
+pub const LEAF_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Lifetime of a root: ten years.
+pub const ROOT_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// Group of the administrators of a guest. The guest operator binds it to `cluster-admin`.
+pub const ADMIN_GROUP: &str = "giantnetes:cluster-admins";
+/// Group of the API server as a client of kubelets. The guest operator binds it to `system:kubelet-api-admin`.
+pub const KUBELET_CLIENT_GROUP: &str = "giantnetes:kubelet-clients";
+
+/// A certificate authority of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Authority {
+    /// Signs the API server, and all of its clients.
+    Kubernetes,
+    /// Signs etcd and its clients.
+    Etcd,
+    /// Signs the API server as a client of aggregated APIs.
+    FrontProxy,
+}
+
+/// What a certificate is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Usage {
+    /// TLS client.
+    Client,
+    /// TLS server.
+    Server,
+    /// Both: etcd's members are each other's clients.
+    Both,
+}
+
+/// A certificate that must exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Leaf {
+    /// Name of its files, such as `apiserver`.
+    pub name: &'static str,
+    /// Who signs it.
+    pub authority: Authority,
+    /// Common name: the user, for a client.
+    pub common_name: String,
+    /// Organisations: the groups, for a client.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub organisations: Vec<&'static str>,
+    /// Host names that a server answers to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<String>,
+    /// Addresses that a server answers to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// What it is good for.
+    pub usage: Usage,
+}
+
+impl Leaf {
+    fn client(name: &'static str, common_name: impl Into<String>, organisations: Vec<&'static str>) -> Self {
+        Self {
+            name,
+            authority: Authority::Kubernetes,
+            common_name: common_name.into(),
+            organisations,
+            dns: Vec::new(),
+            addresses: Vec::new(),
+            usage: Usage::Client,
+        }
+    }
+}
+
+/// The certificates of the `index`-th control-plane node.
+pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
+    let node = names::master(index);
+    let overlay = cluster.ranges.overlay;
+    let ip = IpAddr::from(master(&cluster.identity, overlay, index).ip.addr());
+    let local = IpAddr::from([127, 0, 0, 1]);
+    let api_server = Leaf {
+        name: "apiserver",
+        authority: Authority::Kubernetes,
+        common_name: "kube-apiserver".into(),
+        organisations: Vec::new(),
+        dns: api_server_names(cluster),
+        addresses: vec![nth(cluster.ranges.services, 1).into(), gateway(overlay).into(), ip, local],
+        usage: Usage::Server,
+    };
+    let etcd = |name, usage| Leaf {
+        name,
+        authority: Authority::Etcd,
+        common_name: node.clone(),
+        organisations: Vec::new(),
+        dns: vec![node.clone(), "localhost".into()],
+        addresses: vec![ip, local],
+        usage,
+    };
+    let mut leaves = vec![
+        api_server,
+        Leaf::client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", vec![KUBELET_CLIENT_GROUP]),
+        Leaf { authority: Authority::Etcd, ..Leaf::client("apiserver-etcd-client", "kube-apiserver", vec![]) },
+        Leaf { authority: Authority::FrontProxy, ..Leaf::client("front-proxy-client", "front-proxy-client", vec![]) },
+        Leaf::client("controller-manager", "system:kube-controller-manager", vec![]),
+        Leaf::client("scheduler", "system:kube-scheduler", vec![]),
+        etcd("etcd-server", Usage::Both),
+        etcd("etcd-peer", Usage::Both),
+    ];
+    leaves.extend(of_every_node(&node, ip));
+    leaves
+}
+
+fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {
+    let server = Leaf {
+        name: "kubelet-server",
+        authority: Authority::Kubernetes,
+        common_name: format!("system:node:{node}"),
+        organisations: vec!["system:nodes"],
+        dns: vec![node.to_owned()],
+        addresses: vec![ip],
+        usage: Usage::Server,
+    };
+    [
+        Leaf::client("kubelet", format!("system:node:{node}"), vec!["system:nodes"]),
+        server,
+        Leaf::client("kube-proxy", "system:kube-proxy", vec![]),
+    ]
+}
+
+/// Names that the guest's API answers to: inside the guest, and as a Service of the management cluster.
+fn api_server_names(cluster: &Valid) -> Vec<String> {
+    let namespace = &cluster.identity.namespace;
+    let service = names::MASTER_SERVICE;
+    vec![
+        "kubernetes".into(),
+        "kubernetes.default".into(),
+        "kubernetes.default.svc".into(),
+        "kubernetes.default.svc.cluster.local".into(),
+        "localhost".into(),
+        format!("{service}.{namespace}"),
+        format!("{service}.{namespace}.svc"),
+    ]
+}
+
+/// The administrator that the kubeconfig beside the Cluster belongs to.
+pub fn administrator() -> Leaf {
+    Leaf::client("administrator", "giantnetes:administrator", vec![ADMIN_GROUP])
+}
+
+/// The controller manager itself, for as long as a guest's RBAC is not set up: never stored, ten minutes long.
+pub fn bootstrapper() -> Leaf {
+    Leaf::client("bootstrapper", "giantnetes:controller-manager", vec!["system:masters"])
+}

@@ -1,0 +1,283 @@
+//! What is to be made, issued or renewed. Pure: time and all that was observed come in.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+
+use super::leaf::{self, Authority, Leaf};
+use crate::{api::names, cluster::Valid, runtime::apply::hash};
+
+/// Something that is made once in a guest's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// A certificate authority.
+    Ca(Authority),
+    /// The key pair of service-account tokens.
+    ServiceAccount,
+    /// The key of encryption at rest.
+    Encryption,
+}
+
+impl Root {
+    /// All roots of a guest.
+    pub const ALL: [Self; 5] = [
+        Self::Ca(Authority::Kubernetes),
+        Self::Ca(Authority::Etcd),
+        Self::Ca(Authority::FrontProxy),
+        Self::ServiceAccount,
+        Self::Encryption,
+    ];
+
+    /// Its short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ca(Authority::Kubernetes) => "kubernetes",
+            Self::Ca(Authority::Etcd) => "etcd",
+            Self::Ca(Authority::FrontProxy) => "front-proxy",
+            Self::ServiceAccount => "service-account",
+            Self::Encryption => "encryption",
+        }
+    }
+
+    /// Name of the (immutable) Secret of its first generation.
+    pub fn secret(self) -> String {
+        format!("ca-{}-1", self.name())
+    }
+
+    /// Annotation of the guest's namespace that records its fingerprint.
+    pub fn record(self) -> String {
+        format!("{}{}", names::CA_ANNOTATION_PREFIX, self.name())
+    }
+}
+
+/// Annotation of a root's Secret: its fingerprint.
+pub const FINGERPRINT_ANNOTATION: &str = "giantnetes.io/fingerprint";
+
+/// What is known of a Secret without reading it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretMeta {
+    /// [`names::HASH_ANNOTATION`]
+    pub hash: Option<String>,
+    /// [`names::RENEW_AT_ANNOTATION`]
+    pub renew_at: Option<Timestamp>,
+    /// [`FINGERPRINT_ANNOTATION`]
+    pub fingerprint: Option<String>,
+}
+
+/// What was observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Whether the guest's namespace is there.
+    pub namespace: bool,
+    /// Fingerprints of roots that the namespace records, by [`Root::record`].
+    pub records: BTreeMap<String, String>,
+    /// Secrets of the guest, by name; the kubeconfig Secret among them.
+    pub secrets: BTreeMap<String, SecretMeta>,
+    /// URL of the guest's API, when it is known.
+    pub endpoint: Option<String>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Make a root, for the first and only time.
+    MakeRoot(Root),
+    /// Record the fingerprint of a root that was made.
+    RecordRoot(Root),
+    /// Issue all certificates of a node into its Secret.
+    IssueNode {
+        /// The node.
+        node: String,
+        /// Its certificates.
+        leaves: Vec<Leaf>,
+        /// Hash of this wish.
+        hash: String,
+    },
+    /// Issue the administrator's kubeconfig.
+    IssueKubeconfig {
+        /// URL that it points to.
+        endpoint: String,
+        /// Hash of this wish.
+        hash: String,
+    },
+}
+
+/// What to do now, and why no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// What it waits for.
+    pub waiting: Vec<String>,
+    /// Roots that a live guest has lost.
+    pub lost: Vec<Root>,
+}
+
+/// Decides what to do now.
+pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    if !world.namespace {
+        plan.waiting.push(format!("namespace {}", cluster.identity.namespace));
+        return plan;
+    }
+    for root in Root::ALL {
+        match (world.records.get(&root.record()), world.secrets.get(&root.secret())) {
+            (None, None) => plan.steps.push(Step::MakeRoot(root)),
+            (None, Some(_)) => plan.steps.push(Step::RecordRoot(root)),
+            (Some(record), Some(secret)) if secret.fingerprint.as_ref() == Some(record) => {}
+            (Some(_), _) => plan.lost.push(root),
+        }
+    }
+    if !plan.lost.is_empty() {
+        // Whatever would be issued now would not fit what the guest was built on.
+        plan.steps.clear();
+        return plan;
+    }
+    if !plan.steps.is_empty() {
+        plan.waiting.push("the roots".into());
+        return plan;
+    }
+    leaves(cluster, world, now, &mut plan);
+    plan
+}
+
+fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
+    let node = names::master(0);
+    let leaves = leaf::of_master(cluster, 0);
+    let wish = hash(&json!({"leaves": leaves, "roots": world.records}));
+    if is_due(world.secrets.get(&names::node_secret(&node)), &wish, now) {
+        plan.steps.push(Step::IssueNode { node, leaves, hash: wish });
+    }
+    match &world.endpoint {
+        None => plan.waiting.push("the API's address".into()),
+        Some(endpoint) => {
+            let wish = hash(&json!({
+                "leaf": leaf::administrator(), "endpoint": endpoint, "roots": world.records,
+            }));
+            if is_due(world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name)), &wish, now) {
+                plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), hash: wish });
+            }
+        }
+    }
+}
+
+fn is_due(secret: Option<&SecretMeta>, wish: &str, now: Timestamp) -> bool {
+    match secret {
+        None => true,
+        Some(secret) => secret.hash.as_deref() != Some(wish) || secret.renew_at.is_none_or(|at| at <= now),
+    }
+}
+
+/// The time at two thirds of a certificate's life, when it is renewed.
+pub fn renew_at(issued: Timestamp, ttl: std::time::Duration) -> Timestamp {
+    issued.checked_add(ttl * 2 / 3).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::valid;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn rooted() -> World {
+        let mut world = World { namespace: true, endpoint: Some("https://10.0.0.1:6443".into()), ..World::default() };
+        for root in Root::ALL {
+            world.records.insert(root.record(), root.name().into());
+            let secret = SecretMeta { fingerprint: Some(root.name().into()), ..SecretMeta::default() };
+            world.secrets.insert(root.secret(), secret);
+        }
+        world
+    }
+
+    /// Carries out a plan as the effects would, as far as metadata shows it.
+    fn carry_out(world: &mut World, plan: &Plan, renew_at: Timestamp) {
+        for step in &plan.steps {
+            match step {
+                Step::MakeRoot(root) => {
+                    let secret = SecretMeta { fingerprint: Some("f".into()), ..SecretMeta::default() };
+                    assert!(world.secrets.insert(root.secret(), secret).is_none(), "{root:?} was made twice");
+                }
+                Step::RecordRoot(root) => {
+                    world.records.insert(root.record(), "f".into());
+                }
+                Step::IssueNode { node, hash, .. } => {
+                    let secret =
+                        SecretMeta { hash: Some(hash.clone()), renew_at: Some(renew_at), ..SecretMeta::default() };
+                    world.secrets.insert(names::node_secret(node), secret);
+                }
+                Step::IssueKubeconfig { hash, .. } => {
+                    let secret =
+                        SecretMeta { hash: Some(hash.clone()), renew_at: Some(renew_at), ..SecretMeta::default() };
+                    world.secrets.insert(names::kubeconfig_secret("demo"), secret);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_converges_and_then_rests_until_renewal() {
+        let cluster = valid(json!({}));
+        let mut world = World { namespace: true, endpoint: Some("e".into()), ..World::default() };
+        let mut rounds = 0;
+        loop {
+            let plan = plan(&cluster, &world, NOW);
+            if plan.steps.is_empty() {
+                break;
+            }
+            carry_out(&mut world, &plan, at(1000));
+            rounds += 1;
+            assert!(rounds < 10);
+        }
+        assert_eq!(rounds, 3, "make, record, issue");
+        assert_eq!(plan(&cluster, &world, at(999)), Plan::default());
+        assert_eq!(plan(&cluster, &world, at(1000)).steps.len(), 2);
+    }
+
+    #[test]
+    fn a_recorded_root_is_never_made_again() {
+        let cluster = valid(json!({}));
+        for root in Root::ALL {
+            let mut missing = rooted();
+            missing.secrets.remove(&root.secret());
+            let mut exchanged = rooted();
+            exchanged.secrets.get_mut(&root.secret()).unwrap().fingerprint = Some("other".into());
+            for world in [missing, exchanged] {
+                let plan = plan(&cluster, &world, NOW);
+                assert_eq!((plan.lost, plan.steps), (vec![root], vec![]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_endpoint_reissues_the_kubeconfig_alone() {
+        let cluster = valid(json!({}));
+        let mut world = rooted();
+        let first = plan(&cluster, &world, NOW);
+        carry_out(&mut world, &first, at(1000));
+        world.endpoint = Some("https://10.0.0.2:6443".into());
+        let steps = plan(&cluster, &world, NOW).steps;
+        assert!(matches!(steps.as_slice(), [Step::IssueKubeconfig { .. }]), "{steps:?}");
+    }
+
+    #[test]
+    fn no_certificate_carries_anothers_right() {
+        for leaf in leaf::of_master(&valid(json!({})), 0) {
+            assert!(!leaf.organisations.contains(&"system:masters"), "{}", leaf.name);
+        }
+        assert!(!leaf::administrator().organisations.contains(&"system:masters"));
+    }
+
+    #[test]
+    fn renewal_is_at_two_thirds() {
+        assert_eq!(renew_at(NOW, std::time::Duration::from_secs(90)), at(60));
+    }
+}

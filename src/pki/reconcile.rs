@@ -1,0 +1,445 @@
+//! Effects of the pki operator: Secrets with roots, node certificates and the kubeconfig.
+
+use std::{collections::BTreeMap, fmt::Debug, time::Duration};
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Namespace, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
+};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::{
+    PkiFacts,
+    embedded::{self, Pair, PkiError},
+    kubeconfig,
+    leaf::{self, Authority, LEAF_TTL, Leaf},
+    plan::{self, FINGERPRINT_ANNOTATION, Root, SecretMeta, Step, World},
+};
+use crate::{
+    api::{Reason, names},
+    cluster::{ClusterKey, Identity, Report, Valid},
+    context::{Context, Target},
+    node_config::paths,
+    runtime::{CallError, apply, cache, call, chain, operator::Reconciler, queue::Outcome},
+};
+
+const MANAGER: &str = "giantnetes.pki";
+/// Longest time between two looks at the certificates.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A call.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A key or certificate.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// A Secret of our name belongs to somebody else.
+    #[error("Secret {0} exists and is not ours; delete or rename it")]
+    Foreign(String),
+    /// A root's Secret does not hold what it should.
+    #[error(
+        "Secret {0} is missing or does not hold the recorded root; restore it from a backup, it is never made anew"
+    )]
+    Lost(String),
+}
+
+impl Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Foreign(_) => Reason::ForeignObject,
+            Self::Lost(_) => Reason::CALost,
+            Self::Call(_) | Self::Pki(_) => Reason::Error,
+        }
+    }
+}
+
+type Answer = (Report<PkiFacts>, Outcome);
+
+/// The pki operator.
+pub struct PkiOperator {
+    context: Context,
+}
+
+impl PkiOperator {
+    /// A pki operator.
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
+        if target.is_deleting() {
+            return self.delete_kubeconfig(&target.identity).await;
+        }
+        let Some(valid) = target.workable() else {
+            return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
+        };
+        let world = self.observe(key, valid)?;
+        let now = Timestamp::now();
+        let plan = plan::plan(valid, &world, now);
+        if let Some(root) = plan.lost.first() {
+            return Err(Error::Lost(format!("{}/{}", valid.identity.namespace, root.secret())));
+        }
+        for step in &plan.steps {
+            self.carry_out(valid, &world, step, now).await?;
+        }
+        let facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()) };
+        if plan.steps.is_empty() && plan.waiting.is_empty() {
+            return Ok((Report::Ready(facts), Outcome::After(sleep(&world, now))));
+        }
+        // The watch brings what was written, and with it the next look.
+        let what = if plan.waiting.is_empty() { "certificates to be stored".into() } else { plan.waiting.join(", ") };
+        Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))))
+    }
+
+    fn observe(&self, key: &ClusterKey, valid: &Valid) -> Result<World, Error> {
+        let identity = &valid.identity;
+        let namespace = self.context.namespace(identity);
+        let records = namespace
+            .as_ref()
+            .and_then(|namespace| namespace.metadata.annotations.clone())
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(name, _)| name.starts_with(names::CA_ANNOTATION_PREFIX))
+            .collect();
+        let kubeconfig = names::kubeconfig_secret(&key.name);
+        let mut secrets = BTreeMap::new();
+        for secret in self.context.cache.secrets.state() {
+            let meta = &secret.metadata;
+            let is_kubeconfig =
+                meta.namespace.as_ref() == Some(&key.namespace) && meta.name.as_ref() == Some(&kubeconfig);
+            if meta.namespace.as_ref() != Some(&identity.namespace) && !is_kubeconfig {
+                continue;
+            }
+            let name = meta.name.clone().unwrap_or_default();
+            if !identity.owner().owns(meta) {
+                return Err(Error::Foreign(name));
+            }
+            secrets.insert(name, secret_meta(meta));
+        }
+        let reports = self.context.reports.of(key);
+        let endpoint = reports
+            .network
+            .as_ref()
+            .and_then(Report::facts)
+            .map(|facts| format!("https://{}:{}", facts.api_address, names::API_PORT));
+        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint })
+    }
+
+    async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
+        let identity = &valid.identity;
+        match step {
+            Step::MakeRoot(root) => self.make_root(identity, *root, now).await,
+            Step::RecordRoot(root) => self.record_root(identity, *root, world).await,
+            Step::IssueNode { node, leaves, hash } => self.issue_node(identity, world, node, leaves, hash, now).await,
+            Step::IssueKubeconfig { endpoint, hash } => {
+                self.issue_kubeconfig(identity, world, endpoint, hash, now).await
+            }
+        }
+    }
+
+    /// Makes a root for the first time. Its Secret has one name, so of two makers one fails and takes the other's.
+    async fn make_root(&self, identity: &Identity, root: Root, now: Timestamp) -> Result<(), Error> {
+        // The cache may lag behind the record that forbids this.
+        let object = format!("Namespace {}", identity.namespace);
+        let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
+        if live.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(&root.record())) {
+            return Err(Error::Lost(format!("{}/{}", identity.namespace, root.secret())));
+        }
+        let (data, identifying) = root_data(root, identity, now)?;
+        let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), embedded::fingerprint(&identifying))]);
+        let secret = Secret {
+            immutable: Some(true),
+            ..secret(identity, &identity.namespace, &root.secret(), annotations, data)
+        };
+        match self.create(&secret).await {
+            Err(Error::Call(error)) if error.status() == Some(409) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                info!(root = root.name(), "made");
+                Ok(())
+            }
+        }
+    }
+
+    async fn record_root(&self, identity: &Identity, root: Root, world: &World) -> Result<(), Error> {
+        let name = root.secret();
+        let fingerprint = world.secrets.get(&name).and_then(|secret| secret.fingerprint.clone());
+        let fingerprint = fingerprint.ok_or_else(|| Error::Lost(format!("{}/{name}", identity.namespace)))?;
+        let namespace = self.context.namespace(identity);
+        let patch = json!({"metadata": {
+            // A namesake with another UID is not ours to write to.
+            "uid": namespace.and_then(|namespace| namespace.metadata.uid.clone()),
+            "annotations": {root.record(): fingerprint},
+        }});
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let object = format!("Namespace {}", identity.namespace);
+        let request = self.namespaces();
+        call("patch", object, request.patch_metadata(&identity.namespace, &params, &Patch::Merge(patch))).await?;
+        Ok(())
+    }
+
+    async fn issue_node(
+        &self,
+        identity: &Identity,
+        world: &World,
+        node: &str,
+        leaves: &[Leaf],
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let roots = self.roots(identity, world).await?;
+        let mut data = BTreeMap::new();
+        for (file, root) in [
+            (paths::CA, Root::Ca(Authority::Kubernetes)),
+            (paths::ETCD_CA, Root::Ca(Authority::Etcd)),
+            (paths::FRONT_PROXY_CA, Root::Ca(Authority::FrontProxy)),
+            (paths::SERVICE_ACCOUNT_PUB, Root::ServiceAccount),
+        ] {
+            data.insert(file.to_owned(), bytes(&roots.pair(root, identity)?.certificate));
+        }
+        let service_account = roots.pair(Root::ServiceAccount, identity)?;
+        data.insert(paths::SERVICE_ACCOUNT_KEY.into(), bytes(service_account.key.expose_secret()));
+        let encryption = roots.pair(Root::Encryption, identity)?;
+        data.insert(paths::ENCRYPTION.into(), bytes(encryption.key.expose_secret()));
+        for leaf in leaves {
+            let pair = embedded::sign(roots.pair(Root::Ca(leaf.authority), identity)?, leaf, now, LEAF_TTL)?;
+            data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
+            data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
+        }
+        let secret = secret(identity, &identity.namespace, &names::node_secret(node), issued(hash, now), data);
+        self.store(identity, secret).await?;
+        info!(node, "certificates issued");
+        Ok(())
+    }
+
+    async fn issue_kubeconfig(
+        &self,
+        identity: &Identity,
+        world: &World,
+        endpoint: &str,
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let roots = self.roots(identity, world).await?;
+        let ca = roots.pair(Root::Ca(Authority::Kubernetes), identity)?;
+        let client = embedded::sign(ca, &leaf::administrator(), now, LEAF_TTL)?;
+        let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
+        let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
+        let name = names::kubeconfig_secret(&identity.key.name);
+        self.store(identity, secret(identity, &identity.key.namespace, &name, issued(hash, now), data)).await?;
+        info!("kubeconfig issued");
+        Ok(())
+    }
+
+    /// Reads the roots and compares each with its record.
+    async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
+        let mut pairs = BTreeMap::new();
+        for root in Root::ALL {
+            let name = root.secret();
+            let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
+            let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
+            let pair = found.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
+            let identifying = if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate };
+            if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying)) {
+                return Err(lost());
+            }
+            pairs.insert(root, pair);
+        }
+        Ok(Roots { pairs })
+    }
+
+    /// Stores a Secret that is made anew whenever it is issued: creates it, or replaces exactly the one that was observed.
+    async fn store(&self, identity: &Identity, mut secret: Secret) -> Result<(), Error> {
+        let (namespace, name) =
+            (secret.metadata.namespace.clone().unwrap_or_default(), secret.metadata.name.clone().unwrap_or_default());
+        let api = self.secrets(&namespace);
+        let live = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
+        let Some(live) = live else { return self.create(&secret).await };
+        if !identity.owner().owns(&live.metadata) {
+            return Err(Error::Foreign(format!("{namespace}/{name}")));
+        }
+        secret.metadata.uid = live.metadata.uid;
+        secret.metadata.resource_version = live.metadata.resource_version;
+        call("replace", format!("Secret {name}"), api.replace(&name, &post(), &secret)).await?;
+        Ok(())
+    }
+
+    async fn create(&self, secret: &Secret) -> Result<(), Error> {
+        let meta = &secret.metadata;
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let object = format!("Secret {namespace}/{}", meta.name.clone().unwrap_or_default());
+        call("create", object, self.secrets(&namespace).create(&post(), secret)).await?;
+        Ok(())
+    }
+
+    async fn delete_kubeconfig(&self, identity: &Identity) -> Result<Answer, Error> {
+        let api = self.secrets(&identity.key.namespace);
+        let label = format!("{}={}", names::CLUSTER_LABEL, identity.id);
+        let found = call("list", "Secrets", api.list_metadata(&ListParams::default().labels(&label))).await?;
+        let ours: Vec<_> = found.items.iter().filter(|secret| identity.owner().owns(&secret.metadata)).collect();
+        if ours.is_empty() {
+            return Ok((Report::Gone, Outcome::AwaitChange));
+        }
+        for secret in ours {
+            apply::delete(&api, &secret.metadata, None).await?;
+        }
+        Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_millis(200))))
+    }
+
+    fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.context.client.clone(), namespace)
+    }
+
+    fn namespaces(&self) -> Api<Namespace> {
+        Api::all(self.context.client.clone())
+    }
+}
+
+/// A short-lived client certificate with every right, for as long as a guest's RBAC is not set up. Never stored.
+///
+/// # Errors
+/// [`Error`] if the Kubernetes CA cannot be read or used.
+pub async fn bootstrap_credentials(
+    context: &Context,
+    identity: &Identity,
+    ttl: Duration,
+) -> Result<(String, Pair), Error> {
+    let root = Root::Ca(Authority::Kubernetes);
+    let name = root.secret();
+    let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
+    let api = Api::<Secret>::namespaced(context.client.clone(), &identity.namespace);
+    let secret = call("get", format!("Secret {name}"), api.get_opt(&name)).await?;
+    let ca = secret.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
+    let recorded = cache::get(&context.cache.namespaces, None, &identity.namespace)
+        .and_then(|namespace| namespace.metadata.annotations.as_ref()?.get(&root.record()).cloned());
+    if recorded != Some(embedded::fingerprint(&ca.certificate)) {
+        return Err(lost());
+    }
+    let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
+    Ok((ca.certificate, client))
+}
+
+struct Roots {
+    pairs: BTreeMap<Root, Pair>,
+}
+
+impl Roots {
+    fn pair(&self, root: Root, identity: &Identity) -> Result<&Pair, Error> {
+        self.pairs.get(&root).ok_or_else(|| Error::Lost(format!("{}/{}", identity.namespace, root.secret())))
+    }
+}
+
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+
+/// Makes a root: the data of its Secret, and the text whose fingerprint identifies it.
+fn root_data(
+    root: Root,
+    identity: &Identity,
+    now: Timestamp,
+) -> Result<(BTreeMap<String, ByteString>, String), PkiError> {
+    let pair = match root {
+        Root::Ca(_) => embedded::root(root.name(), &identity.key.to_string(), now)?,
+        Root::ServiceAccount => embedded::key_pair()?,
+        Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
+    };
+    let identifying =
+        if root == Root::Encryption { pair.key.expose_secret().to_owned() } else { pair.certificate.clone() };
+    let data = BTreeMap::from([
+        (CERTIFICATE.to_owned(), bytes(&pair.certificate)),
+        (KEY.to_owned(), bytes(pair.key.expose_secret())),
+    ]);
+    Ok((data, identifying))
+}
+
+fn pair_of(root: Root, secret: &Secret) -> Option<Pair> {
+    let data = secret.data.as_ref()?;
+    let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok();
+    let pair = Pair { certificate: text(CERTIFICATE)?, key: SecretString::from(text(KEY)?) };
+    let complete = !pair.key.expose_secret().is_empty() && (root == Root::Encryption || !pair.certificate.is_empty());
+    complete.then_some(pair)
+}
+
+fn secret(
+    identity: &Identity,
+    namespace: &str,
+    name: &str,
+    mut annotations: BTreeMap<String, String>,
+    data: BTreeMap<String, ByteString>,
+) -> Secret {
+    let owner = identity.owner();
+    annotations.insert(owner.annotation.into(), owner.uid);
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(namespace.into()),
+            labels: Some(identity.labels()),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+fn issued(hash: &str, now: Timestamp) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (names::HASH_ANNOTATION.to_owned(), hash.to_owned()),
+        (names::RENEW_AT_ANNOTATION.to_owned(), plan::renew_at(now, LEAF_TTL).to_string()),
+    ])
+}
+
+fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
+    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
+    let renew_at = annotation(names::RENEW_AT_ANNOTATION).and_then(|text| {
+        text.parse()
+            .inspect_err(|_| warn!(secret = meta.name, "unreadable renewal time; its certificates are issued anew"))
+            .ok()
+    });
+    SecretMeta { hash: annotation(names::HASH_ANNOTATION), renew_at, fingerprint: annotation(FINGERPRINT_ANNOTATION) }
+}
+
+fn next_renewal(world: &World) -> Option<Timestamp> {
+    world.secrets.values().filter_map(|secret| secret.renew_at).min()
+}
+
+fn sleep(world: &World, now: Timestamp) -> Duration {
+    let until =
+        next_renewal(world).map_or(LONGEST_SLEEP, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    until.clamp(Duration::from_secs(1), LONGEST_SLEEP)
+}
+
+fn post() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
+}
+
+fn bytes(text: &str) -> ByteString {
+    ByteString(text.as_bytes().to_vec())
+}
+
+impl Reconciler for PkiOperator {
+    const NAME: &'static str = "pki";
+    type Key = ClusterKey;
+    type Error = Error;
+
+    async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
+        let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
+        let (report, result) = match self.look(key, &target).await {
+            Ok((report, outcome)) => (report, Ok(outcome)),
+            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+        };
+        self.context.reports.update(key, |reports| reports.pki = Some(report));
+        result
+    }
+}

@@ -1,0 +1,301 @@
+//! Make an object so, and write nothing when it is so already.
+//!
+//! New objects are created with POST and updates carry the UID that was observed, so a foreign object of the same name
+//! is refused, never merged into (server-side apply alone would do that). Whose an object is, is decided by an
+//! annotation that holds the owner's UID.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::{CallError, call};
+
+/// Whose objects are applied: written into the annotation `annotation` of each, and compared before every update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Annotation that holds the owner's UID.
+    pub annotation: &'static str,
+    /// The owner's UID.
+    pub uid: String,
+}
+
+/// What applying an object did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It was not there.
+    Created,
+    /// It differed.
+    Updated,
+    /// It was so already; nothing was written.
+    Unchanged,
+    /// It is being deleted; it is made anew when it is gone.
+    Terminating,
+}
+
+/// Why an object could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A call failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// An object of this name belongs to somebody else. It is left alone.
+    #[error("{object} exists and is not ours; delete or rename it")]
+    Foreign {
+        /// `kind namespace/name`
+        object: String,
+    },
+    /// The object cannot be written as JSON.
+    #[error("encode {object}")]
+    Encode {
+        /// `kind namespace/name`
+        object: String,
+        /// The encoder's error.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Applies objects under one field manager. Clones share what they have verified.
+#[derive(Clone, Debug)]
+pub struct Applier {
+    manager: &'static str,
+    hash_annotation: &'static str,
+    /// resourceVersion, by UID, at which an object was last seen to be as asked for. Saves the read, not the rule.
+    verified: Arc<Mutex<HashMap<String, String>>>,
+}
+
+impl Applier {
+    /// An applier whose field manager is `manager`; `hash_annotation` receives a hash of what was asked for.
+    pub fn new(manager: &'static str, hash_annotation: &'static str) -> Self {
+        Self { manager, hash_annotation, verified: Arc::default() }
+    }
+
+    /// Makes `desired` so. `cached` is the metadata of the object as the cache has it, if it has it.
+    ///
+    /// # Errors
+    /// [`ApplyError`]
+    pub async fn ensure<K>(
+        &self,
+        api: &Api<K>,
+        owner: &Owner,
+        desired: &K,
+        cached: Option<&ObjectMeta>,
+    ) -> Result<Applied, ApplyError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
+    {
+        let name = describe(desired);
+        let (desired, hash) = self.complete(owner, desired, &name)?;
+        let live = match cached {
+            None => match call("create", &name, api.create(&self.post(), &typed::<K>(&desired, &name)?)).await {
+                Ok(made) => {
+                    self.remember(made.meta());
+                    return Ok(Applied::Created);
+                }
+                Err(error) if error.status() == Some(409) => {
+                    call("get", &name, api.get(&desired_name(&desired))).await?
+                }
+                Err(error) => return Err(error.into()),
+            },
+            Some(meta) => {
+                owner.check(meta, &name)?;
+                if meta.deletion_timestamp.is_some() {
+                    return Ok(Applied::Terminating);
+                }
+                if annotation(meta, self.hash_annotation) == Some(&hash) && self.is_verified(meta) {
+                    return Ok(Applied::Unchanged);
+                }
+                match call("get", &name, api.get_opt(&desired_name(&desired))).await? {
+                    Some(live) => live,
+                    // The cache lags behind a deletion; the watch will say so and call us again.
+                    None => return Ok(Applied::Terminating),
+                }
+            }
+        };
+        owner.check(live.meta(), &name)?;
+        if live.meta().deletion_timestamp.is_some() {
+            return Ok(Applied::Terminating);
+        }
+        let seen = serde_json::to_value(&live).map_err(|source| ApplyError::Encode { object: name.clone(), source })?;
+        if contains(&seen, &desired) {
+            self.remember(live.meta());
+            return Ok(Applied::Unchanged);
+        }
+        let mut patch = desired;
+        // Server-side apply refuses (409) when the UID is not that of the object it meets.
+        patch["metadata"]["uid"] = live.uid().into();
+        let params = PatchParams::apply(self.manager).force();
+        let made = call("apply", &name, api.patch(&live.name_any(), &params, &Patch::Apply(&patch))).await?;
+        self.remember(made.meta());
+        Ok(Applied::Updated)
+    }
+
+    fn post(&self) -> PostParams {
+        PostParams { field_manager: Some(self.manager.into()), ..PostParams::default() }
+    }
+
+    /// The desired object as JSON, with the owner's UID and a hash in its annotations.
+    fn complete<K>(&self, owner: &Owner, desired: &K, name: &str) -> Result<(Value, String), ApplyError>
+    where
+        K: Resource<DynamicType = ()> + Serialize,
+    {
+        let mut value =
+            serde_json::to_value(desired).map_err(|source| ApplyError::Encode { object: name.to_owned(), source })?;
+        value["apiVersion"] = K::api_version(&()).into();
+        value["kind"] = K::kind(&()).into();
+        let hash = hash(&value);
+        let annotations = &mut value["metadata"]["annotations"];
+        annotations[owner.annotation] = owner.uid.clone().into();
+        annotations[self.hash_annotation] = hash.clone().into();
+        Ok((value, hash))
+    }
+
+    fn remember(&self, meta: &ObjectMeta) {
+        if let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) {
+            let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+            verified.insert(uid.clone(), version.clone());
+        }
+    }
+
+    fn is_verified(&self, meta: &ObjectMeta) -> bool {
+        let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        meta.uid.as_ref().and_then(|uid| verified.get(uid)) == meta.resource_version.as_ref()
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+impl Owner {
+    /// Whether an object belongs to this owner.
+    pub fn owns(&self, meta: &ObjectMeta) -> bool {
+        annotation(meta, self.annotation) == Some(&self.uid)
+    }
+
+    fn check(&self, meta: &ObjectMeta, object: &str) -> Result<(), ApplyError> {
+        if self.owns(meta) { Ok(()) } else { Err(ApplyError::Foreign { object: object.to_owned() }) }
+    }
+}
+
+/// Deletes the object with exactly this UID. One that is gone, or has another UID by now, counts as done.
+///
+/// # Errors
+/// [`CallError`]
+pub async fn delete<K>(api: &Api<K>, meta: &ObjectMeta, grace: Option<u32>) -> Result<(), CallError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let name = meta.name.clone().unwrap_or_default();
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
+        grace_period_seconds: grace,
+        ..DeleteParams::default()
+    };
+    match call("delete", format!("{} {name}", K::kind(&())), api.delete(&name, &params)).await {
+        Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// `kind namespace/name` of an object, for messages.
+pub fn describe<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    let kind = K::kind(&());
+    let name = object.name_any();
+    match object.namespace() {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    }
+}
+
+/// SHA-256 over the JSON of a value, in hexadecimal, shortened to 16 characters: enough to tell two wishes apart.
+pub fn hash(value: &Value) -> String {
+    let digest = Sha256::digest(value.to_string().as_bytes());
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a String> {
+    meta.annotations.as_ref().and_then(|annotations| annotations.get(key))
+}
+
+fn typed<K: DeserializeOwned>(value: &Value, object: &str) -> Result<K, ApplyError> {
+    K::deserialize(value).map_err(|source| ApplyError::Encode { object: object.to_owned(), source })
+}
+
+fn desired_name(desired: &Value) -> String {
+    desired["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Whether everything that `desired` says is so in `live`; what the server or others added beside it does not count.
+fn contains(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => desired.iter().all(|(key, wanted)| match live.get(key) {
+            Some(value) => contains(value, wanted),
+            None => is_empty(wanted),
+        }),
+        (Value::Array(live), Value::Array(desired)) => {
+            live.len() == desired.len() && live.iter().zip(desired).all(|(l, d)| contains(l, d))
+        }
+        (live, desired) => live == desired,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.values().all(is_empty),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn additions_of_others_are_no_difference_and_changes_are() {
+        let desired = json!({"spec": {"ports": [{"port": 1}], "selector": {"a": "b"}, "nothing": {}}});
+        let live =
+            json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "selector": {"a": "b"}, "clusterIP": "x"}});
+        assert!(contains(&live, &desired));
+        for (path, value) in [
+            ("/spec/ports", json!([{"port": 2}])),
+            ("/spec/ports", json!([])),
+            ("/spec/ports", json!([{"port": 1}, {"port": 3}])),
+            ("/spec/selector/a", json!("c")),
+        ] {
+            let mut changed = live.clone();
+            *changed.pointer_mut(path).unwrap() = value;
+            assert!(!contains(&changed, &desired), "{path}");
+        }
+        assert!(!contains(&json!({"spec": {}}), &desired));
+    }
+
+    #[test]
+    fn ownership_is_by_uid() {
+        let owner = Owner { annotation: "x/uid", uid: "1".into() };
+        let meta = |uid: &str| ObjectMeta {
+            annotations: Some([("x/uid".to_owned(), uid.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        assert!(owner.owns(&meta("1")));
+        assert!(!owner.owns(&meta("2")));
+        assert!(!owner.owns(&ObjectMeta::default()));
+    }
+}

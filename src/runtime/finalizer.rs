@@ -1,0 +1,63 @@
+//! Add and remove a finalizer without losing anybody else's.
+
+use std::fmt::Debug;
+
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::{CallError, call};
+
+/// Adds `finalizer` unless it is there. Returns whether a write was needed.
+///
+/// The write names the object's UID and resourceVersion, so it never hits a namesake or undoes somebody else's change.
+///
+/// # Errors
+/// [`CallError`]; a conflict (409) means that the object changed and the caller should look again.
+pub async fn add<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<bool, CallError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    if object.finalizers().iter().any(|f| f == finalizer) {
+        return Ok(false);
+    }
+    let mut finalizers = object.finalizers().to_vec();
+    finalizers.push(finalizer.to_owned());
+    write(api, object, finalizers).await?;
+    Ok(true)
+}
+
+/// Removes `finalizer` if it is there. An object that is gone already counts as done.
+///
+/// # Errors
+/// As [`add`].
+pub async fn remove<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), CallError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    if !object.finalizers().iter().any(|f| f == finalizer) {
+        return Ok(());
+    }
+    let finalizers = object.finalizers().iter().filter(|f| *f != finalizer).cloned().collect();
+    match write(api, object, finalizers).await {
+        Err(error) if error.status() == Some(404) => Ok(()),
+        other => other,
+    }
+}
+
+async fn write<K>(api: &Api<K>, object: &K, finalizers: Vec<String>) -> Result<(), CallError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let patch = json!({"metadata": {
+        "uid": object.uid(),
+        "resourceVersion": object.resource_version(),
+        "finalizers": finalizers,
+    }});
+    let name = object.name_any();
+    call("patch finalizers of", name.clone(), api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+    Ok(())
+}

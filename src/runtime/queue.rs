@@ -1,0 +1,241 @@
+//! Work keys.
+//!
+//! A key is in the queue at most once, and is worked on by at most one worker at a time; a key that is added while it
+//! is worked on is worked on once more. A failed key comes back after a pause that doubles with every failure.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+/// First pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What becomes of a key that was worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing more until it is added again.
+    AwaitChange,
+    /// It comes back after this time, if it is not added before.
+    After(Duration),
+    /// It failed: it comes back after a pause that doubles with every failure in a row.
+    Failed,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    ready: VecDeque<K>,
+    /// In `ready`, or to be put there when its worker is done.
+    dirty: HashSet<K>,
+    working: HashSet<K>,
+    /// Keys that wait for their time; the number keeps equal times apart.
+    delayed: BTreeMap<(Instant, u64), K>,
+    due: HashMap<K, (Instant, u64)>,
+    failures: HashMap<K, u32>,
+    sequence: u64,
+}
+
+/// A queue of work keys. Clones share it.
+#[derive(Debug)]
+pub struct Queue<K> {
+    state: Arc<Mutex<State<K>>>,
+    changed: Arc<Notify>,
+}
+
+impl<K> Clone for Queue<K> {
+    fn clone(&self) -> Self {
+        Self { state: self.state.clone(), changed: self.changed.clone() }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Default for Queue<K> {
+    fn default() -> Self {
+        let state = State {
+            ready: VecDeque::new(),
+            dirty: HashSet::new(),
+            working: HashSet::new(),
+            delayed: BTreeMap::new(),
+            due: HashMap::new(),
+            failures: HashMap::new(),
+            sequence: 0,
+        };
+        Self { state: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Queue<K> {
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a key that is to be worked on now.
+    pub fn add(&self, key: K) {
+        self.lock().add(key);
+        self.changed.notify_one();
+    }
+
+    /// Keys that are ready or being worked on.
+    pub fn depth(&self) -> usize {
+        let state = self.lock();
+        state.ready.len() + state.working.len()
+    }
+
+    /// Waits for the next key. The caller owes a [`Queue::done`] for it.
+    pub async fn next(&self) -> K {
+        loop {
+            let wait = {
+                let mut state = self.lock();
+                state.promote(Instant::now());
+                if let Some(key) = state.ready.pop_front() {
+                    state.dirty.remove(&key);
+                    state.working.insert(key.clone());
+                    if !state.ready.is_empty() {
+                        self.changed.notify_one();
+                    }
+                    return key;
+                }
+                state.delayed.first_key_value().map(|((at, _), _)| *at)
+            };
+            match wait {
+                Some(at) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep_until(at) => {}
+                },
+                None => self.changed.notified().await,
+            }
+        }
+    }
+
+    /// Gives a key back.
+    pub fn done(&self, key: &K, outcome: Outcome) {
+        let mut state = self.lock();
+        state.working.remove(key);
+        match outcome {
+            Outcome::AwaitChange => {
+                state.failures.remove(key);
+            }
+            Outcome::After(pause) => {
+                state.failures.remove(key);
+                state.delay(key, Instant::now() + pause);
+            }
+            Outcome::Failed => {
+                let failures = state.failures.entry(key.clone()).or_insert(0);
+                *failures = failures.saturating_add(1);
+                let pause = pause(*failures);
+                state.delay(key, Instant::now() + pause);
+            }
+        }
+        if state.dirty.contains(key) {
+            state.ready.push_back(key.clone());
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+/// The pause after the `failures`-th failure in a row.
+fn pause(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
+}
+
+impl<K: Clone + Eq + Hash> State<K> {
+    fn add(&mut self, key: K) {
+        if let Some(at) = self.due.remove(&key) {
+            self.delayed.remove(&at);
+        }
+        if self.dirty.insert(key.clone()) && !self.working.contains(&key) {
+            self.ready.push_back(key);
+        }
+    }
+
+    fn delay(&mut self, key: &K, at: Instant) {
+        if let Some(old) = self.due.remove(key) {
+            self.delayed.remove(&old);
+        }
+        self.sequence += 1;
+        self.due.insert(key.clone(), (at, self.sequence));
+        self.delayed.insert((at, self.sequence), key.clone());
+    }
+
+    /// Moves keys whose time has come to the ready ones.
+    fn promote(&mut self, now: Instant) {
+        while let Some(entry) = self.delayed.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let key = entry.remove();
+            self.due.remove(&key);
+            if self.dirty.insert(key.clone()) && !self.working.contains(&key) {
+                self.ready.push_back(key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_is_in_the_queue_once() {
+        let queue = Queue::default();
+        queue.add("a");
+        queue.add("a");
+        queue.add("b");
+        assert_eq!((queue.next().await, queue.next().await), ("a", "b"));
+        assert_eq!(queue.depth(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_added_while_worked_on_comes_back_and_never_to_two_workers() {
+        let queue = Queue::default();
+        queue.add("a");
+        let key = queue.next().await;
+        queue.add("a");
+        assert!(tokio::time::timeout(Duration::from_secs(5), queue.next()).await.is_err());
+        queue.done(&key, Outcome::AwaitChange);
+        assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_and_success_forgets_them() {
+        let queue = Queue::default();
+        queue.add("a");
+        for expected in [250, 500, 1000] {
+            let key = queue.next().await;
+            let failed_at = Instant::now();
+            queue.done(&key, Outcome::Failed);
+            let key = queue.next().await;
+            assert_eq!(failed_at.elapsed().as_millis() / 10 * 10, expected);
+            queue.done(&key, Outcome::AwaitChange);
+            for _ in 0..(expected / 250).ilog2() + 1 {
+                queue.add("a");
+                let key = queue.next().await;
+                queue.done(&key, Outcome::Failed);
+            }
+        }
+        assert_eq!(pause(1), FIRST_PAUSE);
+        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn adding_a_delayed_key_brings_it_at_once_and_only_once() {
+        let queue = Queue::default();
+        queue.add("a");
+        let key = queue.next().await;
+        queue.done(&key, Outcome::After(Duration::from_secs(30)));
+        queue.add("a");
+        let before = Instant::now();
+        let key = queue.next().await;
+        assert!(before.elapsed() < Duration::from_secs(1));
+        queue.done(&key, Outcome::AwaitChange);
+        assert!(tokio::time::timeout(Duration::from_secs(60), queue.next()).await.is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! What the operator of the management cluster decides: the chart's values, handed to the process as one YAML file.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::{Deserialize, Serialize};
+
+/// Settings of the controller manager. Unknown fields are refused: a typo must not silently mean the default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// The Kubernetes versions that guests may have.
+    pub kubernetes: KubernetesSettings,
+    /// The KVM provider.
+    #[serde(default)]
+    pub kvm: KvmSettings,
+}
+
+/// The Kubernetes versions that guests may have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesSettings {
+    /// Version of a new guest that names none.
+    pub default_version: String,
+    /// VM image of each version, such as `v1.36.3: giantnetes/vm:v1.36.3`.
+    pub images: BTreeMap<String, String>,
+}
+
+/// The KVM provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KvmSettings {
+    /// CPU request of a VM pod as a share of its virtual CPUs, between 0 and 1.
+    pub cpu_request_ratio: f64,
+    /// Memory that QEMU and the supervisor need beside the guest's; part of the pod's request and limit.
+    pub memory_overhead: Quantity,
+    /// Resolvers that guests ask. None: those of the host.
+    pub resolvers: Vec<IpAddr>,
+}
+
+impl Default for KvmSettings {
+    fn default() -> Self {
+        Self { cpu_request_ratio: 0.1, memory_overhead: Quantity("512Mi".into()), resolvers: Vec::new() }
+    }
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("read settings from {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not YAML of the expected shape.
+    #[error("parse settings of {path}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Where and why.
+        #[source]
+        source: Box<serde_saphyr::Error>,
+    },
+    /// The default version has no image.
+    #[error("kubernetes.defaultVersion {0} is not among kubernetes.images")]
+    DefaultWithoutImage(String),
+    /// The ratio is out of bounds.
+    #[error("kvm.cpuRequestRatio {0} must be between 0 and 1")]
+    CpuRequestRatio(f64),
+}
+
+impl Settings {
+    /// Reads and checks a settings file.
+    ///
+    /// # Errors
+    /// [`SettingsError`]
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let name = || path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: name(), source })?;
+        let settings: Self = serde_saphyr::from_str(&text)
+            .map_err(|source| SettingsError::Parse { path: name(), source: Box::new(source) })?;
+        settings.checked()
+    }
+
+    fn checked(self) -> Result<Self, SettingsError> {
+        if !self.kubernetes.images.contains_key(&self.kubernetes.default_version) {
+            return Err(SettingsError::DefaultWithoutImage(self.kubernetes.default_version));
+        }
+        if !(0.0..=1.0).contains(&self.kvm.cpu_request_ratio) {
+            return Err(SettingsError::CpuRequestRatio(self.kvm.cpu_request_ratio));
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        let settings: Settings = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        settings.checked().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_default_version_needs_an_image() {
+        assert!(parse("kubernetes: {defaultVersion: v1.36.3, images: {v1.36.3: a}}").is_ok());
+        let error = parse("kubernetes: {defaultVersion: v1.36.4, images: {v1.36.3: a}}").unwrap_err();
+        assert!(error.contains("v1.36.4"), "{error}");
+    }
+
+    #[test]
+    fn a_typo_and_a_wild_ratio_are_refused() {
+        let typo = parse("{kubernetes: {defaultVersion: v1, images: {v1: a}}, kvm: {resolver: []}}").unwrap_err();
+        assert!(typo.contains("resolver"), "{typo}");
+        let ratio =
+            parse("{kubernetes: {defaultVersion: v1, images: {v1: a}}, kvm: {cpuRequestRatio: 2}}").unwrap_err();
+        assert!(ratio.contains("cpuRequestRatio"), "{ratio}");
+    }
+}

@@ -1,0 +1,129 @@
+//! KVM where a guest was seen to start on it, TCG elsewhere.
+//!
+//! A `/dev/kvm` that opens proves nothing: on some machines (nested or para-virtualised ones) a stock kernel hangs on it.
+//! So `Auto` boots the node's kernel and initial RAM disk once, without any disk, and waits for the line that the image's
+//! initial RAM disk prints as its first act.
+
+use std::{fmt, process::Stdio, time::Duration};
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use super::qemu::{self, NodeImage};
+use crate::api::Accelerator;
+
+/// What the initial RAM disk of the node image prints on the console as its first act; see images/node.
+pub const UP_LINE: &str = "giantnetes: guest is up";
+
+/// How long a guest on KVM may take to print [`UP_LINE`]. A healthy one needs about two seconds.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How QEMU runs guest instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// Hardware virtualisation.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+impl Accel {
+    /// QEMU's argument.
+    pub fn argument(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg,thread=multi",
+        }
+    }
+
+    /// Label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG",
+        })
+    }
+}
+
+/// What was chosen, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The accelerator.
+    pub accel: Accel,
+    /// Why this one.
+    pub reason: String,
+}
+
+/// The VM may only run on KVM, and there is none that works.
+#[derive(Debug, thiserror::Error)]
+#[error("accelerator KVM is asked for, but {0}")]
+pub struct Error(String);
+
+/// Chooses the accelerator; runs [`probe`] if the answer depends on it.
+///
+/// # Errors
+/// If KVM is asked for and does not work.
+pub async fn choose(wanted: Accelerator, image: &NodeImage, user: u32) -> Result<Choice, Error> {
+    let verdict = match wanted {
+        Accelerator::TCG => return Ok(Choice { accel: Accel::Tcg, reason: "the Cluster asks for it".into() }),
+        Accelerator::Auto | Accelerator::KVM => probe(image, user, PROBE_TIMEOUT).await,
+    };
+    match (wanted, verdict) {
+        (_, Ok(took)) => {
+            let reason = format!("a probe guest started on KVM in {:.1} s", took.as_secs_f64());
+            Ok(Choice { accel: Accel::Kvm, reason })
+        }
+        (Accelerator::KVM, Err(reason)) => Err(Error(reason)),
+        (_, Err(reason)) => Ok(Choice { accel: Accel::Tcg, reason }),
+    }
+}
+
+/// Boots a guest on KVM. Answers how long it took to say that it is up, or why it did not.
+///
+/// # Errors
+/// The reason, in words for people.
+pub async fn probe(image: &NodeImage, user: u32, timeout: Duration) -> Result<Duration, String> {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        return Err("there is no /dev/kvm".into());
+    }
+    let started = tokio::time::Instant::now();
+    let mut command = qemu::unprivileged("qemu-system-x86_64", user);
+    command
+        .args(qemu::machine(Accel::Kvm, image, 1, 512, "console=ttyS0 panic=-1"))
+        .arg("-no-reboot")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(|error| format!("QEMU did not start: {error}"))?;
+    let up = async {
+        let mut console = BufReader::new(child.stdout.take()?).split(b'\n');
+        while let Ok(Some(line)) = console.next_segment().await {
+            if String::from_utf8_lossy(&line).contains(UP_LINE) {
+                return Some(());
+            }
+        }
+        None
+    };
+    let outcome = tokio::time::timeout(timeout, up).await;
+    // It has served its purpose either way; `kill_on_drop` is there for a cancelled probe.
+    let _ = child.kill().await;
+    match outcome {
+        Ok(Some(())) => Ok(started.elapsed()),
+        Err(_) => Err(format!("a probe guest on KVM did not say that it is up within {} s", timeout.as_secs())),
+        Ok(None) => {
+            let words = match child.wait_with_output().await {
+                Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            Err(format!("QEMU ended while a probe guest was to start on KVM: {words}"))
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What the controller tells a VM pod's supervisor: one JSON file of the node's ConfigMap. No secret is in it.
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::Accelerator,
+    network::addresses::{Mac, NodeAddress},
+};
+
+/// Name of the file in the ConfigMap.
+pub const FILE: &str = "vm.json";
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VmConfig {
+    /// The node's name.
+    pub node: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Size of the root disk in bytes.
+    pub disk_bytes: u64,
+    /// Size of etcd's disk in bytes; none on a worker.
+    pub etcd_bytes: Option<u64>,
+    /// How guest instructions are run.
+    pub accelerator: Accelerator,
+    /// The overlay.
+    pub overlay: OverlayConfig,
+    /// Ethernet address of the guest's way out.
+    pub egress_mac: Mac,
+}
+
+/// The overlay as one VM pod sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OverlayConfig {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Address of the gateway on the pod's bridge, with the overlay's prefix length.
+    pub gateway: Ipv4Net,
+    /// The VM's place.
+    pub node: NodeAddress,
+}

@@ -1,0 +1,98 @@
+//! What runs inside a VM pod beside QEMU.
+//!
+//! ```text
+//!  start ─► network ─► disks ─► accelerator ─► QEMU runs ─── SIGTERM ──► power button ─► QEMU ends ─► exit 0
+//!                                  │ probe        │                         │ in time? no
+//!                                  ▼              ▼ QEMU ends by itself     ▼
+//!                                 KVM or TCG     exit 1 (kubelet restarts)  quit, kill
+//! ```
+//!
+//! One task owns QEMU and its monitor ([`vm`]); others only read what it says ([`health`]). QEMU runs as a user of its
+//! own without any capability; whatever it may not open by itself it is handed as an open file.
+//!
+//! - [`config`]: what the controller says about the VM
+//! - [`network`]: bridge, VXLAN, tap and the rules that hold the guest in its place
+//! - [`disks`]: root overlay, etcd's disk, cloud-init's seed
+//! - [`accelerator`]: KVM where a guest was seen to start on it
+//! - [`qemu`], [`qmp`]: arguments, process and monitor
+//! - [`proxy`]: the pod's API port, forwarded to the guest
+//! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
+
+pub mod accelerator;
+pub mod config;
+pub mod disks;
+pub mod health;
+pub mod network;
+pub mod proxy;
+pub mod qemu;
+pub mod qmp;
+pub mod vm;
+
+/// User and group id of QEMU inside the VM pod. Secret volumes belong to this group.
+pub const QEMU_ID: u32 = 107;
+
+/// Where things lie in a VM pod.
+pub mod paths {
+    /// The node's ConfigMap.
+    pub const CONFIG: &str = "/etc/giantnetes";
+    /// The node's keys and certificates.
+    pub const PKI: &str = "/pki";
+    /// etcd's volume.
+    pub const ETCD: &str = "/etcd";
+    /// Scratch space: root overlay and seed.
+    pub const WORK: &str = "/work";
+    /// The node image: disk, kernel and initial RAM disk.
+    pub const NODE: &str = "/node";
+    /// The device that tap interfaces are made with.
+    pub const TUN: &str = "/dev/net/tun";
+}
+
+/// Why a VM cannot be run. Each says which step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error("read the VM's configuration {path}")]
+    Config {
+        /// The file.
+        path: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The configuration's shape.
+    #[error("parse the VM's configuration {path}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The network.
+    #[error("set up the VM's network")]
+    Network(#[from] network::Error),
+    /// The disks.
+    #[error("prepare the VM's disks")]
+    Disks(#[from] disks::Error),
+    /// The accelerator.
+    #[error("choose the accelerator")]
+    Accelerator(#[from] accelerator::Error),
+    /// QEMU.
+    #[error("run QEMU")]
+    Qemu(#[from] qemu::Error),
+    /// QEMU's monitor.
+    #[error("talk to QEMU's monitor")]
+    Qmp(#[from] qmp::Error),
+    /// A signal handler or a listener.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// QEMU ended by itself.
+    #[error("QEMU ended by itself: {0}")]
+    Ended(std::process::ExitStatus),
+}

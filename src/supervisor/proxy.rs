@@ -1,0 +1,96 @@
+//! The pod's API port, forwarded to the guest: a plain TCP proxy, so that the pod needs no IP forwarding.
+//! TLS ends in the guest.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bound on connections at a time: file descriptors are finite, and one client must not use up all of them for ever.
+const CONNECTIONS: usize = 4096;
+
+/// Forwards every connection on `listen` to `target` until `stop`.
+///
+/// # Errors
+/// If `listen` cannot be listened on.
+pub async fn forward(listen: SocketAddr, target: SocketAddr, stop: CancellationToken) -> std::io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((client, _)) => {
+                let stop = stop.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = one(client, target) => {}
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                // Out of file descriptors, most likely: give those in use time to end.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn one(mut client: TcpStream, target: SocketAddr) {
+    let mut server = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
+        Ok(Ok(server)) => server,
+        Ok(Err(error)) => return debug!(%target, %error, "the guest does not answer"),
+        Err(_) => return debug!(%target, "the guest does not answer"),
+    };
+    for stream in [&client, &server] {
+        let _ = stream.set_nodelay(true);
+    }
+    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_go_both_ways() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = server.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = server.accept().await.unwrap();
+            let mut text = [0; 4];
+            stream.read_exact(&mut text).await.unwrap();
+            stream.write_all(&text).await.unwrap();
+        });
+        let probe = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = probe.local_addr().unwrap();
+        drop(probe);
+        let stop = CancellationToken::new();
+        let proxy = tokio::spawn(forward(listen, target, stop.clone()));
+        let mut client = loop {
+            if let Ok(stream) = TcpStream::connect(listen).await {
+                break stream;
+            }
+            tokio::task::yield_now().await;
+        };
+        client.write_all(b"ping").await.unwrap();
+        let mut text = [0; 4];
+        client.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"ping");
+        stop.cancel();
+        proxy.await.unwrap().unwrap();
+    }
+}

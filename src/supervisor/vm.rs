@@ -1,0 +1,143 @@
+//! The one task that owns QEMU.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::UnixStream,
+    process::{Child, ChildStdout},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    Error, QEMU_ID,
+    accelerator::{self, UP_LINE},
+    config::VmConfig,
+    disks,
+    health::Health,
+    network, paths, proxy,
+    qemu::{self, NodeImage},
+    qmp::Monitor,
+};
+use crate::{
+    api::names::{API_PORT, SUPERVISOR_PORT},
+    runtime::{chain, http},
+};
+
+/// How often QEMU is asked how it is.
+const QEMU_PERIOD: Duration = Duration::from_secs(2);
+/// How long a guest has to power off: the pod's grace period less what ends QEMU otherwise.
+const POWER_OFF: Duration = Duration::from_secs(100);
+/// A guest that has not yet started the service that hears the power button misses it: it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(10);
+
+/// Runs the VM until it ends or this process is told to stop (SIGTERM), which powers the guest off.
+///
+/// # Errors
+/// [`Error`] names the step that failed, or that QEMU ended by itself.
+pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> {
+    let vm = read(config)?;
+    let io = |what| move |source| Error::Io { what, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
+    let stop = CancellationToken::new();
+    let _stop_tasks = stop.clone().drop_guard();
+    let health = Health::default();
+
+    let pod = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let guest = SocketAddr::from((vm.overlay.node.ip.addr(), API_PORT));
+    let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), health.routes(), stop.clone()));
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), guest, stop.clone()));
+
+    let network = network::set_up(&vm.overlay, pod_address).await?;
+    info!(vni = vm.overlay.vni, mtu = network.mtu, "network is set up");
+    let disks = disks::prepare(&vm).await?;
+    let image = NodeImage::in_folder(Path::new(paths::NODE));
+    let choice = accelerator::choose(vm.accelerator, &image, QEMU_ID).await?;
+    info!(accelerator = %choice.accel, reason = choice.reason, "accelerator is chosen");
+    health.chose(&choice);
+
+    let (mut qemu, socket) = qemu::start(&vm, choice.accel, disks, network)?;
+    if let Some(console) = qemu.stdout.take() {
+        tokio::spawn(show_console(console, health.clone()));
+    }
+    let socket = UnixStream::from_std(socket).map_err(io("use the monitor's socket"))?;
+    let mut monitor = Monitor::open(socket).await?;
+    info!(node = vm.node, cpus = vm.cpus, memory_mib = vm.memory_mib, "QEMU runs");
+    tokio::spawn(health.clone().watch_api(guest, stop.clone()));
+
+    let mut tick = tokio::time::interval(QEMU_PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            status = qemu.wait() => return Err(Error::Ended(status.map_err(io("wait for QEMU"))?)),
+            _ = terminate.recv() => return power_off(&mut qemu, &mut monitor).await,
+            _ = tick.tick() => ask(&mut monitor, &health).await,
+            ended = &mut server => return ended_early("serve health", ended),
+            ended = &mut proxy => return ended_early("forward the API", ended),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<VmConfig, Error> {
+    let name = || path.display().to_string();
+    let text = std::fs::read(path).map_err(|source| Error::Config { path: name(), source })?;
+    serde_json::from_slice(&text).map_err(|source| Error::Parse { path: name(), source })
+}
+
+fn ended_early(what: &'static str, ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> Result<(), Error> {
+    let source = match ended {
+        Ok(Ok(())) => std::io::Error::other("it ended"),
+        Ok(Err(error)) => error,
+        Err(join) => std::io::Error::other(join),
+    };
+    Err(Error::Io { what, source })
+}
+
+async fn ask(monitor: &mut Monitor, health: &Health) {
+    match monitor.is_running().await {
+        Ok(running) => health.qemu(running),
+        Err(error) => {
+            warn!(error = chain(&error), "QEMU does not answer");
+            health.qemu(false);
+        }
+    }
+}
+
+/// Copies the guest's console to our standard output: `kubectl logs` shows it.
+async fn show_console(console: ChildStdout, health: Health) {
+    let mut lines = BufReader::new(console).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        let line = String::from_utf8_lossy(&line);
+        if line.contains(UP_LINE) {
+            health.guest_is_up();
+        }
+        println!("console: {}", line.trim_end());
+    }
+}
+
+async fn power_off(qemu: &mut Child, monitor: &mut Monitor) -> Result<(), Error> {
+    let deadline = Instant::now() + POWER_OFF;
+    info!("powering the guest off");
+    while Instant::now() < deadline {
+        if let Err(error) = monitor.power_button().await {
+            warn!(error = chain(&error), "the power button does not work");
+        }
+        if tokio::time::timeout(PRESS_AGAIN, qemu.wait()).await.is_ok() {
+            info!("the guest is off");
+            return Ok(());
+        }
+    }
+    warn!("the guest does not power off; ending QEMU");
+    let _ = monitor.quit().await;
+    if tokio::time::timeout(PRESS_AGAIN, qemu.wait()).await.is_err() {
+        qemu.kill().await.map_err(|source| Error::Io { what: "kill QEMU", source })?;
+    }
+    Ok(())
+}
