@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Builds the third-party servers that the lab, the images and the tests run, from Go modules.
+#
+#   build.sh              build every product that is missing
+#   build.sh etcd helm    build only these
+#   build.sh --dir etcd   print the folder that holds a product's binaries (building nothing)
+#
+# One folder per product: go.mod and go.sum pin it, product.sh says what to build. Results lie in
+# $GIANTNETES_CACHE/tools/PRODUCT/VERSION-HASH, where HASH covers those files and the Go version: whatever is
+# there is complete, because a build is renamed into place as its last step.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}
+export GOFLAGS=-mod=readonly
+
+die() { echo "tools: $*" >&2; exit 1; }
+products() { for f in "$here"/*/product.sh; do basename "$(dirname "$f")"; done; }
+
+# Sets module, binaries, cgo, ldflags and version, hash of a product.
+load() {
+  local dir=$here/$1
+  [[ -f $dir/product.sh ]] || die "there is no product $1; known: $(products | xargs)"
+  module='' binaries=() cgo=0 ldflags=''
+  version=
+  # shellcheck source=/dev/null
+  version_of() { awk -v m="$1" '$1 == m && $2 ~ /^v/ {print $2; exit} $1 == "require" && $2 == m {print $3; exit}' "$dir/go.mod"; }
+  source "$dir/product.sh"
+  version=$(version_of "$module")
+  [[ -n $version ]] || die "$1: $dir/go.mod does not require $module"
+  hash=$(cat "$dir/go.mod" "$dir/go.sum" "$dir/product.sh" <(go env GOVERSION GOARCH) | sha256sum | cut -c1-12)
+}
+
+target() { echo "$cache/tools/$1/$version-$hash"; }
+
+build() {
+  local product=$1 out staging started name package log
+  load "$product"
+  out=$(target "$product")
+  if [[ -d $out ]]; then
+    echo "tools: $product $version is in the cache"
+    return
+  fi
+  staging=$out.building.$$
+  mkdir -p "$staging"
+  log=$cache/tools/$product/build.log
+  for entry in "${binaries[@]}"; do
+    name=${entry%%=*} package=${entry#*=}
+    started=$SECONDS
+    if ! (cd "$here/$product" && CGO_ENABLED=$cgo go build -trimpath -buildvcs=false \
+          -ldflags "-s -w $ldflags" -o "$staging/$name" "$package") >"$log" 2>&1; then
+      tail -n 20 "$log" >&2
+      rm -rf "$staging"
+      die "$product: building $name ($package $version) failed; the reason is above, the whole of it in $log"
+    fi
+    echo "tools: $product $version: $name in $((SECONDS - started)) s"
+  done
+  mv -T "$staging" "$out"
+}
+
+if [[ ${1:-} == --dir ]]; then
+  load "${2:?a product}"
+  target "$2"
+  exit
+fi
+
+command -v go >/dev/null || die "go is not installed; Go 1.26 or newer is needed (https://go.dev/doc/install)"
+mkdir -p "$cache/tools"
+exec 9>"$cache/tools/.lock"
+flock 9
+if [[ $# -eq 0 ]]; then mapfile -t wanted < <(products); else wanted=("$@"); fi
+for product in "${wanted[@]}"; do build "$product"; done

@@ -1,0 +1,7 @@
+module=github.com/containernetworking/plugins
+binaries=(
+  bridge=github.com/containernetworking/plugins/plugins/main/bridge
+  host-local=github.com/containernetworking/plugins/plugins/ipam/host-local
+  loopback=github.com/containernetworking/plugins/plugins/main/loopback
+  portmap=github.com/containernetworking/plugins/plugins/meta/portmap
+)
