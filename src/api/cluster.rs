@@ -18,7 +18,6 @@ use super::Condition;
     status = "ClusterStatus",
     shortname = "gcl",
     category = "giantnetes",
-    annotation("helm.sh/resource-policy", "keep"),
     doc = "A guest cluster: a whole Kubernetes cluster of its own. `spec: {}` gives a working one-node cluster.",
     validation = Rule::new("size(self.metadata.name) <= 52").message("metadata.name may have at most 52 characters"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),

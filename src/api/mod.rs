@@ -22,6 +22,11 @@ use kube::CustomResourceExt;
 /// Every CustomResourceDefinition of Giantnetes, in the order in which they are printed and installed.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![Cluster::crd(), NetworkClaim::crd()];
+    for crd in &mut crds {
+        // Uninstalling the chart must not delete every Cluster.
+        let annotations = crd.metadata.annotations.get_or_insert_default();
+        annotations.insert("helm.sh/resource-policy".into(), "keep".into());
+    }
     for schema in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions).filter_map(|version| version.schema.as_mut()) {
         if let Some(root) = &mut schema.open_api_v3_schema {
             forget_defaults(root);
@@ -42,7 +47,7 @@ fn forget_defaults(schema: &mut JSONSchemaProps) {
     }
 }
 
-/// The CRDs as one YAML stream, with the annotation that keeps them (and so every Cluster) when the chart is uninstalled: what `giantnetes crds` prints, and the bytes of `manifests/crds/` and the chart.
+/// The CRDs as one YAML stream: what `giantnetes crds` prints, and the bytes of `manifests/crds/` and the chart.
 ///
 /// # Errors
 /// Only if a schema cannot be written as YAML, which would be a defect of ours.

@@ -29,7 +29,6 @@ pub struct ClusterRef {
     kind = "NetworkClaim",
     shortname = "nclaim",
     category = "giantnetes",
-    annotation("helm.sh/resource-policy", "keep"),
     doc = "A claim on a resource that no two guests may share. Its name is the resource. Made and removed by the controller manager; not for users.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.kind"),
     printcolumn(name = "Value", type_ = "integer", json_path = ".spec.value"),

@@ -11,7 +11,11 @@ use clap::{Parser, Subcommand};
 use crate::{
     api,
     runtime::telemetry::{self, LogFormat},
-    supervisor::{self, accelerator, qemu::NodeImage},
+    supervisor::{
+        self,
+        accelerator::{self, Accel},
+        qemu::NodeImage,
+    },
 };
 
 /// Giantnetes: Kubernetes clusters out of a Kubernetes cluster.
@@ -47,8 +51,11 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
-    /// Boot a probe guest on KVM and say whether KVM can be trusted on this machine.
-    ProbeKvm {
+    /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
+    Probe {
+        /// The accelerator.
+        #[arg(long, value_enum, default_value = "kvm")]
+        accelerator: Accel,
         /// Folder with the node image's vmlinuz and initrd.img.
         #[arg(long)]
         node: PathBuf,
@@ -79,12 +86,10 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         }
         Command::Plan(args) => plan::plan(&args),
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
-        Command::ProbeKvm { node, timeout, user } => {
+        Command::Probe { accelerator, node, timeout, user } => {
             let image = NodeImage::in_folder(&node);
-            match accelerator::probe(&image, user, Duration::from_secs(timeout)).await {
-                Ok(took) => println!("KVM works: a probe guest came up in {:.1} s", took.as_secs_f64()),
-                Err(reason) => println!("KVM does not work, TCG would be used: {reason}"),
-            }
+            let took = accelerator::probe(accelerator, &image, user, Duration::from_secs(timeout)).await?;
+            println!("{accelerator} works: a probe guest came up in {:.1} s", took.as_secs_f64());
             Ok(())
         }
     }

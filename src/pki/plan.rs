@@ -174,7 +174,9 @@ fn is_due(secret: Option<&SecretMeta>, wish: &str, now: Timestamp) -> bool {
 
 /// The time at two thirds of a certificate's life, when it is renewed.
 pub fn renew_at(issued: Timestamp, ttl: std::time::Duration) -> Timestamp {
-    issued.checked_add(ttl * 2 / 3).unwrap_or(Timestamp::MAX)
+    let at = issued.checked_add(ttl * 2 / 3).unwrap_or(Timestamp::MAX);
+    // Whole seconds: people read it.
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 #[cfg(test)]

@@ -38,7 +38,10 @@ pub struct CallError {
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallFailure {
-    /// The server or the connection said no.
+    /// The server said no: its message and its reason.
+    #[error("{} ({})", .0.message, .0.reason)]
+    Refused(Box<kube::core::Status>),
+    /// The call did not get as far as an answer.
     #[error(transparent)]
     Kube(Box<kube::Error>),
     /// No answer in [`CALL_TIMEOUT`].
@@ -50,11 +53,8 @@ impl CallError {
     /// The HTTP status that the server answered, if it answered.
     pub fn status(&self) -> Option<u16> {
         match &self.source {
-            CallFailure::Kube(error) => match error.as_ref() {
-                kube::Error::Api(status) => Some(status.code),
-                _ => None,
-            },
-            CallFailure::TimedOut => None,
+            CallFailure::Refused(status) => Some(status.code),
+            CallFailure::Kube(_) | CallFailure::TimedOut => None,
         }
     }
 }
@@ -70,6 +70,7 @@ pub async fn call<T>(
 ) -> Result<T, CallError> {
     let source = match tokio::time::timeout(CALL_TIMEOUT, request).await {
         Ok(Ok(value)) => return Ok(value),
+        Ok(Err(kube::Error::Api(status))) => CallFailure::Refused(status),
         Ok(Err(error)) => CallFailure::Kube(Box::new(error)),
         Err(_) => CallFailure::TimedOut,
     };

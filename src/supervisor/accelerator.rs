@@ -18,7 +18,7 @@ pub const UP_LINE: &str = "giantnetes: guest is up";
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How QEMU runs guest instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Accel {
     /// Hardware virtualisation.
     Kvm,
@@ -74,7 +74,7 @@ pub struct Error(String);
 pub async fn choose(wanted: Accelerator, image: &NodeImage, user: u32) -> Result<Choice, Error> {
     let verdict = match wanted {
         Accelerator::TCG => return Ok(Choice { accel: Accel::Tcg, reason: "the Cluster asks for it".into() }),
-        Accelerator::Auto | Accelerator::KVM => probe(image, user, PROBE_TIMEOUT).await,
+        Accelerator::Auto | Accelerator::KVM => probe(Accel::Kvm, image, user, PROBE_TIMEOUT).await,
     };
     match (wanted, verdict) {
         (_, Ok(took)) => {
@@ -86,18 +86,18 @@ pub async fn choose(wanted: Accelerator, image: &NodeImage, user: u32) -> Result
     }
 }
 
-/// Boots a guest on KVM. Answers how long it took to say that it is up, or why it did not.
+/// Boots a guest without any disk. Answers how long it took to say that it is up, or why it did not.
 ///
 /// # Errors
 /// The reason, in words for people.
-pub async fn probe(image: &NodeImage, user: u32, timeout: Duration) -> Result<Duration, String> {
-    if !std::path::Path::new("/dev/kvm").exists() {
+pub async fn probe(accel: Accel, image: &NodeImage, user: u32, timeout: Duration) -> Result<Duration, String> {
+    if accel == Accel::Kvm && !std::path::Path::new("/dev/kvm").exists() {
         return Err("there is no /dev/kvm".into());
     }
     let started = tokio::time::Instant::now();
     let mut command = qemu::unprivileged("qemu-system-x86_64", user);
     command
-        .args(qemu::machine(Accel::Kvm, image, 1, 512, "console=ttyS0 panic=-1"))
+        .args(qemu::machine(accel, image, 1, 512, "console=ttyS0 panic=-1"))
         .arg("-no-reboot")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -117,13 +117,13 @@ pub async fn probe(image: &NodeImage, user: u32, timeout: Duration) -> Result<Du
     let _ = child.kill().await;
     match outcome {
         Ok(Some(())) => Ok(started.elapsed()),
-        Err(_) => Err(format!("a probe guest on KVM did not say that it is up within {} s", timeout.as_secs())),
+        Err(_) => Err(format!("a probe guest on {accel} did not say that it is up within {} s", timeout.as_secs())),
         Ok(None) => {
             let words = match child.wait_with_output().await {
                 Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
                 Err(error) => error.to_string(),
             };
-            Err(format!("QEMU ended while a probe guest was to start on KVM: {words}"))
+            Err(format!("QEMU ended while a probe guest was to start on {accel}: {words}"))
         }
     }
 }

@@ -107,7 +107,7 @@ pub fn machine(accel: Accel, image: &NodeImage, cpus: u32, memory_mib: u64, appe
 /// Arguments of a node's machine.
 fn arguments(vm: &VmConfig, accel: Accel, disks: &Disks, mtu: u32) -> Vec<String> {
     let image = NodeImage::in_folder(Path::new(paths::NODE));
-    let append = "root=/dev/disk/by-id/virtio-root rw console=ttyS0 quiet loglevel=4 panic=10";
+    let append = "root=/dev/vda console=ttyS0 quiet panic=10";
     let mut arguments = machine(accel, &image, vm.cpus, vm.memory_mib, append);
     let mut add = |name: &str, value: String| {
         arguments.push(name.to_owned());

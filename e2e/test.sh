@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# All tests, or a part of them: TEST=fast (no virtual machines), TEST=ci (fast ones and one slow group in rotation).
+#
+# Slow groups, each a test binary of e2e/tests or a variant of one:
+#   guest       one guest's whole life, and the accelerator's probe
+#   lab-full    the lab, crashed after every one of its steps
+# The lab's own tests raise and remove labs, so they run before the one that the others share; they are left out, with a
+# word, while somebody else's lab is running.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+part=${TEST:-all}
+target=${CARGO_TARGET_DIR:-target}
+started=$SECONDS
+groups=(guest lab-full)
+
+step() {
+  local began=$SECONDS
+  echo "=== $*"
+  "$@" || { echo "=== FAILED after $((SECONDS - began)) s: $*"; exit 1; }
+  echo "=== ok in $((SECONDS - began)) s: $*"
+}
+group() { [[ $part == all || $chosen == "$1" ]]; }
+
+chosen=none
+if [[ $part == ci ]]; then
+  # Each commit takes the next group.
+  chosen=${groups[$(($(git rev-list --count HEAD 2>/dev/null || echo 0) % ${#groups[@]}))]}
+  echo "=== slow group of this run: $chosen"
+fi
+
+step make --no-print-directory check
+step cargo test -p giantnetes-e2e --lib
+step make --no-print-directory images
+
+if "$target/debug/lab" status >/dev/null 2>&1; then
+  echo '=== SKIPPED: the tests of the lab itself, because a lab is running; the others use it'
+else
+  if group lab-full; then export GIANTNETES_TEST=full; fi
+  step cargo test -p giantnetes-e2e --test lab -- --nocapture --test-threads=1
+  if [[ $part != fast ]]; then trap '"$target/debug/lab" down' EXIT; fi
+fi
+
+if [[ $part != fast ]]; then
+  step make --no-print-directory lab-up
+  step cargo test -p giantnetes-e2e --test accelerator -- --nocapture --test-threads=1
+  # The main job runs in every CI run: it is what all else is for.
+  step cargo test -p giantnetes-e2e --test guest -- --nocapture --test-threads=1
+fi
+echo "=== all ok in $((SECONDS - started)) s"

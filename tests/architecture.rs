@@ -1,0 +1,94 @@
+//! The layers that docs/architecture.md promises, read off the sources.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    assert!(found.len() > 30, "the sources are not where they were");
+    found
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root).unwrap().display().to_string();
+            let text = fs::read_to_string(&path).unwrap();
+            // Unit tests may do what they like.
+            let product = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+            (name, product)
+        })
+        .collect()
+}
+
+#[test]
+fn what_decides_is_pure() {
+    let impure = [
+        "Client",
+        "tokio",
+        "SystemTime",
+        "Instant",
+        "Timestamp::now",
+        "Zoned::now",
+        "rand::",
+        "std::fs",
+        "std::env",
+        "std::process",
+        "std::net::Tcp",
+        "async fn",
+        ".await",
+    ];
+    let mut checked = 0;
+    for (name, text) in sources() {
+        let decides = name.ends_with("/plan.rs") || name.starts_with("api/") || name.starts_with("node_config/");
+        // The subcommand of that name prints plans; it does not make them.
+        if !decides || name.starts_with("cli/") {
+            continue;
+        }
+        checked += 1;
+        for word in impure {
+            assert!(!text.contains(word), "src/{name} decides, so it may not use {word}");
+        }
+    }
+    assert!(checked > 10, "only {checked} files were checked");
+}
+
+#[test]
+fn the_operator_kit_knows_nothing_of_clusters() {
+    for (name, text) in sources() {
+        if name.starts_with("runtime/") {
+            for (number, line) in text.lines().enumerate() {
+                let foreign = line.contains("crate::") && !line.contains("crate::runtime");
+                assert!(!foreign, "src/{name}:{}: {line}", number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_holds_one_idea() {
+    for (name, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= 450, "src/{name} has {lines} lines");
+    }
+}
+
+#[test]
+fn no_source_unwraps() {
+    for (name, text) in sources() {
+        for word in [".unwrap()", "panic!(", "todo!(", "unimplemented!("] {
+            assert!(name == "testing.rs" || !text.contains(word), "src/{name} uses {word}");
+        }
+    }
+}
