@@ -1,0 +1,208 @@
+//! What the machine has, so that a test can compare before and after.
+//!
+//! Tests do not have the machine for themselves (builds, other programs), so what others make and remove all the time is
+//! left out: processes that are neither in the lab's cgroup, nor called like a server of the lab, nor orphans in other
+//! namespaces than the test's; in /tmp what is not called like something of the lab's; and the mounts of image builds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::read_link;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::cgroup::{hierarchies, tree};
+use crate::command::Run;
+use crate::mounts::mountinfo;
+use crate::paths::Paths;
+use crate::topology::CGROUP;
+
+/// What the machine has: a set of names per kind of thing.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    things: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+/// Looks at the machine.
+///
+/// # Errors
+/// If one of the kinds cannot be listed.
+pub fn snapshot() -> Result<Snapshot> {
+    let lines = |run: Run| -> Result<BTreeSet<String>> { Ok(run.output()?.lines().map(str::to_owned).collect()) };
+    let mut things = BTreeMap::new();
+    things.insert("process", processes());
+    things.insert("link", names("/sys/class/net"));
+    things.insert("network namespace", names("/run/netns"));
+    things.insert("route", lines(Run::line("ip -4 route show table all"))?);
+    things.insert("firewall rule", firewall_rules()?);
+    things.insert("mount", mounts()?);
+    things.insert("cgroup", cgroups()?);
+    things.insert("file", files());
+    things.insert("kernel setting", settings());
+    Ok(Snapshot { things })
+}
+
+impl Snapshot {
+    /// What came and went between this snapshot and a later one, a line each. A process that has ended is not listed.
+    pub fn differences(&self, later: &Self) -> Vec<String> {
+        let none = BTreeSet::new();
+        let mut lines = Vec::new();
+        for (kind, after) in &later.things {
+            let before = self.things.get(kind).unwrap_or(&none);
+            lines.extend(after.difference(before).map(|name| format!("{kind} appeared: {name}")));
+            if *kind != "process" {
+                lines.extend(before.difference(after).map(|name| format!("{kind} vanished: {name}")));
+            }
+        }
+        lines
+    }
+}
+
+fn names(folder: impl AsRef<Path>) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+const SERVERS: &[&str] = &["containerd", "etcd", "kube", "lab", "nsenter", "pause", "runc", "unshare"];
+
+fn processes() -> BTreeSet<String> {
+    let pids = names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let own = std::process::id().to_string();
+    pids.filter(|pid| *pid != own).filter_map(|pid| interesting(&pid)).collect()
+}
+
+fn interesting(pid: &str) -> Option<String> {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+    let arguments = read("cmdline")?.replace('\0', " ");
+    let name = read("comm")?.trim().to_owned();
+    let elsewhere = |kind: &str| {
+        let theirs = read_link(format!("/proc/{pid}/ns/{kind}"));
+        theirs.is_ok_and(|theirs| read_link(format!("/proc/self/ns/{kind}")).is_ok_and(|ours| ours != theirs))
+    };
+    // The field after name and state; what the lab leaves has no other parent than init.
+    let orphan = read("stat")?.rsplit_once(") ")?.1.split(' ').nth(1) == Some("1");
+    let ours = read("cgroup")?.contains(CGROUP)
+        || SERVERS.iter().any(|server| name.starts_with(server))
+        || orphan && (elsewhere("net") || elsewhere("mnt"));
+    // Kernel threads have no arguments.
+    (ours && !arguments.is_empty()).then(|| format!("{pid} {name} {arguments}"))
+}
+
+fn mounts() -> Result<BTreeSet<String>> {
+    let images = Paths::of_machine()?.cache.with_file_name("images");
+    let mounts = mountinfo(Path::new("/proc/self/mountinfo"))?;
+    let others = mounts.iter().filter(|mount| !mount.target.starts_with(&images));
+    Ok(others.map(|mount| format!("{} {}", mount.fstype, mount.target.display())).collect())
+}
+
+/// Without counters. nftables shows the rules of today's iptables, too.
+fn firewall_rules() -> Result<BTreeSet<String>> {
+    Ok(Run::line("nft --stateless list ruleset").output()?.lines().map(str::to_owned).collect())
+}
+
+/// The first level of every hierarchy, and the lab's and Kubernetes' at any level.
+fn cgroups() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for hierarchy in hierarchies()? {
+        for folder in tree(&hierarchy.root) {
+            let name = folder.display().to_string();
+            let first_level = folder.parent() == Some(&hierarchy.root);
+            if first_level || [CGROUP, "kubepods", "containerd"].iter().any(|part| name.contains(part)) {
+                found.insert(name);
+            }
+        }
+    }
+    Ok(found)
+}
+
+const FOLDERS: &[&str] = &[
+    "/",
+    "/etc",
+    "/etc/cni",
+    "/opt",
+    "/opt/cni",
+    "/run",
+    "/run/containerd",
+    "/run/lock",
+    "/run/mount",
+    "/tmp",
+    "/var",
+    "/var/lib",
+    "/var/lib/cni",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/log",
+    "/var/log/containers",
+    "/var/log/pods",
+    "/root/.kube",
+];
+/// How names in /tmp begin that the lab's programs might leave there.
+const SUSPECTS: &[&str] = &["hostpath", "containerd", "ctd", "ctr", "etcd", "g8s", "k8s", "kube", "lab", "runc"];
+
+fn files() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for folder in FOLDERS {
+        let watched = |name: &str| *folder != "/tmp" || SUSPECTS.iter().any(|start| name.starts_with(start));
+        let names = names(folder).into_iter().filter(|name| watched(name));
+        found.extend(names.map(|name| format!("{}/{name}", folder.trim_end_matches('/'))));
+    }
+    found
+}
+
+const SETTINGS: &[&str] = &[
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+    "net/ipv4/ip_forward",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/netfilter/nf_conntrack_max",
+    "net/ipv4/conf/all/route_localnet",
+];
+
+fn settings() -> BTreeSet<String> {
+    let value =
+        |name: &&str| std::fs::read_to_string(format!("/proc/sys/{name}")).ok().map(|value| value.trim().to_owned());
+    SETTINGS.iter().filter_map(|name| Some(format!("{name} = {}", value(name)?))).collect()
+}
+
+/// What listens in this process's network namespace: `tcp 0.0.0.0:22` in the kernel's own spelling, `tcp 00000000:0016`.
+pub fn listeners() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    // 0A is LISTEN; udp sockets that are bound are in state 07.
+    for (protocol, state) in [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")] {
+        let table = std::fs::read_to_string(format!("/proc/self/net/{protocol}")).unwrap_or_default();
+        for line in table.lines().skip(1) {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            if let [_, local, _, found_state, ..] = fields.as_slice()
+                && *found_state == state
+            {
+                found.insert(format!("{protocol} {local}"));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_tell_what_came_and_went_but_not_which_processes_ended() {
+        let with = |kind, names: &[&str]| Snapshot {
+            things: BTreeMap::from([(kind, names.iter().map(|name| (*name).to_owned()).collect())]),
+        };
+        let found = with("link", &["lo", "a"]).differences(&with("link", &["lo", "b"]));
+        assert_eq!(found, ["link appeared: b", "link vanished: a"]);
+        assert!(with("process", &["7 x"]).differences(&with("process", &[])).is_empty());
+    }
+
+    #[test]
+    fn a_listener_is_seen() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = format!(":{:04X}", listener.local_addr().unwrap().port());
+        assert!(listeners().iter().any(|line| line.starts_with("tcp ") && line.ends_with(&port)));
+    }
+}

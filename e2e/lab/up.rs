@@ -1,0 +1,230 @@
+//! `lab up`: from whatever is there to a cluster whose nodes are Ready. Every step looks first and then does what is
+//! missing, so a second run after a crash (of the lab, or of a server) goes on where the first one ended.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::command::hold_in_children;
+use crate::host::{HostServers, boot_id};
+use crate::paths::{Paths, make_folder, write_whole};
+use crate::process::Server;
+use crate::state::{Journal, Lock};
+use crate::tools::{Image, Tools};
+use crate::topology::{HOSTS, Host, rooms};
+use crate::wait::{POLL, wait_for};
+use crate::{Lab, Settings, cgroup, images, mounts, network, pki, preflight};
+
+/// How long a server that was just started may take to answer (the machine may be busy with builds).
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a server that ran before may take to answer until it counts as hung and is started again.
+const PATIENCE_WITH_RUNNING: Duration = Duration::from_secs(15);
+
+/// Sets the lab up, and tells about each step on standard error.
+///
+/// # Errors
+/// If the machine cannot carry a lab (nothing was started then), or a step fails.
+pub fn up() -> Result<Lab> {
+    let started = Instant::now();
+    let paths = Paths::of_machine()?;
+    preflight::check(&paths)?;
+    let pause = Image::build("pause").context("cannot have the image of pods' sandboxes")?;
+    let lock = Lock::take(&paths, Duration::from_secs(60))?;
+    hold_in_children(lock.share()?);
+    let mut run = Run {
+        journal: Journal::open(&paths)?,
+        lab: Lab { settings: Settings { tools: Tools::locate()?, pause: pause.reference.clone() }, paths },
+        lock,
+    };
+    run.foundations()?;
+    run.network()?;
+    run.servers(&pause)?;
+    eprintln!("lab: up after {} steps in {:.1} s", run.journal.done(), started.elapsed().as_secs_f32());
+    Ok(run.lab)
+}
+
+struct Run {
+    journal: Journal,
+    lab: Lab,
+    lock: Lock,
+}
+
+impl Run {
+    fn foundations(&mut self) -> Result<()> {
+        let Self { journal, lab, .. } = self;
+        let paths = &lab.paths;
+        journal.step("settings", || lab.settings.write(paths))?;
+        journal.step("certificates", || pki::ensure(paths))?;
+        for room in rooms() {
+            journal.step(&format!("cgroup of {}", room.name), || cgroup::ensure(&room.cgroup()))?;
+        }
+        journal.step("folders", || {
+            make_folder(&paths.volumes())?;
+            HOSTS.iter().try_for_each(|host| make_folder(&paths.image_store(host)))
+        })?;
+        journal.step("holder of mount namespaces", || mounts::ensure_holder(paths))?;
+        for room in rooms() {
+            journal.step(&format!("mount namespace of {}", room.name), || mounts::ensure_namespace(paths, &room))?;
+            journal.step(&format!("mounts of {}", room.name), || mounts::ensure_covers(paths, &room))?;
+        }
+        Ok(())
+    }
+
+    fn network(&mut self) -> Result<()> {
+        let Self { journal, lab, .. } = self;
+        journal.step("bridge", network::ensure_bridge)?;
+        for room in rooms() {
+            let name = room.name;
+            journal.step(&format!("network namespace of {name}"), || network::ensure_namespace(&lab.paths, &room))?;
+            journal.step(&format!("cable of {name}"), || network::ensure_cable(&room))?;
+        }
+        journal.step("routes", network::ensure_routes)
+    }
+
+    fn servers(&mut self, pause: &Image) -> Result<()> {
+        let Self { journal, lab, lock } = self;
+        let start = Starter { lab, lock };
+        let control = lab.control_plane();
+        journal.step("configuration of control", || control.configure())?;
+        for host in HOSTS {
+            journal.step(&format!("configuration of {}", host.name()), || lab.host(host).configure())?;
+        }
+        // What takes longest to answer is started first; the rest starts while it does.
+        let etcd = start.server(journal, control.etcd())?;
+        let mut stores = Vec::new();
+        for host in HOSTS {
+            stores.push((host, start.server(journal, lab.host(host).containerd()?)?));
+        }
+        start.answer(journal, &etcd, || control.check_etcd())?;
+        let apiserver = start.server(journal, control.apiserver())?;
+        for (host, containerd) in &stores {
+            let host = lab.host(host);
+            start.answer(journal, containerd, || host.check_containerd())?;
+            journal.step(&format!("old containers of {}", host.host.name()), || purge_once(&host))?;
+            journal.step(&format!("pause image of {}", host.host.name()), || images::load(&host, &pause.archive))?;
+        }
+        start.answer(journal, &apiserver, || control.check_apiserver())?;
+        journal.step("objects", || control.apply_objects())?;
+        let manager = start.server(journal, control.controller_manager())?;
+        let scheduler = start.server(journal, control.scheduler())?;
+        let mut proxies = Vec::new();
+        for host in HOSTS {
+            start.server(journal, lab.host(host).kubelet())?;
+            proxies.push((host, start.server(journal, lab.host(host).proxy())?));
+        }
+        start.answer(journal, &manager, || control.check_controller_manager())?;
+        start.answer(journal, &scheduler, || control.check_scheduler())?;
+        for (host, proxy) in &proxies {
+            start.answer(journal, proxy, || lab.host(host).check_proxy())?;
+        }
+        for host in HOSTS {
+            journal.step(&format!("node {} is Ready", host.name()), || await_node(lab, host))?;
+        }
+        // Pods can be made from now on: they need the service account of their namespace.
+        journal.step("service account", || {
+            wait_for(PATIENCE, "the service account default/default", || {
+                lab.kubectl(&["get", "serviceaccount", "default", "--namespace=default"])
+            })
+        })?;
+        Ok(())
+    }
+}
+
+/// A server, and whether this run of the lab started it.
+struct Started {
+    server: Server,
+    new: bool,
+}
+
+struct Starter<'a> {
+    lab: &'a Lab,
+    lock: &'a Lock,
+}
+
+impl Starter<'_> {
+    fn server(&self, journal: &mut Journal, server: Server) -> Result<Started> {
+        let new = journal.step(&format!("start of {}", server.name), || server.ensure(&self.lab.paths, self.lock))?;
+        Ok(Started { server, new })
+    }
+
+    fn answer(&self, journal: &mut Journal, started: &Started, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+        let Started { server, new } = started;
+        journal.step(&format!("answer of {}", server.name), || {
+            if !new {
+                if self.await_answer(server, PATIENCE_WITH_RUNNING, &mut check).is_ok() {
+                    return Ok(());
+                }
+                eprintln!("lab: {} runs but does not answer: it is started again", server.name);
+                server.restart(&self.lab.paths, self.lock)?;
+            }
+            self.await_answer(server, PATIENCE, &mut check)
+        })
+    }
+
+    fn await_answer(&self, server: &Server, limit: Duration, check: &mut impl FnMut() -> Result<()>) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while let Err(reason) = check() {
+            // Waiting for a server that has ended makes no sense.
+            server.check(&self.lab.paths)?;
+            if Instant::now() >= deadline {
+                bail!(
+                    "{} did not answer within {limit:?}: {reason:#}; {}",
+                    server.name,
+                    server.log_end(&self.lab.paths)
+                );
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+}
+
+/// Removes containers of the image store's earlier lives, before kubelet sees them; once per life.
+fn purge_once(host: &HostServers<'_>) -> Result<()> {
+    let done = host.file("purged");
+    if done.exists() {
+        return Ok(());
+    }
+    images::purge(host, Duration::from_secs(30))?;
+    write_whole(&done, &boot_id()?, 0o644)
+}
+
+fn await_node(lab: &Lab, host: &Host) -> Result<()> {
+    let kubelet = lab.host(host).kubelet();
+    let ready = wait_for(PATIENCE, &format!("node {} being Ready", host.name()), || {
+        kubelet.check(&lab.paths)?;
+        let node: Value = serde_json::from_str(&lab.kubectl(&["get", "node", host.name(), "--output=json"])?)?;
+        node_ready(&node)
+    });
+    ready.with_context(|| kubelet.log_end(&lab.paths))
+}
+
+/// Whether a node is Ready and takes pods.
+fn node_ready(node: &Value) -> Result<()> {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array).context("no conditions yet")?;
+    let ready = conditions.iter().find(|condition| condition["type"] == "Ready").context("no condition Ready yet")?;
+    if ready["status"] != "True" {
+        bail!("not ready: {}", ready["message"]);
+    }
+    match node.pointer("/spec/taints") {
+        Some(taints) => bail!("still tainted: {taints}"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_that_is_ready_but_tainted_takes_no_pods_yet() {
+        let mut node = json!({"spec": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        node_ready(&node).unwrap();
+        node["spec"]["taints"] = json!([{"key": "node.kubernetes.io/not-ready"}]);
+        assert!(node_ready(&node).unwrap_err().to_string().starts_with("still tainted"));
+        node = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "message": "no CNI"}]}});
+        assert_eq!(node_ready(&node).unwrap_err().to_string(), "not ready: \"no CNI\"");
+    }
+}

@@ -1,0 +1,293 @@
+//! One guest's whole life, on real parts: a Cluster object becomes a running guest; its VM can do no harm; it survives
+//! what happens to it; and it leaves nothing. One boot, many checks: emulated guests are slow.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::command::Run;
+use lab::{Lab, wait_for};
+use serde_json::Value;
+use support::{Guest, SYSTEM, installed, kill_manager, list, processes};
+
+/// Budget of the design for an emulated guest on two cores, times three.
+const READY: Duration = Duration::from_secs(270);
+const MINUTE: Duration = Duration::from_secs(60);
+/// A pod with every right over its node: what a tenant who is root in a VM can do.
+const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"}, "spec": {
+  "hostNetwork": true, "hostPID": true, "terminationGracePeriodSeconds": 0,
+  "containers": [{"name": "root", "image": "giantnetes/toolbox:1", "imagePullPolicy": "Never",
+    "command": ["sleep", "86400"], "securityContext": {"privileged": true}}]}}"#;
+
+#[test]
+fn a_guest_lives_and_leaves_nothing() {
+    let lab = installed();
+    let links = host_links().unwrap();
+    let guest = Guest::create(&lab, "e2e-guest", "alpha", "{}");
+    let steps: [(&str, fn(&Lab, &Guest) -> Result<()>); 9] = [
+        ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
+        ("the guest becomes Ready in time", becomes_ready),
+        ("a pod runs in it, and exec reaches it", pod_runs),
+        ("nothing is written when nothing changes", rests),
+        ("the VM pod has no more rights than designed", is_unprivileged),
+        ("the guest reaches neither the pod's loopback nor its addresses", is_held_in_place),
+        ("no secret is in user data, pod, status, events or logs", shows_no_secret),
+        ("killing QEMU brings the node back with etcd's data", survives_qemu),
+        ("deleting it leaves nothing", leaves_nothing),
+    ];
+    for (name, step) in steps {
+        let started = Instant::now();
+        println!("--- {name}");
+        step(&lab, &guest).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        println!("    ok, {:.1?}", started.elapsed());
+    }
+    assert_eq!(host_links().unwrap(), links, "network devices are left on the host");
+}
+
+fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
+    // As early as possible, then while certificates and pods are made, then while the guest boots.
+    for stage in ["NetworkReady", "PKIReady"] {
+        let killed = kill_manager(lab)?;
+        println!("    killed process {killed}, before {stage}");
+        guest.await_condition(MINUTE, stage, "True")?;
+    }
+    let roots = fingerprints(lab, guest)?;
+    kill_manager(lab)?;
+    let home = guest.home()?;
+    wait_for(MINUTE, "the VM pod", || lab.kubectl(&["-n", &home, "get", "pod", "master-0"]))?;
+    ensure!(fingerprints(lab, guest)? == roots, "a root was made anew");
+    ensure!(list(lab, &["networkclaims"])?.len() == 1, "there is more than one claim");
+    ensure!(list(lab, &["-n", &home, "pods"])?.len() == 1, "there is more than one VM pod");
+    Ok(())
+}
+
+fn becomes_ready(lab: &Lab, guest: &Guest) -> Result<()> {
+    guest.await_condition(READY, "Ready", "True")?;
+    let object = guest.object()?;
+    ensure!(object["status"]["phase"] == "Ready", "{}", object["status"]);
+    ensure!(object["status"]["nodes"] == "1/1", "{}", object["status"]);
+    let nodes = guest.kubectl(&["get", "nodes", "-o", "wide", "--no-headers"])?;
+    println!("    {}", nodes.trim());
+    ensure!(nodes.contains(" Ready ") && nodes.contains("v1.36."), "{nodes}");
+    let pod: Value =
+        serde_json::from_str(&lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "json"])?)?;
+    let condition = |type_: &str| {
+        let all = pod["status"]["conditions"].as_array()?;
+        all.iter().find(|condition| condition["type"] == type_)?["lastTransitionTime"].as_str().map(str::to_owned)
+    };
+    let (from, to) = (condition("PodScheduled"), condition("Ready"));
+    println!("    VM pod scheduled at {from:?}, its API ready at {to:?}");
+    Ok(())
+}
+
+fn pod_runs(lab: &Lab, guest: &Guest) -> Result<()> {
+    let manifest = std::fs::read_to_string(support::root().join("e2e/hello.yaml"))?;
+    // A new cluster gives its namespaces their service accounts within moments.
+    wait_for(MINUTE, "the pod to be accepted", || guest.kubectl_input(&["apply", "-f", "-"], &manifest))?;
+    guest.kubectl(&["wait", "--for=condition=Ready", "pod/hello", "--timeout=180s"])?;
+    let said = wait_for(MINUTE, "exec", || guest.kubectl(&["exec", "hello", "--", "hostname"]))?;
+    ensure!(said.trim() == "hello", "exec said {said:?}");
+    ensure!(guest.kubectl(&["logs", "hello"])?.trim() == "hello");
+    ensure!(
+        guest.kubectl(&["auth", "can-i", "*", "*", "-A"])?.trim() == "yes",
+        "the kubeconfig is not an administrator's"
+    );
+    ensure!(!lab.kubectl(&["-n", guest.namespace, "get", "secret", "alpha-kubeconfig", "-o", "name"])?.is_empty());
+    Ok(())
+}
+
+/// The management API's own record: no write of the manager, not even one that would change nothing.
+fn rests(lab: &Lab, _: &Guest) -> Result<()> {
+    let writes = || -> Result<usize> {
+        let log = std::fs::read_to_string(lab.state().join("logs/audit.log"))?;
+        let manager = format!("\"username\":\"system:serviceaccount:{SYSTEM}:giantnetes\"");
+        Ok(log.lines().filter(|line| line.contains(&manager)).count())
+    };
+    let before = writes()?;
+    ensure!(before > 10, "the audit log has only {before} writes of the manager");
+    println!("    {before} writes brought the guest up");
+    // An absence can only be watched for a while: longer than every interval at which the manager looks by itself.
+    std::thread::sleep(Duration::from_secs(20));
+    let after = writes()?;
+    ensure!(after == before, "{} writes while nothing changed", after - before);
+    Ok(())
+}
+
+fn is_unprivileged(lab: &Lab, guest: &Guest) -> Result<()> {
+    let pod: Value =
+        serde_json::from_str(&lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "json"])?)?;
+    let container = &pod["spec"]["containers"][0]["securityContext"];
+    ensure!(container["privileged"] != true && container["allowPrivilegeEscalation"] == false, "{container}");
+    ensure!(pod["spec"]["hostNetwork"].is_null() && pod["spec"]["automountServiceAccountToken"] == false);
+    let token = guest.in_vm_pod("ls /var/run/secrets/kubernetes.io 2>&1 || true")?;
+    ensure!(token.contains("No such file"), "there is a token: {token}");
+    let qemu = processes("qemu-system-x86_64\0-nodefaults\0")?;
+    let [qemu] = qemu[..] else { bail!("QEMU runs {} times", qemu.len()) };
+    let status = std::fs::read_to_string(format!("/proc/{qemu}/status"))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        ensure!(field(set) == "0000000000000000", "QEMU has capabilities: {set} {}", field(set));
+    }
+    ensure!(field("Uid:") == "107 107 107 107" && field("Gid:") == "107 107 107 107" && field("Groups:").is_empty());
+    ensure!(field("NoNewPrivs:") == "1", "QEMU could gain rights");
+    Ok(())
+}
+
+fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
+    guest.kubectl_input(&["apply", "-f", "-"], ROOT_IN_VM)?;
+    guest.kubectl(&["wait", "--for=condition=Ready", "pod/root", "--timeout=180s"])?;
+    let pod_address =
+        lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"])?;
+    let status = || Run::new("curl").args(["-sS", "-m", "5", &format!("http://{pod_address}:8080/status")]).output();
+    let status: Value = serde_json::from_str(&status().context("the supervisor answers the management side")?)?;
+    println!("    {status}");
+    ensure!(status["accelerator"] == "TCG" || status["accelerator"] == "KVM", "{status}");
+    ensure!(!status["acceleratorReason"].as_str().unwrap_or_default().is_empty(), "the reason is not recorded");
+
+    let reach = |address: &str, port: u16| {
+        guest.kubectl(&["exec", "root", "--", "nc", "-w", "4", address, &port.to_string(), "-e", "true"]).is_ok()
+    };
+    // What must work, or the rest would prove nothing: the same tool, to the API through the gateway.
+    ensure!(reach("172.26.0.1", 6443), "the gateway's API port is closed");
+    ensure!(reach("172.26.0.10", 6443), "the node does not reach itself");
+    for (address, port) in [
+        ("10.0.2.2", 8080),
+        ("10.0.2.2", 6443),
+        (pod_address.as_str(), 8080),
+        (pod_address.as_str(), 6443),
+        ("172.26.0.1", 8080),
+    ] {
+        ensure!(!reach(address, port), "{address}:{port} is open to the guest");
+    }
+    // Past the route over the way out: the bridge is the other way to the pod's own addresses.
+    guest.kubectl(&["exec", "root", "--", "ip", "route", "add", &pod_address, "via", "172.26.0.1"])?;
+    for port in [8080, 6443] {
+        ensure!(!reach(&pod_address, port), "{pod_address}:{port} is open to the guest over the bridge");
+    }
+    guest.kubectl(&["exec", "root", "--", "ip", "route", "del", &pod_address])?;
+    // Another's address: the bridge lets only the node's own through.
+    guest.kubectl(&["exec", "root", "--", "ip", "address", "add", "172.26.0.77/32", "dev", "lo"])?;
+    let spoofed =
+        guest.kubectl(&["exec", "root", "--", "ping", "-c", "1", "-W", "2", "-I", "172.26.0.77", "172.26.0.1"]);
+    ensure!(
+        guest.kubectl(&["exec", "root", "--", "ping", "-c", "1", "-W", "2", "172.26.0.1"]).is_ok(),
+        "no ping to the gateway"
+    );
+    ensure!(spoofed.is_err(), "a spoofed address got an answer");
+    Ok(())
+}
+
+fn shows_no_secret(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    let mut needles = Vec::new();
+    let mut secrets = list(lab, &["-n", &home, "secrets"])?;
+    secrets.extend(list(lab, &["-n", guest.namespace, "secrets"])?);
+    for secret in &secrets {
+        for (key, value) in secret["data"].as_object().context("a Secret without data")? {
+            if key.ends_with(".crt") || key.ends_with(".pub") {
+                continue;
+            }
+            let encoded = value.as_str().unwrap_or_default();
+            // The middle of the encoded value, and of each long line inside it: headers are in every key.
+            needles.extend(encoded.get(60..100).map(str::to_owned));
+            let text = Run::new("base64").args(["-d"]).input(encoded).output()?;
+            needles.extend(text.lines().filter(|line| line.len() >= 44 && !line.contains("-----")).map(str::to_owned));
+        }
+    }
+    ensure!(needles.len() > 50, "only {} pieces of key material found", needles.len());
+    let namespace = guest.namespace;
+    for args in [
+        vec!["-n", &home, "get", "configmaps,pods,services,events,persistentvolumeclaims", "-o", "yaml"],
+        vec!["get", "namespace", &home, "-o", "yaml"],
+        vec!["-n", namespace, "get", "clusters.giantnetes.io,events", "-o", "yaml"],
+        vec!["get", "networkclaims", "-o", "yaml"],
+        vec!["-n", &home, "logs", "master-0"],
+        vec!["-n", SYSTEM, "logs", "deployment/giantnetes"],
+        vec!["-n", SYSTEM, "get", "all,configmaps", "-o", "yaml"],
+    ] {
+        let text = lab.kubectl(&args)?;
+        ensure!(text.len() > 100, "kubectl {} shows nothing", args.join(" "));
+        ensure!(!text.contains("PRIVATE KEY"), "kubectl {} shows a key", args.join(" "));
+        let found = needles.iter().filter(|needle| text.contains(needle.as_str())).count();
+        ensure!(found == 0, "kubectl {} shows {found} pieces of key material", args.join(" "));
+    }
+    let user_data =
+        guest.kubectl(&["exec", "root", "--", "cat", "/proc/1/root/var/lib/cloud/instance/user-data.txt"])?;
+    ensure!(user_data.contains("#cloud-config"), "there is no user data in the node");
+    ensure!(!needles.iter().any(|needle| user_data.contains(needle.as_str())), "user data holds key material");
+    Ok(())
+}
+
+fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
+    let roots = fingerprints(lab, guest)?;
+    guest.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+    let restarts = || -> Result<u64> {
+        let home = guest.home()?;
+        let pod: Value = serde_json::from_str(&lab.kubectl(&["-n", &home, "get", "pod", "master-0", "-o", "json"])?)?;
+        pod["status"]["containerStatuses"][0]["restartCount"].as_u64().context("no restart count")
+    };
+    let before = restarts()?;
+    let qemu = processes("qemu-system-x86_64\0-nodefaults\0")?;
+    Run::new("kill").args(["-9", &qemu.first().context("QEMU does not run")?.to_string()]).output()?;
+    let started = Instant::now();
+    wait_for(MINUTE, "the container's restart", || {
+        ensure!(restarts()? == before + 1, "not restarted");
+        Ok(())
+    })?;
+    guest.await_condition(MINUTE, "Ready", "False")?;
+    guest.await_condition(READY, "Ready", "True")?;
+    println!("    Ready again after {:.1?}", started.elapsed());
+    ensure!(guest.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b", "etcd's data is lost");
+    ensure!(fingerprints(lab, guest)? == roots, "a root was made anew");
+    wait_for(READY, "the pod to run again", || guest.kubectl(&["exec", "hello", "--", "true"]))?;
+    Ok(())
+}
+
+fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    kill_manager(lab)?;
+    let took = guest.delete(MINUTE * 3)?;
+    println!("    gone after {took:.1?}, with the manager killed at the beginning");
+    let gone = |args: &[&str]| -> Result<()> {
+        let found = lab.kubectl(&[&["get"], args, &["--ignore-not-found", "-o", "name"]].concat())?;
+        ensure!(found.trim().is_empty(), "left: {}", found.trim());
+        Ok(())
+    };
+    // The Cluster's finalizer went, so all of this is gone by now: no waiting.
+    gone(&["namespace", &home])?;
+    gone(&["networkclaims"])?;
+    gone(&["secret", "-n", guest.namespace, "alpha-kubeconfig"])?;
+    gone(&["pods,persistentvolumeclaims,secrets,services", "-n", &home])?;
+    ensure!(processes("qemu-system-x86_64\0-nodefaults\0")?.is_empty(), "QEMU still runs");
+    // The volume behind the claim is the storage provider's to remove, a little later.
+    wait_for(MINUTE, "the volume to be removed", || gone(&["persistentvolumes"]))
+}
+
+/// Fingerprints of the roots, as their Secrets say.
+fn fingerprints(lab: &Lab, guest: &Guest) -> Result<Vec<String>> {
+    let secrets = list(lab, &["-n", &guest.home()?, "secrets"])?;
+    let roots = secrets.iter().filter(|s| s["metadata"]["name"].as_str().unwrap_or_default().starts_with("ca-"));
+    let found: Vec<_> = roots
+        .map(|s| {
+            format!(
+                "{} {} {}",
+                s["metadata"]["name"], s["metadata"]["uid"], s["metadata"]["annotations"]["giantnetes.io/fingerprint"]
+            )
+        })
+        .collect();
+    ensure!(found.len() == 5, "there are {} roots", found.len());
+    Ok(found)
+}
+
+/// Names of the network devices on the lab's host, those of pods' ends left out: pods of others come and go.
+fn host_links() -> Result<Vec<String>> {
+    let text = Run::line("ip -netns g8s-host1 -o link show").output()?;
+    let names = text.lines().filter_map(|line| line.split(": ").nth(1)).map(str::to_owned);
+    Ok(names.filter(|name| !name.starts_with("veth")).collect())
+}

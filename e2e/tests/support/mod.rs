@@ -1,0 +1,211 @@
+//! What tests on a running lab share: the installed chart, and a Cluster that goes when its test ends.
+
+// Each test binary uses a part of it.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::command::Run;
+use lab::{Lab, wait_for};
+use serde_json::Value;
+
+pub const SYSTEM: &str = "giantnetes-system";
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The binary of the product, as it is built beside the tests.
+pub fn giantnetes() -> PathBuf {
+    let binary = Path::new(env!("CARGO_BIN_EXE_lab")).with_file_name("giantnetes");
+    assert!(binary.exists(), "{} is missing: `make build` makes it", binary.display());
+    binary
+}
+
+fn script(path: &str, args: &[&str]) -> String {
+    let output = Run::new(root().join(path)).args(args.iter().copied()).timeout(Duration::from_secs(60)).output();
+    output.unwrap().trim().to_owned()
+}
+
+/// Path of an image's archive, or of the node image's folder.
+pub fn image_path(name: &str) -> PathBuf {
+    script("images/build.sh", &["--path", name]).into()
+}
+
+/// The running lab with the chart installed.
+pub fn installed() -> Lab {
+    let lab = Lab::running().expect("no lab is running: `make lab-up` raises one");
+    let image = script("images/build.sh", &["--ref", "controller"]);
+    let (repository, tag) = image.rsplit_once(':').unwrap();
+    let helm = PathBuf::from(script("e2e/tools/build.sh", &["--dir", "helm"])).join("helm");
+    Run::new(helm)
+        .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
+        .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
+        .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
+        .args(["--set", &format!("image.repository={repository},image.tag={tag},log.filter=debug")])
+        .timeout(Duration::from_secs(150))
+        .output()
+        .expect("helm installs the chart");
+    lab
+}
+
+/// A Cluster of a test, in a namespace of its own. Dropping it deletes it, whatever happened.
+pub struct Guest<'a> {
+    pub lab: &'a Lab,
+    pub namespace: &'static str,
+    pub name: &'static str,
+    folder: PathBuf,
+}
+
+impl<'a> Guest<'a> {
+    /// Creates the Cluster `name` with this spec.
+    pub fn create(lab: &'a Lab, namespace: &'static str, name: &'static str, spec: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("giantnetes-{namespace}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        lab.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).unwrap();
+        let guest = Self { lab, namespace, name, folder };
+        lab.apply(&format!(
+            "{{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {{name: {name}, namespace: {namespace}}}, spec: {spec}}}"
+        ))
+        .unwrap();
+        guest
+    }
+
+    /// The Cluster as it is.
+    pub fn object(&self) -> Result<Value> {
+        let text =
+            self.lab.kubectl(&["-n", self.namespace, "get", "clusters.giantnetes.io", self.name, "-o", "json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The guest's namespace in the management cluster.
+    pub fn home(&self) -> Result<String> {
+        let object = self.object()?;
+        let id = object["status"]["id"].as_str().context("the Cluster has no id yet")?;
+        Ok(format!("g8s-{id}"))
+    }
+
+    /// Waits until a condition has a status; tells the Cluster's message if it does not.
+    pub fn await_condition(&self, limit: Duration, type_: &str, status: &str) -> Result<()> {
+        let mut last = String::new();
+        wait_for(limit, &format!("{}: {type_}={status}", self.name), || {
+            let object = self.object()?;
+            let message = format!("{} {}", object["status"]["phase"], object["status"]["message"]);
+            if message != last {
+                println!("    {message}");
+                last = message;
+            }
+            let conditions = object["status"]["conditions"].as_array().context("no conditions yet")?;
+            let found = conditions.iter().find(|condition| condition["type"] == type_);
+            let found = found.with_context(|| format!("no condition {type_} yet"))?;
+            ensure!(found["status"] == status, "{} {}", found["status"], found["message"]);
+            Ok(())
+        })
+    }
+
+    /// Runs kubectl against the guest, as its administrator.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.kubectl_input(args, "")
+    }
+
+    /// The same, with something on its standard input.
+    pub fn kubectl_input(&self, args: &[&str], input: &str) -> Result<String> {
+        let file = self.folder.join("kubeconfig");
+        if !file.exists() {
+            let kubeconfig = Run::new("env")
+                .args([format!("KUBECONFIG={}", self.lab.kubeconfig().display())])
+                .arg(giantnetes())
+                .args(["kubeconfig", self.name, "-n", self.namespace])
+                .output()?;
+            std::fs::write(&file, kubeconfig)?;
+        }
+        Run::new(self.lab.kubectl_binary())
+            .args(["--kubeconfig", &file.display().to_string(), "--request-timeout=20s"])
+            .args(args.iter().copied())
+            .timeout(Duration::from_secs(200))
+            .input(input)
+            .output()
+    }
+
+    /// Runs a command in the VM pod's container.
+    pub fn in_vm_pod(&self, command: &str) -> Result<String> {
+        let home = self.home()?;
+        self.lab.kubectl(&["-n", &home, "exec", "master-0", "--", "sh", "-c", command])
+    }
+
+    /// Deletes the Cluster and waits until it is gone. Answers how long that took.
+    pub fn delete(&self, limit: Duration) -> Result<Duration> {
+        let started = Instant::now();
+        let args = ["-n", self.namespace, "delete", "clusters.giantnetes.io", self.name, "--ignore-not-found"];
+        self.lab.kubectl_within(limit, &args)?;
+        Ok(started.elapsed())
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.explain();
+        }
+        let _ = self.delete(Duration::from_secs(120));
+        let _ = self.lab.kubectl_within(Duration::from_secs(60), &["delete", "namespace", self.namespace]);
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Guest<'_> {
+    /// Prints what a person would look at first.
+    fn explain(&self) {
+        let home = self.home().unwrap_or_default();
+        for args in [
+            vec!["-n", self.namespace, "get", "clusters.giantnetes.io", self.name, "-o", "yaml"],
+            vec!["-n", &home, "get", "pods,events"],
+            vec!["-n", &home, "logs", "master-0", "--tail=60"],
+            vec!["-n", SYSTEM, "logs", "deployment/giantnetes", "--tail=60"],
+        ] {
+            println!("--- kubectl {}", args.join(" "));
+            match self.lab.kubectl(&args) {
+                Ok(text) => println!("{text}"),
+                Err(error) => println!("{error:#}"),
+            }
+        }
+    }
+}
+
+/// Kills the controller manager as nothing but `kill -9` does. Answers its process id.
+pub fn kill_manager(lab: &Lab) -> Result<i32> {
+    let manager = wait_for(Duration::from_secs(60), "a running controller manager", || {
+        let pods = lab.kubectl(&["-n", SYSTEM, "get", "pods", "-o", "jsonpath={.items[*].status.phase}"])?;
+        ensure!(pods == "Running", "its pod is {pods}");
+        processes("giantnetes\0run\0")?.first().copied().context("there is no process of it")
+    })?;
+    Run::new("kill").args(["-9", &manager.to_string()]).output()?;
+    Ok(manager)
+}
+
+/// Ids of processes whose command line (words ended by NUL) starts so, after the folder of the program.
+pub fn processes(command: &str) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(line) = std::fs::read_to_string(format!("/proc/{pid}/cmdline")) else { continue };
+        let program = line.split('\0').next().unwrap_or_default();
+        let folder = program.rfind('/').map_or(0, |slash| slash + 1);
+        if line[folder..].starts_with(command) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// All objects of a kind, as JSON.
+pub fn list(lab: &Lab, args: &[&str]) -> Result<Vec<Value>> {
+    let text = lab.kubectl(&[&["get"], args, &["-o", "json"]].concat())?;
+    let list: Value = serde_json::from_str(&text)?;
+    match list["items"].as_array() {
+        Some(items) => Ok(items.clone()),
+        None => bail!("{args:?} is no list"),
+    }
+}
