@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# Builds Giantnetes' images where no registry is reached, from the Dockerfiles beside it.
+#
+#   build.sh              build every image that is missing
+#   build.sh vm node      build only these (and what they are made of)
+#   build.sh --path vm    print the archive of an image, or the folder of the node disk (building nothing)
+#   build.sh --ref vm     print the reference that the archive carries
+#
+# Results lie in $GIANTNETES_CACHE/images/NAME/HASH, where HASH covers everything that goes into them: whatever is there
+# is complete, because a build is renamed into place as its last step.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}
+tools=$here/../e2e/tools/build.sh
+binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$HOME/.cache/giantnetes/target}/debug/giantnetes}
+# To be raised when this script itself changes what it makes.
+recipe=2
+names=(base pause toolbox node vm controller)
+
+die() { echo "images: $*" >&2; exit 1; }
+
+# What a change of must lead to a new result, on standard output.
+inputs() {
+  local name=$1
+  (cd "$here" && find "$name" -type f ! -name README.md | LC_ALL=C sort | xargs sha256sum)
+  case $name in
+    base) echo "recipe $recipe" ;;
+    pause | toolbox) hash_of base ;;
+    node)
+      sha256sum < "$here/base/debian.sh"
+      hash_of pause; hash_of toolbox
+      for product in kubernetes etcd cni; do basename "$("$tools" --dir $product)"; done ;;
+    vm) hash_of base; hash_of node; binary_hash ;;
+    controller) hash_of base; binary_hash ;;
+    *) die "there is no image $name; known: ${names[*]}" ;;
+  esac
+}
+hash_of() { inputs "$1" | sha256sum | cut -c1-12; }
+binary_hash() { if [[ -f $binary ]]; then sha256sum < "$binary"; else echo none; fi; }
+kubernetes_version() { basename "$("$tools" --dir kubernetes)" | sed 's/-[0-9a-f]*$//'; }
+
+result() { echo "$cache/images/$1/$(hash_of "$1")"; }
+path() { if [[ $1 == node ]]; then result node; else echo "$(result "$1")/$1.tar"; fi; }
+ref() {
+  case $1 in
+    base) echo debian:bookworm-slim ;;
+    pause | toolbox) echo "giantnetes/$1:1" ;;
+    vm) echo "giantnetes/vm:$(kubernetes_version)" ;;
+    # Its content: a changed one must be rolled out.
+    controller) echo "giantnetes/controller:$(hash_of controller)" ;;
+    *) die "$1 has no reference" ;;
+  esac
+}
+
+needs() {
+  case $1 in
+    pause | toolbox | controller) echo base ;;
+    node) echo pause toolbox ;;
+    vm) echo base node ;;
+  esac
+}
+
+# Builds an image and, before it, what it is made of; does nothing where the result exists.
+ensure() {
+  local name=$1 need out staging started log
+  out=$(result "$name")
+  [[ -d $out ]] && { echo "images: $name is in the cache"; return; }
+  for need in $(needs "$name"); do [[ -d $(result "$need") ]] || ensure "$need"; done
+  started=$SECONDS
+  mkdir -p "$cache/images/$name"
+  rm -rf "$cache/images/$name"/*.building
+  staging=$out.building
+  mkdir "$staging"
+  log=$cache/images/$name/build.log
+  # In a shell of its own, so that `set -e` holds inside although its failure is asked for here.
+  if ! bash -c 'set -euo pipefail; source "$1"; "build_$2" "$3"' - "${BASH_SOURCE[0]}" "$name" "$staging" > "$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -rf "$staging"
+    die "$name: the build failed; the reason is above, the whole of it in $log"
+  fi
+  mv -T "$staging" "$out"
+  touch "$out"
+  forget "$name"
+  echo "images: $name in $((SECONDS - started)) s, $(du -sh "$out" | cut -f1)"
+}
+
+# A node disk stays until a second newer one is there: a running VM image build or lab may still read it.
+forget() {
+  local keep=1 old
+  [[ $1 == node ]] && keep=2
+  find "$cache/images/$1" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n +$((keep + 1)) | cut -d' ' -f2- |
+    while read -r old; do rm -rf "$old"; done
+}
+
+# buildah with its whole state in the cache, and without a daemon, a registry or a container of its own.
+b() { buildah --root "$cache/images/.buildah" --runroot "$cache/images/.buildah-run" --storage-driver "${GIANTNETES_STORAGE_DRIVER:-overlay}" "$@"; }
+
+# dockerfile NAME CONTEXT STAGING [ARGUMENT…]: an image from its Dockerfile into STAGING/NAME.tar
+dockerfile() {
+  local name=$1 context=$2 staging=$3
+  shift 3
+  load_base
+  b bud --layers --isolation chroot --network host --pull-never "$@" --iidfile "$staging/id" -t "$(ref "$name")" \
+    -f "$here/$name/Dockerfile" "$context"
+  save "$(cat "$staging/id")" "$name" "$staging"
+  # What a rebuild left without a name.
+  b rmi --prune > /dev/null 2>&1 || true
+}
+
+# save ID NAME STAGING: by id, since by name the archive would carry buildah's own localhost/ name as well.
+save() { b push "${1#sha256:}" "docker-archive:$3/$2.tar:$(ref "$2")"; }
+
+# FROM debian:bookworm-slim must be in buildah's store, and be ours of now.
+load_base() {
+  local id
+  id=$(cat "$(result base)/id")
+  if [[ $(b images -q --no-trunc "$(ref base)" 2> /dev/null) != *"$id" ]]; then
+    b pull "docker-archive:$(path base)"
+  fi
+}
+
+build_base() {
+  local container
+  "$here/base/build.sh" "$1/root.tar"
+  container=$(b from scratch)
+  b add "$container" "$1/root.tar" /
+  b config --cmd bash "$container"
+  b commit --rm --iidfile "$1/id" "$container" "$(ref base)"
+  save "$(cat "$1/id")" base "$1"
+  rm "$1/root.tar"
+}
+build_pause() { dockerfile pause "$here/pause" "$1"; }
+build_toolbox() { dockerfile toolbox "$here/toolbox" "$1"; }
+
+build_node() {
+  KUBERNETES=$("$tools" --dir kubernetes) ETCD=$("$tools" --dir etcd) CNI=$("$tools" --dir cni)
+  KUBERNETES_VERSION=$(kubernetes_version) PRELOAD="$(path pause) $(path toolbox)"
+  for folder in "$KUBERNETES" "$ETCD" "$CNI"; do
+    [[ -d $folder ]] || { echo "$folder is missing: run e2e/tools/build.sh first"; return 1; }
+  done
+  export KUBERNETES ETCD CNI KUBERNETES_VERSION PRELOAD
+  "$here/node/build.sh" "$1"
+}
+
+# The binary without its debug information, which is most of a debug build.
+put_binary() {
+  [[ -f $binary ]] || { echo "$binary is missing: build it, or name it by GIANTNETES_BIN"; return 1; }
+  install -m 755 "$binary" "$1/giantnetes"
+  strip "$1/giantnetes" 2> /dev/null || true
+  touch -d @0 "$1/giantnetes"
+}
+build_vm() {
+  mkdir "$1/context"
+  put_binary "$1/context"
+  # Linked, not copied: the disk is large, and nothing writes to it.
+  cp -rl "$(result node)" "$1/context/node"
+  dockerfile vm "$1/context" "$1" --build-arg "KUBERNETES_VERSION=$(kubernetes_version)"
+  rm -rf "$1/context"
+}
+build_controller() {
+  mkdir "$1/context"
+  put_binary "$1/context"
+  dockerfile controller "$1/context" "$1"
+  rm -rf "$1/context"
+}
+
+main() {
+  local name
+  case ${1:-} in
+    --path) path "${2:?an image}"; return ;;
+    --ref) ref "${2:?an image}"; return ;;
+    -*) die "there is no option $1" ;;
+  esac
+  for name in buildah mmdebstrap containerd ctr qemu-img mkfs.ext4 modprobe strip; do
+    command -v "$name" > /dev/null || die "$name is not installed; images/README.md lists the packages that are needed"
+  done
+  [[ $EUID -eq 0 ]] || die "making a Debian root needs root"
+  mkdir -p "$cache/images"
+  exec 9> "$cache/images/.lock"
+  flock 9
+  if [[ $# -eq 0 ]]; then set -- "${names[@]}"; fi
+  for name in "$@"; do inputs "$name" > /dev/null; ensure "$name"; done
+}
+
+[[ ${BASH_SOURCE[0]} != "$0" ]] || main "$@"
