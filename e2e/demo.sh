@@ -37,7 +37,7 @@ follow() {
 }
 
 up() {
-  local started=$SECONDS guest
+  local started=$SECONDS
   say 'installing the chart'
   local image
   image=$("$root/images/build.sh" --ref controller)

@@ -22,12 +22,14 @@ const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"na
   "containers": [{"name": "root", "image": "giantnetes/toolbox:1", "imagePullPolicy": "Never",
     "command": ["sleep", "86400"], "securityContext": {"privileged": true}}]}}"#;
 
+type Step = fn(&Lab, &Guest) -> Result<()>;
+
 #[test]
 fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", "{}");
-    let steps: [(&str, fn(&Lab, &Guest) -> Result<()>); 9] = [
+    let steps: [(&str, Step); 9] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready in time", becomes_ready),
         ("a pod runs in it, and exec reaches it", pod_runs),

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{core::v1::Node, rbac::v1::ClusterRoleBinding};
+use k8s_openapi::api::{
+    core::v1::{Node, ServiceAccount},
+    rbac::v1::ClusterRoleBinding,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
@@ -44,8 +47,8 @@ pub enum Error {
     /// Rights inside the guest.
     #[error("set up rights inside the guest")]
     Rights(#[source] ApplyError),
-    /// Nodes.
-    #[error("look at the guest's nodes")]
+    /// Nodes and the like.
+    #[error("look into the guest")]
     Nodes(#[source] CallError),
 }
 
@@ -119,6 +122,13 @@ impl GuestOperator {
         }
         let nodes = plan::count(&nodes);
         let facts = GuestFacts { nodes };
+        // Made by the guest's own controllers within moments; before it no pod is accepted.
+        let accounts = Api::<ServiceAccount>::namespaced(client, "default");
+        let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));
+        if account.await.map_err(Error::Nodes)?.is_none() {
+            let what = "the guest's default service account".into();
+            return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
+        }
         Ok(if nodes.total > 0 && nodes.ready == nodes.total {
             (Report::Ready(facts), Outcome::After(POLL.1))
         } else {

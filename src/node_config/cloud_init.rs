@@ -71,6 +71,8 @@ pub fn render(config: &NodeConfig, instance: &str) -> Result<Seed, serde_saphyr:
         user_data: format!("#cloud-config\n{}", serde_saphyr::to_string(&cloud_config)?),
         meta_data: serde_saphyr::to_string(&json!({
             "instance-id": instance, "local-hostname": config.hostname,
+            // Applied before the network is up, in the first of cloud-init's stages: the others are off in our image.
+            "dsmode": "local",
         }))?,
         network_config: serde_saphyr::to_string(&json!({"version": 2, "ethernets": ethernets}))?,
     })

@@ -58,7 +58,7 @@ fn kubelet(node: &Node) -> Component {
             format!("--node-ip={}", node.address.ip.addr()),
         ],
         started: Started::Exec,
-        after: vec!["containerd.service", "giantnetes-pki.service"],
+        after: vec!["containerd.service", "giantnetes-pki.service", "giantnetes-growfs.service"],
         service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
     }
 }
@@ -133,6 +133,8 @@ clusterDomain: cluster.local
 clusterDNS: [{dns}]
 resolvConf: /etc/resolv.conf
 protectKernelDefaults: true
+# The sandbox image came with the node; where no registry is reached, nothing could bring it back.
+imageGCHighThresholdPercent: 100
 # Nodes of a guest are small: the defaults would keep a tenth of them free.
 evictionHard:
   memory.available: 100Mi

@@ -29,7 +29,7 @@ done
         File::new(
             unit("run-giantnetes-pki.mount"),
             format!(
-                "[Unit]\nDescription=Keys and certificates, from outside\n\n[Mount]\nWhat={PKI_MOUNT_TAG}\nWhere={PKI_SOURCE}\nType=9p\nOptions=trans=virtio,version=9p2000.L,ro,cache=none,nosuid,nodev,noexec\nDirectoryMode=0700\n"
+                "[Unit]\nDescription=Keys and certificates, from outside\n\n[Mount]\nWhat={PKI_MOUNT_TAG}\nWhere={PKI_SOURCE}\nType=9p\nOptions=trans=virtio,version=9p2000.L,ro,cache=none,msize=65536,nosuid,nodev,noexec\nDirectoryMode=0700\n"
             ),
         ),
         File::new(

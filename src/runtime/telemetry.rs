@@ -16,7 +16,8 @@ pub enum LogFormat {
 
 /// Starts logging to standard error. `filter` is as in `RUST_LOG`, such as `info,giantnetes=debug`.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let filter = EnvFilter::builder().parse_lossy(filter);
+    // kube logs every refused connection as an error by itself; whoever made the call says it, with more meaning.
+    let filter = EnvFilter::builder().parse_lossy(format!("{filter},kube_client::client::builder=off"));
     let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Fails only when logging is already on, as in tests: then the first one stays.
     let _ = match format {
