@@ -43,8 +43,22 @@ pub fn load(servers: &HostServers<'_>, archive: &Path) -> Result<bool> {
     // Another archive that gave the same reference is no longer what that reference names.
     loaded.retain(|_, other| !other.images.iter().any(|image| images.contains(image)));
     loaded.insert(archive, Loaded { size, changed, images });
+    forget_replaced(servers, &mut loaded)?;
     write_whole(&list, &serde_json::to_string_pretty(&loaded)?, 0o644)?;
     Ok(true)
+}
+
+/// Removes the images of archives that are gone: a build replaced them, and nobody will ask for these images again.
+fn forget_replaced(servers: &HostServers<'_>, loaded: &mut BTreeMap<PathBuf, Loaded>) -> Result<()> {
+    let gone: Vec<_> = loaded.keys().filter(|archive| !archive.exists()).cloned().collect();
+    let images: Vec<_> = gone.iter().filter_map(|archive| loaded.remove(archive)).flat_map(|old| old.images).collect();
+    let unused: Vec<_> =
+        images.into_iter().filter(|image| !loaded.values().any(|kept| kept.images.contains(image))).collect();
+    if unused.is_empty() {
+        return Ok(());
+    }
+    servers.ctr().args(["images", "remove"]).args(unused).timeout(Duration::from_secs(120)).output()?;
+    Ok(())
 }
 
 fn all_there(servers: &HostServers<'_>, images: &[String]) -> Result<bool> {

@@ -40,7 +40,7 @@ pub mod up;
 pub mod wait;
 
 pub use snapshot::{Snapshot, snapshot};
-pub use wait::wait_for;
+pub use wait::{wait_every, wait_for};
 
 use control_plane::ControlPlane;
 use host::HostServers;

@@ -13,13 +13,21 @@ pub const POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// If the condition does not come true in time.
-pub fn wait_for<T>(limit: Duration, what: &str, mut ready: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn wait_for<T>(limit: Duration, what: &str, ready: impl FnMut() -> Result<T>) -> Result<T> {
+    wait_every(POLL, limit, what, ready)
+}
+
+/// As [`wait_for`], looking every `pause`: for what takes long, since looking takes time from what is waited for.
+///
+/// # Errors
+/// If the condition does not come true in time.
+pub fn wait_every<T>(pause: Duration, limit: Duration, what: &str, mut ready: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         match ready() {
             Ok(value) => return Ok(value),
             Err(reason) if Instant::now() >= deadline => bail!("{what} did not come true within {limit:?}: {reason:#}"),
-            Err(_) => std::thread::sleep(POLL),
+            Err(_) => std::thread::sleep(pause),
         }
     }
 }

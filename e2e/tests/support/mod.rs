@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
-use lab::{Lab, wait_for};
+use lab::{Lab, wait_every, wait_for};
 use serde_json::Value;
 
 pub const SYSTEM: &str = "giantnetes-system";
@@ -44,7 +44,7 @@ pub fn installed() -> Lab {
         .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
         .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
-        .args(["--set", &format!("image.repository={repository},image.tag={tag},log.filter=debug")])
+        .args(["--set", &format!("image.repository={repository},image.tag={tag},log.filter=info\\,giantnetes=debug")])
         .timeout(Duration::from_secs(150))
         .output()
         .expect("helm installs the chart");
@@ -56,6 +56,8 @@ pub struct Guest<'a> {
     pub lab: &'a Lab,
     pub namespace: &'static str,
     pub name: &'static str,
+    /// What [`manager_writes`] said before the Cluster was created.
+    pub writes_before: usize,
     folder: PathBuf,
 }
 
@@ -65,7 +67,7 @@ impl<'a> Guest<'a> {
         let folder = std::env::temp_dir().join(format!("giantnetes-{namespace}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         lab.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).unwrap();
-        let guest = Self { lab, namespace, name, folder };
+        let guest = Self { lab, namespace, name, writes_before: manager_writes(lab).unwrap(), folder };
         lab.apply(&format!(
             "{{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {{name: {name}, namespace: {namespace}}}, spec: {spec}}}"
         ))
@@ -90,7 +92,7 @@ impl<'a> Guest<'a> {
     /// Waits until a condition has a status; tells the Cluster's message if it does not.
     pub fn await_condition(&self, limit: Duration, type_: &str, status: &str) -> Result<()> {
         let mut last = String::new();
-        wait_for(limit, &format!("{}: {type_}={status}", self.name), || {
+        wait_every(Duration::from_secs(1), limit, &format!("{}: {type_}={status}", self.name), || {
             let object = self.object()?;
             let message = format!("{} {}", object["status"]["phase"], object["status"]["message"]);
             if message != last {
@@ -172,6 +174,13 @@ impl Guest<'_> {
             }
         }
     }
+}
+
+/// How many writes of the controller manager the management API has on record.
+pub fn manager_writes(lab: &Lab) -> Result<usize> {
+    let log = std::fs::read_to_string(lab.state().join("logs/audit.log"))?;
+    let manager = format!("\"username\":\"system:serviceaccount:{SYSTEM}:giantnetes\"");
+    Ok(log.lines().filter(|line| line.contains(&manager)).count())
 }
 
 /// Kills the controller manager as nothing but `kill -9` does. Answers its process id.
