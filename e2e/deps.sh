@@ -5,13 +5,13 @@ set -euo pipefail
 
 packages=(
   # The lab: container runtime and network tools
-  containerd runc iproute2 iptables nftables conntrack ipset ethtool kmod util-linux procps
+  containerd runc iproute2 iptables nftables conntrack ipset ethtool kmod util-linux mount procps
   # Images: building root file systems and container images
-  mmdebstrap buildah qemu-utils e2fsprogs gcc libc6-dev busybox-static
+  mmdebstrap buildah qemu-utils e2fsprogs binutils python3 gcc libc6-dev busybox-static
   # The accelerator's probe, which runs on the machine itself
   qemu-system-x86
   # The tests
-  make git curl ca-certificates
+  make git curl ca-certificates coreutils
 )
 
 die() { echo "deps: $*" >&2; exit 1; }

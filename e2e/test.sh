@@ -2,8 +2,8 @@
 # All tests, or a part of them: TEST=fast (no virtual machines), TEST=ci (fast ones and one slow group in rotation).
 #
 # Slow groups, each a test binary of e2e/tests or a variant of one:
-#   guest       one guest's whole life, and the accelerator's probe
-#   lab-full    the lab, crashed after every one of its steps
+#   guest            one guest's whole life, and the accelerator's probe
+#   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
 # The lab's own tests raise and remove labs, so they run before the one that the others share; they are left out, with a
 # word, while somebody else's lab is running.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
-groups=(guest lab-full)
+groups=(guest lab-0 lab-1 lab-2 lab-3)
 
 step() {
   local began=$SECONDS
@@ -20,8 +20,6 @@ step() {
   "$@" || { echo "=== FAILED after $((SECONDS - began)) s: $*"; exit 1; }
   echo "=== ok in $((SECONDS - began)) s: $*"
 }
-group() { [[ $part == all || $chosen == "$1" ]]; }
-
 chosen=none
 if [[ $part == ci ]]; then
   # Each commit takes the next group.
@@ -36,15 +34,19 @@ step make --no-print-directory images
 if "$target/debug/lab" status >/dev/null 2>&1; then
   echo '=== SKIPPED: the tests of the lab itself, because a lab is running; the others use it'
 else
-  if group lab-full; then export GIANTNETES_TEST=full; fi
+  # What a crash, or a machine that was stopped, left of a lab.
+  step "$target/debug/lab" down
+  case $part/$chosen in
+    all/*) export LAB_CRASHES=all ;;
+    ci/lab-*) export LAB_CRASHES=${chosen#lab-}/4 ;;
+  esac
   step cargo test -p giantnetes-e2e --test lab -- --nocapture --test-threads=1
-  if [[ $part != fast ]]; then trap '"$target/debug/lab" down' EXIT; fi
 fi
 
-if [[ $part != fast ]]; then
+if [[ $part == all || $chosen == guest ]]; then
+  "$target/debug/lab" status >/dev/null 2>&1 || trap '"$target/debug/lab" down' EXIT
   step make --no-print-directory lab-up
   step cargo test -p giantnetes-e2e --test accelerator -- --nocapture --test-threads=1
-  # The main job runs in every CI run: it is what all else is for.
   step cargo test -p giantnetes-e2e --test guest -- --nocapture --test-threads=1
 fi
 echo "=== all ok in $((SECONDS - started)) s"

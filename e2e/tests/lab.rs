@@ -1,7 +1,8 @@
 //! The lab itself: it comes up whatever happened before, and goes without leaving anything.
 //!
-//! These tests set up and remove the machine's one lab again and again, so none may be running. `GIANTNETES_TEST=full`
-//! crashes `lab up` after each of its steps; otherwise three of them stand for all.
+//! These tests set up and remove the machine's one lab again and again, so none may be running. `LAB_CRASHES=all` crashes
+//! `lab up` after each of its steps, `LAB_CRASHES=1/4` after those of them that leave 1 when divided by 4; without it three
+//! of them stand for all.
 
 // Helpers of tests may fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -151,11 +152,16 @@ fn after_a_crash_at_any_step_up_goes_on_and_down_cleans_up() {
     machine.up();
     let steps = std::fs::read_to_string(Path::new(STATE).join("steps")).unwrap().lines().count();
     machine.down();
-    let chosen: Vec<usize> = if std::env::var("GIANTNETES_TEST").is_ok_and(|value| value == "full") {
-        (1..=steps).collect()
-    } else {
-        vec![steps / 4, steps * 5 / 9, steps * 6 / 7]
+    let chosen = match std::env::var("LAB_CRASHES").as_deref() {
+        Err(_) => vec![steps / 4, steps * 5 / 9, steps * 6 / 7],
+        Ok("all") => (1..=steps).collect(),
+        Ok(part) => {
+            let (rest, parts) = part.split_once('/').expect("LAB_CRASHES is `all` or like `1/4`");
+            let (rest, parts): (usize, usize) = (rest.parse().unwrap(), parts.parse().unwrap());
+            (1..=steps).filter(|step| step % parts == rest).collect()
+        }
     };
+    assert!(!chosen.is_empty());
     for step in chosen {
         eprintln!("crash after step {step} of {steps}, then down");
         crash_after(step);
