@@ -31,6 +31,10 @@ use crate::{
     settings::Settings,
 };
 
+/// Seconds after which the server ends a watch, and it begins anew. The client's read time-out is a little longer, so a
+/// server that has gone silent is noticed.
+const WATCH_SECONDS: u32 = 60;
+
 /// One watch per kind; of most kinds the metadata is enough.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "each field is the store of the kind that its type names")]
@@ -85,8 +89,8 @@ impl Wake {
 impl Cache {
     /// Starts all watches.
     pub fn start(client: &Client, wake: &Wake, readiness: &Readiness, stop: &CancellationToken) -> Self {
-        let everything = watcher::Config::default;
-        let ours = || watcher::Config::default().labels(names::CLUSTER_LABEL);
+        let everything = || watcher::Config::default().timeout(WATCH_SECONDS);
+        let ours = || everything().labels(names::CLUSTER_LABEL);
         let clusters = {
             let wake = wake.clone();
             let events = watcher::watcher(Api::<Cluster>::all(client.clone()), everything());
@@ -96,7 +100,8 @@ impl Cache {
             let wake = wake.clone();
             let events = watcher::watcher(Api::<NetworkClaim>::all(client.clone()), everything());
             watch("networkclaims", events, readiness, stop.clone(), move |claim: &NetworkClaim| {
-                wake.labelled(&claim.metadata);
+                let holder = &claim.spec.cluster_ref;
+                wake.cluster(&ClusterKey { namespace: holder.namespace.clone(), name: holder.name.clone() });
             })
         };
         let services = {
@@ -134,7 +139,7 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     let api = Api::<PartialObjectMeta<K>>::all(client.clone());
-    let events = watcher::watcher(api, watcher::Config::default().labels(names::CLUSTER_LABEL));
+    let events = watcher::watcher(api, watcher::Config::default().timeout(WATCH_SECONDS).labels(names::CLUSTER_LABEL));
     let wake = wake.clone();
     watch(name, events, readiness, stop.clone(), move |object: &PartialObjectMeta<K>| wake.labelled(&object.metadata))
 }
@@ -185,10 +190,12 @@ impl Context {
         Some(Target { cluster, identity, valid })
     }
 
-    /// The guest's namespace, if it is there and ours and not going.
+    /// The guest's namespace, if it is there, ours, not going, and the very one that is pinned.
     pub fn namespace(&self, identity: &Identity) -> Option<Arc<PartialObjectMeta<Namespace>>> {
         let found = cache::get(&self.cache.namespaces, None, &identity.namespace)?;
-        let usable = identity.owner().owns(&found.metadata) && found.metadata.deletion_timestamp.is_none();
+        let meta = &found.metadata;
+        let pinned = identity.namespace_uid.is_some() && identity.namespace_uid == meta.uid;
+        let usable = pinned && identity.owner().owns(meta) && meta.deletion_timestamp.is_none();
         usable.then_some(found)
     }
 

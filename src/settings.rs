@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::valid::parse_bytes;
+
 /// Settings of the controller manager. Unknown fields are refused: a typo must not silently mean the default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -71,6 +73,9 @@ pub enum SettingsError {
     /// The ratio is out of bounds.
     #[error("kvm.cpuRequestRatio {0} must be between 0 and 1")]
     CpuRequestRatio(f64),
+    /// The overhead is no size.
+    #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
+    MemoryOverhead(String),
 }
 
 impl Settings {
@@ -92,6 +97,9 @@ impl Settings {
         }
         if !(0.0..=1.0).contains(&self.kvm.cpu_request_ratio) {
             return Err(SettingsError::CpuRequestRatio(self.kvm.cpu_request_ratio));
+        }
+        if parse_bytes(&self.kvm.memory_overhead.0).is_none() {
+            return Err(SettingsError::MemoryOverhead(self.kvm.memory_overhead.0));
         }
         Ok(self)
     }
@@ -120,5 +128,7 @@ mod tests {
         let ratio =
             parse("{kubernetes: {defaultVersion: v1, images: {v1: a}}, kvm: {cpuRequestRatio: 2}}").unwrap_err();
         assert!(ratio.contains("cpuRequestRatio"), "{ratio}");
+        let size = "{kubernetes: {defaultVersion: v1, images: {v1: a}}, kvm: {memoryOverhead: 1.5Gi}}";
+        assert!(parse(size).unwrap_err().contains("memoryOverhead"));
     }
 }

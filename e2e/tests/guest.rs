@@ -29,11 +29,12 @@ fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", "{}");
-    let steps: [(&str, Step); 9] = [
+    let steps: [(&str, Step); 10] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready in time", becomes_ready),
         ("a pod runs in it, and exec reaches it", pod_runs),
         ("nothing is written when nothing changes", rests),
+        ("a restart of the manager changes no status", restarts_quietly),
         ("the VM pod has no more rights than designed", is_unprivileged),
         ("the guest reaches neither the pod's loopback nor its addresses", is_held_in_place),
         ("no secret is in user data, pod, status, events or logs", shows_no_secret),
@@ -61,6 +62,13 @@ fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
     let home = guest.home()?;
     wait_for(MINUTE, "the VM pod", || lab.kubectl(&["-n", &home, "get", "pod", "master-0"]))?;
     ensure!(fingerprints(lab, guest)? == roots, "a root was made anew");
+    // The fingerprints begin after the first kills; the record of writes begins before them.
+    let log = std::fs::read_to_string(lab.state().join("logs/audit.log"))?;
+    let made = log.lines().filter(|line| {
+        let parts = ["\"verb\":\"create\"", &format!("\"namespace\":\"{home}\""), "\"name\":\"ca-", "\"code\":201"];
+        parts.iter().all(|part| line.contains(part))
+    });
+    ensure!(made.count() == 5, "a root was made twice");
     ensure!(list(lab, &["networkclaims"])?.len() == 1, "there is more than one claim");
     ensure!(list(lab, &["-n", &home, "pods"])?.len() == 1, "there is more than one VM pod");
     Ok(())
@@ -114,6 +122,26 @@ fn rests(lab: &Lab, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// What is known after a start is less than what the status says: it must not fall back and come again.
+fn restarts_quietly(lab: &Lab, guest: &Guest) -> Result<()> {
+    let version = || -> Result<Value> { Ok(guest.object()?["metadata"]["resourceVersion"].clone()) };
+    let (before, writes) = (version()?, support::manager_writes(lab)?);
+    let killed = kill_manager(lab)?;
+    let ready = || -> Result<()> {
+        ensure!(processes("giantnetes\0run\0")?.iter().any(|process| *process != killed), "not started");
+        let state = ["-n", SYSTEM, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[0].ready}"];
+        ensure!(lab.kubectl(&state)? == "true", "not ready");
+        Ok(())
+    };
+    wait_for(MINUTE * 2, "the manager to be back", ready)?;
+    // Longer than its first look at everything takes, the guest's API included.
+    std::thread::sleep(Duration::from_secs(5));
+    ensure!(version()? == before, "the Cluster was written: {}", guest.object()?["status"]);
+    let after = support::manager_writes(lab)?;
+    ensure!(after == writes, "{} writes after a restart", after - writes);
+    Ok(())
+}
+
 fn is_unprivileged(lab: &Lab, guest: &Guest) -> Result<()> {
     let pod: Value =
         serde_json::from_str(&lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "json"])?)?;
@@ -154,6 +182,8 @@ fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
     // What must work, or the rest would prove nothing: the same tool, to the API through the gateway.
     ensure!(reach("172.26.0.1", 6443), "the gateway's API port is closed");
     ensure!(reach("172.26.0.10", 6443), "the node does not reach itself");
+    // And by the way out, which the pod's addresses are tried over: a Service of the management cluster.
+    ensure!(reach("10.233.0.1", 443), "the way out is closed");
     for (address, port) in [
         ("10.0.2.2", 8080),
         ("10.0.2.2", 6443),
@@ -169,6 +199,19 @@ fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
         ensure!(!reach(&pod_address, port), "{pod_address}:{port} is open to the guest over the bridge");
     }
     guest.kubectl(&["exec", "root", "--", "ip", "route", "del", &pod_address])?;
+    // Packets for other pods' VXLAN ports do not leave; the same tool to another port does.
+    for (port, open) in [(8473_u16, true), (8472, false)] {
+        let listener = std::net::UdpSocket::bind(("10.231.0.1", port))?;
+        listener.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let send = format!("for i in 1 2 3; do echo hello | nc -u -w 1 10.231.0.1 {port}; done");
+        guest.kubectl(&["exec", "root", "--", "sh", "-c", &send]).ok();
+        let came = listener.recv(&mut [0; 16]).is_ok();
+        ensure!(
+            came == open,
+            "a packet for UDP port {port} {} the management network",
+            if came { "reached" } else { "did not reach" }
+        );
+    }
     // Another's address: the bridge lets only the node's own through.
     guest.kubectl(&["exec", "root", "--", "ip", "address", "add", "172.26.0.77/32", "dev", "lo"])?;
     let spoofed =
@@ -295,4 +338,47 @@ fn host_links() -> Result<Vec<String>> {
     let text = Run::line("ip -netns g8s-host1 -o link show").output()?;
     let names = text.lines().filter_map(|line| line.split(": ").nth(1)).map(str::to_owned);
     Ok(names.filter(|name| !name.starts_with("veth")).collect())
+}
+
+/// The namespace holds the roots: without it the guest is lost, and must not be replaced by another in its name.
+#[test]
+fn a_deleted_namespace_is_not_replaced() {
+    let lab = installed();
+    // A volume that no class provides keeps the VM pod from being scheduled: this test needs none.
+    let spec = "{etcd: {storage: {className: none}}}";
+    let guest = Guest::create(&lab, "e2e-namespace", "beta", spec);
+    guest.await_condition(MINUTE, "PKIReady", "True").unwrap();
+    let home = guest.home().unwrap();
+    lab.kubectl_within(MINUTE, &["delete", "namespace", &home]).unwrap();
+    guest.await_condition(MINUTE, "Degraded", "True").unwrap();
+    let status = guest.object().unwrap()["status"].clone();
+    assert!(status["message"].as_str().unwrap().contains(&format!("namespace {home} was deleted")), "{status}");
+    let there = lab.kubectl(&["get", "namespace", &home, "--ignore-not-found", "-o", "name"]).unwrap();
+    assert_eq!(there, "", "it was made anew");
+    let took = guest.delete(MINUTE).unwrap();
+    println!("    gone after {took:.1?}");
+    assert!(list(&lab, &["networkclaims"]).unwrap().is_empty());
+}
+
+/// What the API server itself refuses, by name of the field.
+#[test]
+fn changes_that_would_need_a_roll_are_refused() {
+    let lab = installed();
+    let guest = Guest::create(&lab, "e2e-admission", "gamma", "{etcd: {storage: {className: none}}}");
+    for (change, word) in [
+        (r#"{"kubernetes":{"podCIDR":"10.1.0.0/16"}}"#, "kubernetes.podCIDR is immutable"),
+        (r#"{"kubernetes":{"serviceCIDR":"10.2.0.0/16"}}"#, "kubernetes.serviceCIDR is immutable"),
+        (r#"{"kubernetes":{"version":"v1.36.3"}}"#, "kubernetes.version is immutable"),
+        (r#"{"network":{"overlay":{"cidr":"172.27.0.0/20"}}}"#, "network.overlay.cidr is immutable"),
+        (r#"{"network":{"overlay":{"vni":1234}}}"#, "network.overlay.vni is immutable"),
+        (r#"{"controlPlane":{"machine":{"cpus":3}}}"#, "controlPlane is immutable"),
+        (r#"{"provider":{"kvm":{"accelerator":"TCG"}}}"#, "provider is immutable"),
+        (r#"{"etcd":{"storage":{"size":"9Gi"}}}"#, "etcd is immutable"),
+        (r#"{"controlPlane":{"machine":{"cpus":0}}}"#, "spec.controlPlane.machine.cpus"),
+    ] {
+        let patch = format!("{{\"spec\":{change}}}");
+        let args = ["-n", guest.namespace, "patch", "clusters.giantnetes.io", guest.name, "--type=merge", "-p", &patch];
+        let error = lab.kubectl(&args).expect_err(change).to_string();
+        assert!(error.contains(word), "{change}: {error}");
+    }
 }

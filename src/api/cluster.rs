@@ -1,6 +1,6 @@
 //! `Cluster`: the one object that a user writes. `spec: {}` is a whole working cluster.
 //!
-//! Every description says what changing the field does: `immutable`, `in place` or `rolls the control plane`.
+//! Every description says what changing the field does. What will roll nodes one day is immutable until it does.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
@@ -38,6 +38,11 @@ use super::Condition;
 #[x_kube(validation = Rule::new("(has(self.kubernetes) && has(self.kubernetes.serviceCIDR) ? self.kubernetes.serviceCIDR : '10.96.0.0/16') == (has(oldSelf.kubernetes) && has(oldSelf.kubernetes.serviceCIDR) ? oldSelf.kubernetes.serviceCIDR : '10.96.0.0/16')").message("kubernetes.serviceCIDR is immutable"))]
 #[x_kube(validation = Rule::new("(has(self.network) && has(self.network.overlay) && has(self.network.overlay.cidr) ? self.network.overlay.cidr : '172.26.0.0/20') == (has(oldSelf.network) && has(oldSelf.network.overlay) && has(oldSelf.network.overlay.cidr) ? oldSelf.network.overlay.cidr : '172.26.0.0/20')").message("network.overlay.cidr is immutable"))]
 #[x_kube(validation = Rule::new("(has(self.network) && has(self.network.overlay) && has(self.network.overlay.vni) ? self.network.overlay.vni : 0) == (has(oldSelf.network) && has(oldSelf.network.overlay) && has(oldSelf.network.overlay.vni) ? oldSelf.network.overlay.vni : 0)").message("network.overlay.vni is immutable"))]
+// What will roll nodes one day must not change before it does: it would take effect unannounced, when a pod is lost.
+#[x_kube(validation = Rule::new("(has(self.kubernetes) && has(self.kubernetes.version) ? [self.kubernetes.version] : []) == (has(oldSelf.kubernetes) && has(oldSelf.kubernetes.version) ? [oldSelf.kubernetes.version] : [])").message("kubernetes.version is immutable"))]
+#[x_kube(validation = Rule::new("(has(self.provider) ? [self.provider] : []) == (has(oldSelf.provider) ? [oldSelf.provider] : [])").message("provider is immutable"))]
+#[x_kube(validation = Rule::new("(has(self.controlPlane) ? [self.controlPlane] : []) == (has(oldSelf.controlPlane) ? [oldSelf.controlPlane] : [])").message("controlPlane is immutable"))]
+#[x_kube(validation = Rule::new("(has(self.etcd) ? [self.etcd] : []) == (has(oldSelf.etcd) ? [oldSelf.etcd] : [])").message("etcd is immutable"))]
 pub struct ClusterSpec {
     /// Kubernetes itself.
     #[serde(default)]
@@ -60,7 +65,7 @@ pub struct ClusterSpec {
 #[derive(schemars::JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct KubernetesSpec {
-    /// Version, such as `v1.36.3`; one of the operator's image catalogue. Default: the catalogue's default at creation. Rolls the control plane.
+    /// Version, such as `v1.36.3`; one of the operator's image catalogue. Default: the catalogue's default at creation. Immutable.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^v[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$"), length(max = 16))]
     pub version: Option<String>,
@@ -87,7 +92,7 @@ pub struct ProviderSpec {
 #[derive(schemars::JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct KvmSpec {
-    /// How guest instructions are run. `Auto` (default) uses KVM where a probe guest started on it and TCG, QEMU's translator, elsewhere. Rolls the control plane.
+    /// How guest instructions are run. `Auto` (default) uses KVM where a probe guest started on it and TCG, QEMU's translator, elsewhere. Immutable.
     pub accelerator: Accelerator,
 }
 
@@ -107,7 +112,7 @@ pub enum Accelerator {
 #[derive(schemars::JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ControlPlaneSpec {
-    /// Size of each control-plane machine. Rolls the control plane.
+    /// Size of each control-plane machine. Immutable.
     pub machine: MachineSpec,
 }
 
@@ -139,10 +144,10 @@ pub struct EtcdSpec {
 #[derive(schemars::JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct StorageSpec {
-    /// Size, such as `8Gi`. Default: 8Gi; at least 1Gi. Read when the volume is made.
+    /// Size, such as `8Gi`. Default: 8Gi; at least 1Gi. Immutable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
-    /// StorageClass in the management cluster. Default: its default class. Read when the volume is made.
+    /// StorageClass in the management cluster. Default: its default class. Immutable.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,
@@ -180,6 +185,12 @@ pub struct ClusterStatus {
     /// Short id of the guest; its objects live in namespace `g8s-<id>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// UID of the guest's namespace. Pinned: were that namespace deleted, a new one would not hold the guest's roots.
+    #[serde(default, rename = "namespaceUID", skip_serializing_if = "Option::is_none")]
+    pub namespace_uid: Option<String>,
+    /// Image of the guest's VM pods. Pinned, as the version is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Provider of the nodes: `kvm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,

@@ -39,6 +39,9 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let mut config = Config::infer().await?;
     // The client would repeat a refused call up to fifteen times and sleep in between; our queues do that better.
     config.default_retry = false;
+    // Beyond the length of a watch: a list or a watch that hears nothing for so long is dead.
+    config.read_timeout = Some(Duration::from_secs(75));
+    config.reset_reader_on_write = true;
     let client = Client::try_from(config)?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();

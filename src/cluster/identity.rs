@@ -43,19 +43,22 @@ pub struct Identity {
     pub id: String,
     /// The guest's namespace, `g8s-<id>`.
     pub namespace: String,
+    /// UID of that namespace, once it is pinned: another one of the same name never held this guest's roots.
+    pub namespace_uid: Option<String>,
 }
 
 impl Identity {
     /// The identity of a Cluster object.
     pub fn of(cluster: &Cluster) -> Self {
-        Self::new(ClusterKey::of(cluster), cluster.meta().uid.clone().unwrap_or_default())
+        let identity = Self::new(ClusterKey::of(cluster), cluster.meta().uid.clone().unwrap_or_default());
+        Self { namespace_uid: cluster.status.as_ref().and_then(|status| status.namespace_uid.clone()), ..identity }
     }
 
     /// The identity of the Cluster with this key and UID.
     pub fn new(key: ClusterKey, uid: String) -> Self {
         let id = short_id(&uid);
         let namespace = names::guest_namespace(&id);
-        Self { key, uid, id, namespace }
+        Self { key, uid, id, namespace, namespace_uid: None }
     }
 
     /// The owner annotation of the guest's objects.

@@ -55,6 +55,8 @@ pub struct Observed<'a> {
     pub reports: &'a ClusterReports,
     /// If the Cluster is being deleted: what is left.
     pub deleting: Option<Vec<&'static str>>,
+    /// UID of the guest's namespace, if it is there.
+    pub namespace_uid: Option<String>,
     /// What failed in this reconciler itself.
     pub failure: Option<(Reason, String)>,
 }
@@ -69,6 +71,8 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
     ClusterStatus {
         observed_generation: Some(*generation),
         id: Some(identity.id.clone()),
+        namespace_uid: old.namespace_uid.clone().or_else(|| observed.namespace_uid.clone()),
+        image: valid.as_ref().ok().map(|valid| valid.version.image.clone()).or_else(|| old.image.clone()),
         provider: Some("kvm".into()),
         // Pinned at the first look; a version that is no longer valid stays what the guest runs.
         version: valid.as_ref().ok().map(|valid| valid.version.name.clone()).or_else(|| old.version.clone()),
@@ -148,7 +152,7 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
         None => (Status::Unknown, Reason::Waiting, "not looked at yet".into()),
         Some(Report::Ready(_)) => (Status::True, Reason::AsExpected, String::new()),
         Some(Report::Waiting { what, .. }) => (Status::False, Reason::Waiting, format!("waits for {what}")),
-        Some(Report::Failed { reason, message }) => (Status::False, *reason, message.clone()),
+        Some(Report::Failed { reason, message, .. }) => (Status::False, *reason, message.clone()),
         Some(Report::Gone) => (Status::False, Reason::Deleting, "gone".into()),
     }
 }
@@ -204,6 +208,7 @@ mod tests {
             valid: &Ok(checked),
             reports,
             deleting,
+            namespace_uid: None,
             failure: None,
         };
         status(&observed, Timestamp::UNIX_EPOCH)
@@ -240,7 +245,7 @@ mod tests {
     #[test]
     fn a_failure_is_degraded_and_names_its_cause() {
         let mut reports = good();
-        reports.pki = Some(Report::Failed { reason: Reason::CALost, message: "ca-kubernetes-1 is missing".into() });
+        reports.pki = Some(Report::failed(Reason::CALost, "ca-kubernetes-1 is missing", None));
         let status = status_of(&reports, None);
         let degraded = condition(&status, "Degraded");
         assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "CALost"));

@@ -20,12 +20,18 @@ use crate::{
 /// How often a Cluster that is being deleted is looked at, beside every change of it.
 const DELETION_POLL: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// How often a guest whose namespace was deleted is looked at.
+const LOST_POLL: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The namespace.
     #[error("make the guest's namespace")]
     Namespace(#[source] ApplyError),
+    /// A look at the namespace.
+    #[error("look at the guest's namespace")]
+    Look(#[source] CallError),
     /// The finalizer.
     #[error("protect the Cluster with a finalizer")]
     Finalizer(#[source] CallError),
@@ -67,7 +73,10 @@ impl ClusterOperator {
         }
         let mut failure = None;
         let mut result = Ok(Outcome::AwaitChange);
-        if target.valid.is_ok() {
+        if let Some(lost) = self.lost_namespace(&target.identity).await.map_err(Error::Look)? {
+            failure = Some((Reason::CALost, lost));
+            result = Ok(Outcome::After(LOST_POLL));
+        } else if target.valid.is_ok() {
             match self.ensure_namespace(&target.identity).await {
                 Ok(Applied::Terminating) => result = Ok(Outcome::After(DELETION_POLL)),
                 Ok(_) => {}
@@ -81,8 +90,34 @@ impl ClusterOperator {
                 }
             }
         }
+        let is_known = target.cluster.status.is_some() && failure.is_none() && target.valid.is_ok();
+        if is_known
+            && target.identity.namespace_uid.is_some()
+            && !self.context.reports.of(&target.identity).are_complete()
+        {
+            // After a start: what the others will say wakes us, and until then the status that is there says more.
+            return result;
+        }
         self.write_status(key, target, None, failure).await?;
         result
+    }
+
+    /// Says so if the pinned namespace is no more. It is not made anew: with it went the roots that the guest lives on.
+    async fn lost_namespace(&self, identity: &Identity) -> Result<Option<String>, CallError> {
+        let Some(pinned) = &identity.namespace_uid else { return Ok(None) };
+        let cached = cache::get(&self.context.cache.namespaces, None, &identity.namespace);
+        if cached.is_some_and(|namespace| namespace.metadata.uid.as_ref() == Some(pinned)) {
+            return Ok(None);
+        }
+        let object = format!("Namespace {}", identity.namespace);
+        let live = call("get", object, self.namespaces().get_metadata_opt(&identity.namespace)).await?;
+        if live.is_some_and(|namespace| namespace.metadata.uid.as_ref() == Some(pinned)) {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "namespace {} was deleted, and with it the guest's roots and etcd's volume; delete the Cluster, they are never made anew",
+            identity.namespace
+        )))
     }
 
     async fn ensure_namespace(&self, identity: &Identity) -> Result<Applied, ApplyError> {
@@ -97,7 +132,7 @@ impl ClusterOperator {
         if !target.cluster.finalizers().iter().any(|name| name == names::CLUSTER_FINALIZER) {
             return Ok(Outcome::AwaitChange);
         }
-        let reports = self.context.reports.of(key);
+        let reports = self.context.reports.of(&target.identity);
         let pods_are_gone = reports.kvm.as_ref().is_some_and(super::Report::is_gone);
         let namespace_is_gone = self.delete_namespace(&target.identity, pods_are_gone).await.map_err(Error::Delete)?;
         let left = plan::left_over(&reports, namespace_is_gone);
@@ -119,7 +154,11 @@ impl ClusterOperator {
         let Some(live) = call("get", object, api.get_metadata_opt(&identity.namespace)).await? else {
             return Ok(true);
         };
-        if !identity.owner().owns(&live.metadata) {
+        // One that lost its annotation, but has our label, is ours still: leaving it behind would leave keys behind.
+        let labels = live.metadata.labels.as_ref();
+        let labelled = labels.and_then(|labels| labels.get(names::CLUSTER_LABEL)) == Some(&identity.id);
+        let named = live.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(names::OWNER_UID_ANNOTATION));
+        if !identity.owner().owns(&live.metadata) && (named || !labelled) {
             return Ok(true);
         }
         if may_go && live.metadata.deletion_timestamp.is_none() {
@@ -142,8 +181,11 @@ impl ClusterOperator {
             generation: target.cluster.meta().generation.unwrap_or_default(),
             old,
             valid: &target.valid,
-            reports: &self.context.reports.of(key),
+            reports: &self.context.reports.of(&target.identity),
             deleting,
+            namespace_uid: cache::get(&self.context.cache.namespaces, None, &target.identity.namespace)
+                .filter(|namespace| target.identity.owner().owns(&namespace.metadata))
+                .and_then(|namespace| namespace.metadata.uid.clone()),
             failure,
         };
         let new = plan::status(&observed, Timestamp::now());

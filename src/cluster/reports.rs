@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::ClusterKey;
+use super::{ClusterKey, Identity};
 use crate::{
     api::{NodeCounts, Reason},
     guest::GuestFacts,
@@ -32,6 +32,8 @@ pub enum Report<T> {
         reason: Reason,
         /// What failed on which object, and what to do.
         message: String,
+        /// What was known before.
+        facts: Option<T>,
     },
     /// The Cluster is being deleted, and this operator has nothing left of it.
     Gone,
@@ -43,12 +45,20 @@ impl<T> Report<T> {
         Self::Waiting { what: what.into(), facts: None }
     }
 
+    /// It cannot go on; what was known stays known, so that one failed call does not stop the others.
+    pub fn failed(reason: Reason, message: impl Into<String>, before: Option<&Self>) -> Self
+    where
+        T: Clone,
+    {
+        Self::Failed { reason, message: message.into(), facts: before.and_then(Self::facts).cloned() }
+    }
+
     /// What is known.
     pub fn facts(&self) -> Option<&T> {
         match self {
             Self::Ready(facts) => Some(facts),
-            Self::Waiting { facts, .. } => facts.as_ref(),
-            Self::Failed { .. } | Self::Gone => None,
+            Self::Waiting { facts, .. } | Self::Failed { facts, .. } => facts.as_ref(),
+            Self::Gone => None,
         }
     }
 
@@ -72,6 +82,11 @@ pub struct ClusterReports {
 }
 
 impl ClusterReports {
+    /// Whether every operator has said something: until then a status made of it would say less than is known.
+    pub fn are_complete(&self) -> bool {
+        self.network.is_some() && self.pki.is_some() && self.kvm.is_some() && self.guest.is_some()
+    }
+
     /// Nodes that the guest's API lists.
     pub fn nodes(&self) -> Option<NodeCounts> {
         self.guest.as_ref().and_then(Report::facts).map(|facts| facts.nodes)
@@ -83,7 +98,8 @@ type Wake = Box<dyn Fn(&ClusterKey) + Send + Sync>;
 /// All reports. Clones share them.
 #[derive(Clone)]
 pub struct Reports {
-    all: Arc<Mutex<HashMap<ClusterKey, ClusterReports>>>,
+    /// With the UID of the Cluster that they are about: a namesake inherits nothing.
+    all: Arc<Mutex<HashMap<ClusterKey, (String, ClusterReports)>>>,
     wake: Arc<Wake>,
 }
 
@@ -99,31 +115,53 @@ impl Reports {
         Self { all: Arc::default(), wake: Arc::new(Box::new(wake)) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ClusterKey, ClusterReports>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClusterKey, (String, ClusterReports)>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was said about a Cluster.
-    pub fn of(&self, key: &ClusterKey) -> ClusterReports {
-        self.lock().get(key).cloned().unwrap_or_default()
+    pub fn of(&self, cluster: &Identity) -> ClusterReports {
+        let all = self.lock();
+        let found = all.get(&cluster.key).filter(|(uid, _)| *uid == cluster.uid);
+        found.map(|(_, reports)| reports.clone()).unwrap_or_default()
     }
 
     /// Says something about a Cluster; whoever reads reports is woken if it is new.
-    pub fn update(&self, key: &ClusterKey, change: impl FnOnce(&mut ClusterReports)) {
+    pub fn update(&self, cluster: &Identity, change: impl FnOnce(&mut ClusterReports)) {
         let is_new = {
             let mut all = self.lock();
-            let reports = all.entry(key.clone()).or_default();
+            let (uid, reports) = all.entry(cluster.key.clone()).or_default();
+            if *uid != cluster.uid {
+                (*uid, *reports) = (cluster.uid.clone(), ClusterReports::default());
+            }
             let before = reports.clone();
             change(reports);
             before != *reports
         };
         if is_new {
-            (self.wake)(key);
+            (self.wake)(&cluster.key);
         }
     }
 
     /// Forgets a Cluster that is gone.
     pub fn forget(&self, key: &ClusterKey) {
         self.lock().remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namesake_inherits_no_report() {
+        let reports = Reports::new(|_| {});
+        let key = ClusterKey { namespace: "a".into(), name: "b".into() };
+        let (old, new) = (Identity::new(key.clone(), "1".into()), Identity::new(key, "2".into()));
+        reports.update(&old, |reports| reports.kvm = Some(Report::Gone));
+        assert!(reports.of(&old).kvm.is_some());
+        assert_eq!(reports.of(&new), ClusterReports::default());
+        reports.update(&new, |reports| reports.pki = Some(Report::Gone));
+        assert!(reports.of(&new).kvm.is_none() && reports.of(&old).kvm.is_none());
     }
 }

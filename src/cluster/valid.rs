@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::{
-    api::{Accelerator, Cluster, MachineSpec},
+    api::{Accelerator, Cluster, ClusterStatus, MachineSpec},
     cluster::Identity,
     settings::Settings,
 };
@@ -91,7 +91,7 @@ pub struct Valid {
     pub version: Version,
     /// Address ranges.
     pub ranges: Ranges,
-    /// The VNI that the user asked for.
+    /// The VNI that the user asked for, or that the guest has.
     pub requested_vni: Option<u32>,
     /// Control-plane machines.
     pub control_plane: Machine,
@@ -109,13 +109,13 @@ impl Valid {
     pub fn new(cluster: &Cluster, settings: &Settings) -> Result<Self, Vec<Violation>> {
         let spec = &cluster.spec;
         let mut check = Check::default();
-        let pinned = cluster.status.as_ref().and_then(|status| status.version.as_ref());
-        let version = check.version(spec.kubernetes.version.as_ref().or(pinned), settings);
+        let pinned = cluster.status.clone().unwrap_or_default();
+        let version = check.version(spec.kubernetes.version.as_ref(), &pinned, settings);
         let ranges = check.ranges(cluster);
         let control_plane = check.machine(&spec.control_plane.machine);
         let etcd_bytes =
             check.bytes("spec.etcd.storage.size", spec.etcd.storage.size.as_ref(), 8 * GIB, GIB..=1024 * GIB);
-        let requested_vni = check.vni(spec.network.overlay.vni);
+        let requested_vni = check.vni(spec.network.overlay.vni.or(pinned.vni));
         if check.violations.is_empty() {
             Ok(Self {
                 identity: Identity::of(cluster),
@@ -143,9 +143,15 @@ impl Check {
         self.violations.push(Violation { field, problem: problem.into() });
     }
 
-    fn version(&mut self, wanted: Option<&String>, settings: &Settings) -> Version {
+    /// A pinned version keeps its image, even one that the catalogue has dropped: its guest must be cared for.
+    fn version(&mut self, wanted: Option<&String>, pinned: &ClusterStatus, settings: &Settings) -> Version {
         let catalogue = &settings.kubernetes;
-        let name = wanted.unwrap_or(&catalogue.default_version).clone();
+        let name = wanted.or(pinned.version.as_ref()).unwrap_or(&catalogue.default_version).clone();
+        if let (Some(version), Some(image)) = (&pinned.version, &pinned.image)
+            && *version == name
+        {
+            return Version { name, image: image.clone() };
+        }
         let image = catalogue.images.get(&name).cloned().unwrap_or_else(|| {
             let known: Vec<_> = catalogue.images.keys().map(String::as_str).collect();
             self.fail("spec.kubernetes.version", format!("{name} is not supported; there are {}", known.join(", ")));
@@ -334,12 +340,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_version_wins_over_a_newer_default() {
+    fn a_pinned_version_keeps_its_image_whatever_the_catalogue_says() {
         let mut cluster = cluster(json!({}));
-        cluster.status.get_or_insert_default().version = Some("v1.36.2".into());
-        let mut settings = settings();
-        settings.kubernetes.images.insert("v1.36.2".into(), "old".into());
-        assert_eq!(Valid::new(&cluster, &settings).unwrap().version.image, "old");
+        let status = cluster.status.get_or_insert_default();
+        (status.version, status.image) = (Some("v1.35.1".into()), Some("old".into()));
+        assert_eq!(Valid::new(&cluster, &settings()).unwrap().version.image, "old");
+    }
+
+    #[test]
+    fn a_guest_keeps_its_vni() {
+        let mut cluster = cluster(json!({}));
+        cluster.status.get_or_insert_default().vni = Some(4321);
+        assert_eq!(Valid::new(&cluster, &settings()).unwrap().requested_vni, Some(4321));
     }
 
     proptest! {

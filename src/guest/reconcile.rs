@@ -101,7 +101,7 @@ impl GuestOperator {
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
-        let reports = self.context.reports.of(key);
+        let reports = self.context.reports.of(&target.identity);
         let address = reports.network.as_ref().and_then(Report::facts).map(|facts| facts.api_address);
         let running = reports.kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.ready > 0);
         let Some(address) = address.filter(|_| running) else {
@@ -185,6 +185,11 @@ impl Reconciler for GuestOperator {
             self.forget(key);
             return Ok(Outcome::AwaitChange);
         };
+        let reports = self.context.reports.of(&target.identity);
+        if !target.is_deleting() && (reports.network.is_none() || reports.kvm.is_none()) {
+            // After a start: what was reported before the start still stands in the status.
+            return Ok(Outcome::AwaitChange);
+        }
         let (report, result) = match self.look(key, &target).await {
             Ok((report, outcome)) => (report, Ok(outcome)),
             Err(error) if error.is_silence() => {
@@ -192,9 +197,12 @@ impl Reconciler for GuestOperator {
                 self.forget(key);
                 (Report::waiting("the guest's API to answer"), Ok(Outcome::After(POLL.0)))
             }
-            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+            Err(error) => {
+                let before = self.context.reports.of(&target.identity).guest;
+                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
+            }
         };
-        self.context.reports.update(key, |reports| reports.guest = Some(report));
+        self.context.reports.update(&target.identity, |reports| reports.guest = Some(report));
         result
     }
 }

@@ -75,7 +75,7 @@ impl KvmOperator {
         Self { context, applier: Applier::new("giantnetes.kvm", names::HASH_ANNOTATION) }
     }
 
-    async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
+    async fn look(&self, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
             return self.delete(&target.identity).await;
         }
@@ -85,7 +85,7 @@ impl KvmOperator {
         let identity = &valid.identity;
         let waiting = |what: &str| Ok((Report::waiting(what), Outcome::AwaitChange));
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
-        let reports = self.context.reports.of(key);
+        let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
         let node = names::master(0);
         let keys = self.context.meta(&self.context.cache.secrets, &identity.namespace, &names::node_secret(&node));
@@ -136,7 +136,10 @@ impl KvmOperator {
             claim.metadata.name.as_deref().unwrap_or_default(),
         );
         let api = Api::<PersistentVolumeClaim>::namespaced(client(), namespace);
-        self.applier.ensure(&api, &owner, &claim, cached.as_ref()).await?;
+        // A volume is made once: what could change of it is not ours to change.
+        if !cached.is_some_and(|meta| owner.owns(&meta)) {
+            self.applier.ensure(&api, &owner, &claim, None).await?;
+        }
         let cached = self.context.meta(
             &self.context.cache.config_maps,
             namespace,
@@ -199,11 +202,18 @@ impl Reconciler for KvmOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
-        let (report, result) = match self.look(key, &target).await {
+        if !target.is_deleting() && self.context.reports.of(&target.identity).network.is_none() {
+            // After a start: what was reported before the start still stands in the status.
+            return Ok(Outcome::AwaitChange);
+        }
+        let (report, result) = match self.look(&target).await {
             Ok((report, outcome)) => (report, Ok(outcome)),
-            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+            Err(error) => {
+                let before = self.context.reports.of(&target.identity).kvm;
+                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
+            }
         };
-        self.context.reports.update(key, |reports| reports.kvm = Some(report));
+        self.context.reports.update(&target.identity, |reports| reports.kvm = Some(report));
         result
     }
 }

@@ -34,9 +34,12 @@ pub enum VniChoice {
 pub fn choose_vni(identity: &Identity, requested: Option<u32>, claims: &BTreeMap<u32, String>) -> VniChoice {
     let held = claims.iter().find(|(_, uid)| **uid == identity.uid).map(|(vni, _)| *vni);
     match (held, requested) {
-        (Some(vni), _) => VniChoice::Held(vni),
-        (None, Some(vni)) if claims.contains_key(&vni) => VniChoice::InUse(vni),
-        (None, Some(vni)) => VniChoice::Claim(vni),
+        (_, Some(vni)) => match claims.get(&vni) {
+            Some(uid) if *uid == identity.uid => VniChoice::Held(vni),
+            Some(_) => VniChoice::InUse(vni),
+            None => VniChoice::Claim(vni),
+        },
+        (Some(vni), None) => VniChoice::Held(vni),
         (None, None) => {
             let count = u64::from(VNIS.end() - VNIS.start() + 1);
             // Starting at different places, two managers or many new Clusters rarely meet at one number.
@@ -135,6 +138,9 @@ mod tests {
         let claims = BTreeMap::from([(1234, "other".to_owned())]);
         assert_eq!(choose_vni(&identity("a"), Some(1234), &claims), VniChoice::InUse(1234));
         assert_eq!(choose_vni(&identity("a"), Some(1235), &claims), VniChoice::Claim(1235));
-        assert_eq!(choose_vni(&identity("other"), Some(1235), &claims), VniChoice::Held(1234));
+        assert_eq!(choose_vni(&identity("other"), Some(1234), &claims), VniChoice::Held(1234));
+        assert_eq!(choose_vni(&identity("other"), None, &claims), VniChoice::Held(1234));
+        // The claim of a live guest was deleted: it is made again, for the same number.
+        assert_eq!(choose_vni(&identity("other"), Some(1234), &BTreeMap::new()), VniChoice::Claim(1234));
     }
 }

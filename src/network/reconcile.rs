@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     api::{ListParams, PostParams},
 };
 use tracing::info;
 
 use super::{NetworkFacts, plan};
 use crate::{
-    api::{NetworkClaim, Reason, names},
+    api::{Cluster, NetworkClaim, Reason, names},
     cluster::{ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     runtime::{
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Pause before a claim that met a faster one is tried again.
-const CLAIM_PAUSE: Duration = Duration::from_millis(100);
+const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +67,9 @@ impl NetworkOperator {
         Api::all(self.context.client.clone())
     }
 
-    async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
+    async fn look(&self, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
-            return self.release(key, &target.identity).await;
+            return self.release(&target.identity).await;
         }
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
@@ -79,11 +79,11 @@ impl NetworkOperator {
             plan::VniChoice::Claim(vni) => self.claim(valid, vni).await,
             plan::VniChoice::InUse(vni) => {
                 let message = format!("VNI {vni} belongs to another Cluster; ask for another, or for none");
-                Ok((Report::Failed { reason: Reason::VNIInUse, message }, Outcome::After(Duration::from_secs(30))))
+                Ok((Report::failed(Reason::VNIInUse, message, None), Outcome::After(Duration::from_secs(30))))
             }
             plan::VniChoice::Exhausted => {
                 let message = "every VNI is taken; delete a Cluster".to_owned();
-                Ok((Report::Failed { reason: Reason::VNIExhausted, message }, Outcome::After(Duration::from_secs(30))))
+                Ok((Report::failed(Reason::VNIExhausted, message, None), Outcome::After(Duration::from_secs(30))))
             }
         }
     }
@@ -92,7 +92,10 @@ impl NetworkOperator {
         let claims = self.context.cache.claims.state();
         claims
             .iter()
-            .filter_map(|claim| Some((u32::try_from(claim.spec.value).ok()?, claim.spec.cluster_ref.uid.clone())))
+            // The name is the claim; what else the object says is for people.
+            .filter_map(|claim| {
+                Some((claim.name_any().strip_prefix("vni-")?.parse().ok()?, claim.spec.cluster_ref.uid.clone()))
+            })
             .collect()
     }
 
@@ -136,9 +139,33 @@ impl NetworkOperator {
         })
     }
 
+    /// Deletes claims of a Cluster of this name that is no more: one whose creation was answered too late to be seen.
+    async fn collect(&self, key: &ClusterKey, current: Option<&Target>) -> Result<(), Error> {
+        for claim in self.context.cache.claims.state() {
+            let holder = &claim.spec.cluster_ref;
+            let is_current = current.is_some_and(|target| target.identity.uid == holder.uid);
+            if (&holder.namespace, &holder.name) != (&key.namespace, &key.name) || is_current {
+                continue;
+            }
+            let clusters = Api::<Cluster>::namespaced(self.context.client.clone(), &key.namespace);
+            let live = call("get", format!("Cluster {key}"), clusters.get_metadata_opt(&key.name)).await;
+            if live.map_err(Error::Release)?.is_some_and(|live| live.metadata.uid.as_ref() == Some(&holder.uid)) {
+                continue;
+            }
+            let namespace = Identity::new(key.clone(), holder.uid.clone()).namespace;
+            let namespaces = Api::<Namespace>::all(self.context.client.clone());
+            let left = call("get", format!("Namespace {namespace}"), namespaces.get_metadata_opt(&namespace)).await;
+            if left.map_err(Error::Release)?.is_none() {
+                info!(claim = claim.name_any(), "its Cluster is no more");
+                apply::delete(&self.claims(), &claim.metadata, None).await.map_err(Error::Release)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone.
-    async fn release(&self, key: &ClusterKey, identity: &Identity) -> Result<Answer, Error> {
-        if !self.context.reports.of(key).kvm.is_some_and(|report| report.is_gone()) {
+    async fn release(&self, identity: &Identity) -> Result<Answer, Error> {
+        if !self.context.reports.of(identity).kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
         }
         let label = format!("{}={}", names::CLUSTER_LABEL, identity.id);
@@ -150,7 +177,7 @@ impl NetworkOperator {
         if ours.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
-        for claim in ours {
+        for claim in ours.iter().filter(|claim| claim.metadata.deletion_timestamp.is_none()) {
             apply::delete(&self.claims(), &claim.metadata, None).await.map_err(Error::Release)?;
         }
         Ok((Report::waiting("the claims to be gone"), Outcome::After(CLAIM_PAUSE)))
@@ -163,12 +190,17 @@ impl Reconciler for NetworkOperator {
     type Error = Error;
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
-        let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
-        let (report, result) = match self.look(key, &target).await {
+        let target = self.context.target(key);
+        self.collect(key, target.as_ref()).await?;
+        let Some(target) = target else { return Ok(Outcome::AwaitChange) };
+        let (report, result) = match self.look(&target).await {
             Ok((report, outcome)) => (report, Ok(outcome)),
-            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+            Err(error) => {
+                let before = self.context.reports.of(&target.identity).network;
+                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
+            }
         };
-        self.context.reports.update(key, |reports| reports.network = Some(report));
+        self.context.reports.update(&target.identity, |reports| reports.network = Some(report));
         result
     }
 }

@@ -11,7 +11,7 @@ pub const TLS_SERVER_NAME: &str = "kubernetes";
 /// Renders a kubeconfig for `user` of the guest `cluster`.
 pub fn render(cluster: &str, user: &str, endpoint: &str, ca: &str, client: &Pair) -> SecretString {
     format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: {cluster}\n  cluster:\n    server: {endpoint}\n    tls-server-name: {TLS_SERVER_NAME}\n    certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\ncontexts:\n- name: {cluster}\n  context: {{cluster: {cluster}, user: {user}}}\ncurrent-context: {cluster}\n",
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"{cluster}\"\n  cluster:\n    server: {endpoint}\n    tls-server-name: {TLS_SERVER_NAME}\n    certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\ncontexts:\n- name: \"{cluster}\"\n  context: {{cluster: \"{cluster}\", user: \"{user}\"}}\ncurrent-context: \"{cluster}\"\n",
         ca = STANDARD.encode(ca),
         certificate = STANDARD.encode(&client.certificate),
         key = STANDARD.encode(client.key.expose_secret()),
@@ -26,6 +26,11 @@ mod tests {
     #[test]
     fn it_is_yaml_with_the_material_inside() {
         let pair = Pair { certificate: "CERT".into(), key: "KEY".into() };
+        for name in ["123", "no", "1e3", "null", "demo"] {
+            let text = render(name, "administrator", "https://10.0.0.1:6443", "CA", &pair);
+            let value: serde_json::Value = serde_saphyr::from_str(text.expose_secret()).unwrap();
+            assert_eq!((&value["current-context"], &value["clusters"][0]["name"]), (&name.into(), &name.into()));
+        }
         let text = render("demo", "administrator", "https://10.0.0.1:6443", "CA", &pair);
         let value: serde_json::Value = serde_saphyr::from_str(text.expose_secret()).unwrap();
         assert_eq!(value["clusters"][0]["cluster"]["certificate-authority-data"], STANDARD.encode("CA"));

@@ -4,6 +4,7 @@
 //! - [`leaf`]: subjects, names, usages of every certificate
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen, roots in Secrets of the guest's namespace
 //! - [`kubeconfig`]: the administrator's kubeconfig
+//! - `secrets`: how all of it lies in Secrets
 //! - [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
@@ -13,6 +14,7 @@ pub mod kubeconfig;
 pub mod leaf;
 pub mod plan;
 pub mod reconcile;
+mod secrets;
 
 /// What the pki operator tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]

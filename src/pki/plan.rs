@@ -165,7 +165,8 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     }
 }
 
-fn is_due(secret: Option<&SecretMeta>, wish: &str, now: Timestamp) -> bool {
+/// Whether a Secret has to be issued: it is missing, made for another wish, or its time has come.
+pub fn is_due(secret: Option<&SecretMeta>, wish: &str, now: Timestamp) -> bool {
     match secret {
         None => true,
         Some(secret) => secret.hash.as_deref() != Some(wish) || secret.renew_at.is_none_or(|at| at <= now),

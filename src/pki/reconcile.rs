@@ -3,25 +3,24 @@
 use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use k8s_openapi::{
-    ByteString,
     api::core::v1::{Namespace, Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use serde_json::json;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     PkiFacts,
     embedded::{self, Pair, PkiError},
     kubeconfig,
     leaf::{self, Authority, LEAF_TTL, Leaf},
-    plan::{self, FINGERPRINT_ANNOTATION, Root, SecretMeta, Step, World},
+    plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World},
+    secrets::{bytes, issued, pair_of, root_data, secret, secret_meta},
 };
 use crate::{
     api::{Reason, names},
@@ -127,7 +126,7 @@ impl PkiOperator {
             }
             secrets.insert(name, secret_meta(meta));
         }
-        let reports = self.context.reports.of(key);
+        let reports = self.context.reports.of(identity);
         let endpoint = reports
             .network
             .as_ref()
@@ -163,7 +162,13 @@ impl PkiOperator {
             ..secret(identity, &identity.namespace, &root.secret(), annotations, data)
         };
         match self.create(&secret).await {
-            Err(Error::Call(error)) if error.status() == Some(409) => Ok(()),
+            Err(Error::Call(error)) if error.status() == Some(409) => {
+                // Ours, if the cache lags behind; else it stands in the way.
+                let (name, api) = (root.secret(), self.secrets(&identity.namespace));
+                let there = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
+                let foreign = there.is_some_and(|there| !identity.owner().owns(&there.metadata));
+                if foreign { Err(Error::Foreign(format!("{}/{name}", identity.namespace))) } else { Ok(()) }
+            }
             Err(error) => Err(error),
             Ok(()) => {
                 info!(root = root.name(), "made");
@@ -198,6 +203,9 @@ impl PkiOperator {
         hash: &str,
         now: Timestamp,
     ) -> Result<(), Error> {
+        if self.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
+            return Ok(());
+        }
         let roots = self.roots(identity, world).await?;
         let mut data = BTreeMap::new();
         for (file, root) in [
@@ -231,15 +239,33 @@ impl PkiOperator {
         hash: &str,
         now: Timestamp,
     ) -> Result<(), Error> {
+        let name = names::kubeconfig_secret(&identity.key.name);
+        if self.is_issued(identity, &identity.key.namespace, &name, hash, now).await? {
+            return Ok(());
+        }
         let roots = self.roots(identity, world).await?;
         let ca = roots.pair(Root::Ca(Authority::Kubernetes), identity)?;
         let client = embedded::sign(ca, &leaf::administrator(), now, LEAF_TTL)?;
         let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
-        let name = names::kubeconfig_secret(&identity.key.name);
         self.store(identity, secret(identity, &identity.key.namespace, &name, issued(hash, now), data)).await?;
         info!("kubeconfig issued");
         Ok(())
+    }
+
+    /// Whether the server has this wish fulfilled already: the cache may lag behind what was issued a moment ago.
+    async fn is_issued(
+        &self,
+        identity: &Identity,
+        namespace: &str,
+        name: &str,
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_metadata_opt(name)).await?;
+        Ok(live.is_some_and(|live| {
+            identity.owner().owns(&live.metadata) && !plan::is_due(Some(&secret_meta(&live.metadata)), hash, now)
+        }))
     }
 
     /// Reads the roots and compares each with its record.
@@ -291,10 +317,10 @@ impl PkiOperator {
         if ours.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
-        for secret in ours {
+        for secret in ours.iter().filter(|secret| secret.metadata.deletion_timestamp.is_none()) {
             apply::delete(&api, &secret.metadata, None).await?;
         }
-        Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_millis(200))))
+        Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_secs(2))))
     }
 
     fn secrets(&self, namespace: &str) -> Api<Secret> {
@@ -340,76 +366,6 @@ impl Roots {
     }
 }
 
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
-
-/// Makes a root: the data of its Secret, and the text whose fingerprint identifies it.
-fn root_data(
-    root: Root,
-    identity: &Identity,
-    now: Timestamp,
-) -> Result<(BTreeMap<String, ByteString>, String), PkiError> {
-    let pair = match root {
-        Root::Ca(_) => embedded::root(root.name(), &identity.key.to_string(), now)?,
-        Root::ServiceAccount => embedded::key_pair()?,
-        Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
-    };
-    let identifying =
-        if root == Root::Encryption { pair.key.expose_secret().to_owned() } else { pair.certificate.clone() };
-    let data = BTreeMap::from([
-        (CERTIFICATE.to_owned(), bytes(&pair.certificate)),
-        (KEY.to_owned(), bytes(pair.key.expose_secret())),
-    ]);
-    Ok((data, identifying))
-}
-
-fn pair_of(root: Root, secret: &Secret) -> Option<Pair> {
-    let data = secret.data.as_ref()?;
-    let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok();
-    let pair = Pair { certificate: text(CERTIFICATE)?, key: SecretString::from(text(KEY)?) };
-    let complete = !pair.key.expose_secret().is_empty() && (root == Root::Encryption || !pair.certificate.is_empty());
-    complete.then_some(pair)
-}
-
-fn secret(
-    identity: &Identity,
-    namespace: &str,
-    name: &str,
-    mut annotations: BTreeMap<String, String>,
-    data: BTreeMap<String, ByteString>,
-) -> Secret {
-    let owner = identity.owner();
-    annotations.insert(owner.annotation.into(), owner.uid);
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(name.into()),
-            namespace: Some(namespace.into()),
-            labels: Some(identity.labels()),
-            annotations: Some(annotations),
-            ..ObjectMeta::default()
-        },
-        data: Some(data),
-        ..Secret::default()
-    }
-}
-
-fn issued(hash: &str, now: Timestamp) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        (names::HASH_ANNOTATION.to_owned(), hash.to_owned()),
-        (names::RENEW_AT_ANNOTATION.to_owned(), plan::renew_at(now, LEAF_TTL).to_string()),
-    ])
-}
-
-fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
-    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
-    let renew_at = annotation(names::RENEW_AT_ANNOTATION).and_then(|text| {
-        text.parse()
-            .inspect_err(|_| warn!(secret = meta.name, "unreadable renewal time; its certificates are issued anew"))
-            .ok()
-    });
-    SecretMeta { hash: annotation(names::HASH_ANNOTATION), renew_at, fingerprint: annotation(FINGERPRINT_ANNOTATION) }
-}
-
 fn next_renewal(world: &World) -> Option<Timestamp> {
     world.secrets.values().filter_map(|secret| secret.renew_at).min()
 }
@@ -424,10 +380,6 @@ fn post() -> PostParams {
     PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
 }
 
-fn bytes(text: &str) -> ByteString {
-    ByteString(text.as_bytes().to_vec())
-}
-
 impl Reconciler for PkiOperator {
     const NAME: &'static str = "pki";
     type Key = ClusterKey;
@@ -437,9 +389,12 @@ impl Reconciler for PkiOperator {
         let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
         let (report, result) = match self.look(key, &target).await {
             Ok((report, outcome)) => (report, Ok(outcome)),
-            Err(error) => (Report::Failed { reason: error.reason(), message: chain(&error) }, Err(error)),
+            Err(error) => {
+                let before = self.context.reports.of(&target.identity).pki;
+                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
+            }
         };
-        self.context.reports.update(key, |reports| reports.pki = Some(report));
+        self.context.reports.update(&target.identity, |reports| reports.pki = Some(report));
         result
     }
 }

@@ -72,7 +72,10 @@ where
             };
             match event {
                 Some(Ok(event)) => {
-                    pauses = self::pauses();
+                    // `Init` only says that a list is going to be tried.
+                    if !matches!(event, Event::Init | Event::InitApply(_)) {
+                        pauses = self::pauses();
+                    }
                     task.handle(event);
                 }
                 Some(Err(error)) => {

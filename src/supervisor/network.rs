@@ -114,10 +114,11 @@ address add {gateway} dev {BRIDGE}
 /// The nftables rules.
 ///
 /// QEMU's user-mode network turns 10.0.2.2 into the pod's loopback, so nothing that QEMU's user sends may go to an address
-/// of the pod. On the bridge the guest may use its own addresses only, and of the pod only the gateway's API port.
+/// of the pod, nor to another pod's VXLAN port. What comes to ours is dropped as long as a guest has one node. On the bridge
+/// the guest may use its own addresses only, and of the pod only the gateway's API port.
 fn rules(overlay: &OverlayConfig) -> String {
     let (ip, mac, gateway) = (overlay.node.ip.addr(), overlay.node.mac, overlay.gateway.addr());
-    let vxlan = vxlan_name(overlay.vni);
+    let (vxlan, network) = (vxlan_name(overlay.vni), overlay.gateway.trunc());
     format!(
         "\
 table inet giantnetes
@@ -127,13 +128,17 @@ table inet giantnetes {{
     type filter hook output priority 0; policy accept;
     meta skuid {QEMU_ID} oifname \"lo\" drop
     meta skuid {QEMU_ID} oifname \"{BRIDGE}\" drop
+    meta skuid {QEMU_ID} udp dport {{ 4789, {VXLAN_PORT} }} drop
   }}
   chain input {{
     type filter hook input priority 0; policy accept;
+    udp dport {VXLAN_PORT} drop
     iifname != \"{BRIDGE}\" accept
+    ip saddr != {network} drop
+    ip daddr != {gateway} drop
     ct state established,related accept
-    ip daddr {gateway} tcp dport {API_PORT} accept
-    ip daddr {gateway} icmp type echo-request accept
+    tcp dport {API_PORT} accept
+    icmp type echo-request accept
     drop
   }}
   chain forward {{
@@ -156,9 +161,10 @@ table bridge giantnetes {{
   }}
   chain from_guest {{
     ether saddr != {mac} drop
-    ether type arp arp saddr ip != {{ {ip}, 0.0.0.0 }} drop
-    ether type ip6 drop
     udp dport {{ 4789, {VXLAN_PORT} }} drop
+    ether type arp arp saddr ether {mac} arp saddr ip {{ {ip}, 0.0.0.0 }} return
+    ether type ip return
+    drop
   }}
 }}
 "

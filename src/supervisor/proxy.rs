@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use socket2::TcpKeepalive;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -11,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A silent peer is asked after this time whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Bound on connections at a time: file descriptors are finite, and one client must not use up all of them for ever.
 const CONNECTIONS: usize = 4096;
 
@@ -53,8 +56,11 @@ async fn one(mut client: TcpStream, target: SocketAddr) {
         Ok(Err(error)) => return debug!(%target, %error, "the guest does not answer"),
         Err(_) => return debug!(%target, "the guest does not answer"),
     };
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3);
     for stream in [&client, &server] {
         let _ = stream.set_nodelay(true);
+        // A peer that vanished would otherwise hold its place for ever.
+        let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::UnixStream,
     process::{Child, ChildStdout},
     signal::unix::{SignalKind, signal},
@@ -35,6 +35,8 @@ use crate::{
 const QEMU_PERIOD: Duration = Duration::from_secs(2);
 /// How long a guest has to power off: the pod's grace period less what ends QEMU otherwise.
 const POWER_OFF: Duration = Duration::from_secs(100);
+/// Longest piece of the console's output that is held at a time, in bytes.
+const CONSOLE_LINE: u64 = 4096;
 /// A guest that has not yet started the service that hears the power button misses it: it is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
 
@@ -112,8 +114,14 @@ async fn ask(monitor: &mut Monitor, health: &Health) {
 
 /// Copies the guest's console to our standard output: `kubectl logs` shows it.
 async fn show_console(console: ChildStdout, health: Health) {
-    let mut lines = BufReader::new(console).split(b'\n');
-    while let Ok(Some(line)) = lines.next_segment().await {
+    let mut console = BufReader::new(console);
+    loop {
+        let mut line = Vec::new();
+        // A guest may write without ever ending a line: what is kept of one is bounded.
+        match (&mut console).take(CONSOLE_LINE).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
         let line = String::from_utf8_lossy(&line);
         if line.contains(UP_LINE) {
             health.guest_is_up();

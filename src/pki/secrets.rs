@@ -1,0 +1,88 @@
+//! How keys and certificates lie in Secrets.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+use secrecy::{ExposeSecret as _, SecretString};
+use tracing::warn;
+
+use super::{
+    embedded::{self, Pair, PkiError},
+    leaf::LEAF_TTL,
+    plan::{self, FINGERPRINT_ANNOTATION, Root, SecretMeta},
+};
+use crate::{api::names, cluster::Identity};
+
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+
+/// Makes a root: the data of its Secret, and the text whose fingerprint identifies it.
+pub(super) fn root_data(
+    root: Root,
+    identity: &Identity,
+    now: Timestamp,
+) -> Result<(BTreeMap<String, ByteString>, String), PkiError> {
+    let pair = match root {
+        Root::Ca(_) => embedded::root(root.name(), &identity.key.to_string(), now)?,
+        Root::ServiceAccount => embedded::key_pair()?,
+        Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
+    };
+    let identifying =
+        if root == Root::Encryption { pair.key.expose_secret().to_owned() } else { pair.certificate.clone() };
+    let data = BTreeMap::from([
+        (CERTIFICATE.to_owned(), bytes(&pair.certificate)),
+        (KEY.to_owned(), bytes(pair.key.expose_secret())),
+    ]);
+    Ok((data, identifying))
+}
+
+pub(super) fn pair_of(root: Root, secret: &Secret) -> Option<Pair> {
+    let data = secret.data.as_ref()?;
+    let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok();
+    let pair = Pair { certificate: text(CERTIFICATE)?, key: SecretString::from(text(KEY)?) };
+    let complete = !pair.key.expose_secret().is_empty() && (root == Root::Encryption || !pair.certificate.is_empty());
+    complete.then_some(pair)
+}
+
+pub(super) fn secret(
+    identity: &Identity,
+    namespace: &str,
+    name: &str,
+    mut annotations: BTreeMap<String, String>,
+    data: BTreeMap<String, ByteString>,
+) -> Secret {
+    let owner = identity.owner();
+    annotations.insert(owner.annotation.into(), owner.uid);
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(namespace.into()),
+            labels: Some(identity.labels()),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+pub(super) fn issued(hash: &str, now: Timestamp) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (names::HASH_ANNOTATION.to_owned(), hash.to_owned()),
+        (names::RENEW_AT_ANNOTATION.to_owned(), plan::renew_at(now, LEAF_TTL).to_string()),
+    ])
+}
+
+pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
+    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
+    let renew_at = annotation(names::RENEW_AT_ANNOTATION).and_then(|text| {
+        text.parse()
+            .inspect_err(|_| warn!(secret = meta.name, "unreadable renewal time; its certificates are issued anew"))
+            .ok()
+    });
+    SecretMeta { hash: annotation(names::HASH_ANNOTATION), renew_at, fingerprint: annotation(FINGERPRINT_ANNOTATION) }
+}
+
+pub(super) fn bytes(text: &str) -> ByteString {
+    ByteString(text.as_bytes().to_vec())
+}
