@@ -13,7 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}
 tools=$here/../e2e/tools/build.sh
-binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$HOME/.cache/giantnetes/target}/debug/giantnetes}
+binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 # To be raised when this script itself changes what it makes.
 recipe=2
 names=(base pause toolbox node vm controller)
