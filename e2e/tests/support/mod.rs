@@ -191,6 +191,8 @@ pub fn kill_manager(lab: &Lab) -> Result<i32> {
         processes("giantnetes\0run\0")?.first().copied().context("there is no process of it")
     })?;
     Run::new("kill").args(["-9", &manager.to_string()]).output()?;
+    // Dead it is; a pod of another name comes at once, where kubelet would restart this one after a longer pause each time.
+    lab.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--force", "--grace-period=0"])?;
     Ok(manager)
 }
 
