@@ -89,8 +89,6 @@ impl Wake {
 impl Cache {
     /// Starts all watches.
     pub fn start(client: &Client, wake: &Wake, readiness: &Readiness, stop: &CancellationToken) -> Self {
-        let everything = || watcher::Config::default().timeout(WATCH_SECONDS);
-        let ours = || everything().labels(names::CLUSTER_LABEL);
         let clusters = {
             let wake = wake.clone();
             let events = watcher::watcher(Api::<Cluster>::all(client.clone()), everything());
@@ -127,6 +125,15 @@ impl Cache {
     }
 }
 
+fn everything() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS)
+}
+
+/// What carries a guest's label.
+fn ours() -> watcher::Config {
+    everything().labels(names::CLUSTER_LABEL)
+}
+
 /// Watches the metadata of those objects of a kind that carry a guest's label.
 fn metadata<K>(
     name: &'static str,
@@ -139,7 +146,7 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     let api = Api::<PartialObjectMeta<K>>::all(client.clone());
-    let events = watcher::watcher(api, watcher::Config::default().timeout(WATCH_SECONDS).labels(names::CLUSTER_LABEL));
+    let events = watcher::watcher(api, ours());
     let wake = wake.clone();
     watch(name, events, readiness, stop.clone(), move |object: &PartialObjectMeta<K>| wake.labelled(&object.metadata))
 }

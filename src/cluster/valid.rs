@@ -109,8 +109,9 @@ impl Valid {
     pub fn new(cluster: &Cluster, settings: &Settings) -> Result<Self, Vec<Violation>> {
         let spec = &cluster.spec;
         let mut check = Check::default();
-        let pinned = cluster.status.clone().unwrap_or_default();
-        let version = check.version(spec.kubernetes.version.as_ref(), &pinned, settings);
+        let fresh = ClusterStatus::default();
+        let pinned = cluster.status.as_ref().unwrap_or(&fresh);
+        let version = check.version(spec.kubernetes.version.as_ref(), pinned, settings);
         let ranges = check.ranges(cluster);
         let control_plane = check.machine(&spec.control_plane.machine);
         let etcd_bytes =

@@ -28,7 +28,7 @@ use crate::{
     context::{Context, Target},
     runtime::{
         CallError,
-        apply::{Applier, ApplyError, Owner},
+        apply::{Applier, ApplyError},
         call, chain,
         operator::Reconciler,
         queue::Outcome,
@@ -139,7 +139,7 @@ impl GuestOperator {
 
     async fn rights(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
         let api = Api::<ClusterRoleBinding>::all(client.clone());
-        let owner = Owner { annotation: names::OWNER_UID_ANNOTATION, uid: valid.identity.uid.clone() };
+        let owner = valid.identity.owner();
         for binding in plan::bindings() {
             let name = binding.name_any();
             let live = call("get", format!("ClusterRoleBinding {name}"), api.get_metadata_opt(&name))
