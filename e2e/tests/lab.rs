@@ -95,7 +95,14 @@ impl Foreign {
         let folder = std::env::temp_dir().join(format!("giantnetes-foreign-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::copy("/usr/bin/sleep", folder.join("kube-apiserver")).unwrap();
-        Self(Command::new(folder.join("kube-apiserver")).arg("3600").spawn().unwrap(), folder)
+        let process = Command::new(folder.join("kube-apiserver")).arg("3600").spawn().unwrap();
+        // A process that has just been started may still be called like who started it, and have no arguments.
+        wait_for(MINUTE, "the foreign process having its name", || {
+            let arguments = std::fs::read_to_string(format!("/proc/{}/cmdline", process.id()))?;
+            if arguments.ends_with("kube-apiserver\03600\0") { Ok(()) } else { bail!("it is called {arguments:?}") }
+        })
+        .unwrap();
+        Self(process, folder)
     }
 
     fn runs(&mut self) -> bool {
