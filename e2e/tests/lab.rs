@@ -99,7 +99,11 @@ impl Foreign {
         // A process that has just been started may still be called like who started it, and have no arguments.
         wait_for(MINUTE, "the foreign process having its name", || {
             let arguments = std::fs::read_to_string(format!("/proc/{}/cmdline", process.id()))?;
-            if arguments.ends_with("kube-apiserver\03600\0") { Ok(()) } else { bail!("it is called {arguments:?}") }
+            if arguments.replace('\0', " ").ends_with("kube-apiserver 3600 ") {
+                Ok(())
+            } else {
+                bail!("it is called {arguments:?}")
+            }
         })
         .unwrap();
         Self(process, folder)
