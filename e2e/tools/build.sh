@@ -5,7 +5,8 @@
 #   build.sh etcd helm    build only these
 #   build.sh --dir etcd   print the folder that holds a product's binaries (building nothing)
 #
-# One folder per product: go.mod and go.sum pin it, product.sh says what to build. Results lie in
+# One folder per product: go.mod and go.sum pin it, product.sh says what to build, and which files of the module (`share`)
+# are copied beside the binaries, into share/. Results lie in
 # $GIANTNETES_CACHE/tools/PRODUCT/VERSION-HASH, where HASH covers those files and the Go version: whatever is
 # there is complete, because a build is renamed into place as its last step.
 set -euo pipefail
@@ -17,16 +18,16 @@ export GOFLAGS=-mod=readonly
 die() { echo "tools: $*" >&2; exit 1; }
 products() { for f in "$here"/*/product.sh; do basename "$(dirname "$f")"; done; }
 
-# Sets module, binaries, cgo, ldflags and version, hash of a product.
+# Sets module, binaries, cgo, ldflags, share and version, hash of a product.
 load() {
   local dir=$here/$1
   [[ -f $dir/product.sh ]] || die "there is no product $1; known: $(products | xargs)"
-  module='' binaries=() cgo=0 ldflags=''
+  module='' binaries=() cgo=0 ldflags='' share=()
   version=
   # shellcheck source=/dev/null
   version_of() { awk -v m="$1" '$1 == m && $2 ~ /^v/ {print $2; exit} $1 == "require" && $2 == m {print $3; exit}' "$dir/go.mod"; }
   source "$dir/product.sh"
-  version=$(version_of "$module")
+  version=${version:-$(version_of "$module")}
   [[ -n $version ]] || die "$1: $dir/go.mod does not require $module"
   hash=$(cat "$dir/go.mod" "$dir/go.sum" "$dir/product.sh" <(go env GOVERSION GOARCH) | sha256sum | cut -c1-12)
 }
@@ -55,7 +56,21 @@ build() {
     fi
     echo "tools: $product $version: $name in $((SECONDS - started)) s"
   done
+  copy_share "$product" "$staging"
   mv -T "$staging" "$out"
+}
+
+# copy_share PRODUCT STAGING: files of the module's source, under their own paths
+copy_share() {
+  local source file
+  [[ ${#share[@]} -gt 0 ]] || return 0
+  source=$(cd "$here/$1" && go list -m -f '{{.Dir}}' "$module")
+  for file in "${share[@]}"; do
+    mkdir -p "$2/share/$(dirname "$file")"
+    # The module cache is read-only; what is copied need not be.
+    cp -r --no-preserve=ownership "$source/$file" "$2/share/$file"
+  done
+  chmod -R u+w "$2/share"
 }
 
 if [[ ${1:-} == --dir ]]; then

@@ -1,0 +1,2 @@
+module=github.com/coredns/coredns
+binaries=(coredns=github.com/coredns/coredns)
