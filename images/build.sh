@@ -15,8 +15,8 @@ cache=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}
 tools=$here/../e2e/tools/build.sh
 binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 # To be raised when this script itself changes what it makes.
-recipe=2
-names=(base pause toolbox node vm controller)
+recipe=3
+names=(base pause toolbox nettools calico coredns traefik node vm controller)
 
 die() { echo "images: $*" >&2; exit 1; }
 
@@ -26,26 +26,31 @@ inputs() {
   (cd "$here" && find "$name" -type f ! -name README.md | LC_ALL=C sort | xargs sha256sum)
   case $name in
     base) echo "recipe $recipe" ;;
-    pause | toolbox) hash_of base ;;
+    pause | toolbox | nettools) hash_of base ;;
+    calico) hash_of base; tool_names calico cni ;;
+    coredns | traefik) echo "recipe $recipe"; tool_names "$name" ;;
     node)
       sha256sum < "$here/base/debian.sh"
       hash_of pause; hash_of toolbox
-      for product in kubernetes etcd cni; do basename "$("$tools" --dir $product)"; done ;;
+      tool_names kubernetes etcd cni ;;
     vm) hash_of base; hash_of node; binary_hash ;;
     controller) hash_of base; binary_hash ;;
     *) die "there is no image $name; known: ${names[*]}" ;;
   esac
 }
 hash_of() { inputs "$1" | sha256sum | cut -c1-12; }
+tool_names() { for product in "$@"; do basename "$("$tools" --dir "$product")"; done; }
+tool_version() { tool_names "$1" | sed 's/-[0-9a-f]*$//'; }
 binary_hash() { if [[ -f $binary ]]; then sha256sum < "$binary"; else echo none; fi; }
-kubernetes_version() { basename "$("$tools" --dir kubernetes)" | sed 's/-[0-9a-f]*$//'; }
+kubernetes_version() { tool_version kubernetes; }
 
 result() { echo "$cache/images/$1/$(hash_of "$1")"; }
 path() { if [[ $1 == node ]]; then result node; else echo "$(result "$1")/$1.tar"; fi; }
 ref() {
   case $1 in
     base) echo debian:bookworm-slim ;;
-    pause | toolbox) echo "giantnetes/$1:1" ;;
+    pause | toolbox | nettools) echo "giantnetes/$1:1" ;;
+    calico | coredns | traefik) echo "giantnetes/$1:$(tool_version "$1")" ;;
     vm) echo "giantnetes/vm:$(kubernetes_version)" ;;
     # Its content: a changed one must be rolled out.
     controller) echo "giantnetes/controller:$(hash_of controller)" ;;
@@ -55,7 +60,7 @@ ref() {
 
 needs() {
   case $1 in
-    pause | toolbox | controller) echo base ;;
+    pause | toolbox | nettools | calico | controller) echo base ;;
     node) echo pause toolbox ;;
     vm) echo base node ;;
   esac
@@ -101,7 +106,8 @@ dockerfile() {
   local name=$1 context=$2 staging=$3
   shift 3
   load_base
-  b bud --layers --isolation chroot --network host --pull-never "$@" --iidfile "$staging/id" -t "$(ref "$name")" \
+  # No time of building in it, or every build would be another image.
+  b bud --layers --timestamp 0 --isolation chroot --network host --pull-never "$@" --iidfile "$staging/id" -t "$(ref "$name")" \
     -f "$here/$name/Dockerfile" "$context"
   save "$(cat "$staging/id")" "$name" "$staging"
   # What a rebuild left without a name.
@@ -126,12 +132,37 @@ build_base() {
   container=$(b from scratch)
   b add "$container" "$1/root.tar" /
   b config --cmd bash "$container"
-  b commit --rm --iidfile "$1/id" "$container" "$(ref base)"
+  b commit --rm --timestamp 0 --iidfile "$1/id" "$container" "$(ref base)"
   save "$(cat "$1/id")" base "$1"
   rm "$1/root.tar"
 }
 build_pause() { dockerfile pause "$here/pause" "$1"; }
 build_toolbox() { dockerfile toolbox "$here/toolbox" "$1"; }
+
+build_nettools() { dockerfile nettools "$here/nettools" "$1"; }
+
+# put_tool PRODUCT STAGING FOLDER: a product's binaries, linked into the context
+put_tool() {
+  local source
+  source=$("$tools" --dir "$1")
+  [[ -d $source ]] || { echo "$source is missing: run e2e/tools/build.sh $1 first"; return 1; }
+  mkdir -p "$2/context/$3"
+  find "$source" -maxdepth 1 -type f -exec cp -l {} "$2/context/$3/" \;
+}
+build_calico() {
+  put_tool calico "$1" bin
+  put_tool cni "$1" cni
+  cp -rl "$("$tools" --dir calico)/share" "$1/context/share"
+  dockerfile calico "$1/context" "$1"
+  rm -rf "$1/context"
+}
+build_coredns() { build_tool coredns "$1"; }
+build_traefik() { build_tool traefik "$1"; }
+build_tool() {
+  put_tool "$1" "$2" bin
+  dockerfile "$1" "$2/context" "$2"
+  rm -rf "$2/context"
+}
 
 build_node() {
   KUBERNETES=$("$tools" --dir kubernetes) ETCD=$("$tools" --dir etcd) CNI=$("$tools" --dir cni)
