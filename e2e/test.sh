@@ -3,6 +3,8 @@
 #
 # Slow groups, each a test binary of e2e/tests or a variant of one:
 #   guest            one guest's whole life, and the accelerator's probe
+#   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
+#   images           builds all images a second time, and compares
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
 # The lab's own tests raise and remove labs, so they run before the one that the others share; they are left out, with a
 # word, while somebody else's lab is running.
@@ -12,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
-groups=(guest lab-0 lab-1 lab-2 lab-3)
+groups=(guest management images lab-0 lab-1 lab-2 lab-3)
 
 step() {
   local began=$SECONDS
@@ -43,10 +45,25 @@ else
   step cargo test -p giantnetes-e2e --test lab -- --nocapture --test-threads=1
 fi
 
-if [[ $part == all || $chosen == guest ]]; then
+# All images once more, from the same tools and binary: what differs must be expected.
+compare_images() {
+  local second=$GIANTNETES_CACHE/second
+  rm -rf "$second"
+  mkdir "$second"
+  ln -s "$GIANTNETES_CACHE/tools" "$second/tools"
+  GIANTNETES_CACHE=$second images/build.sh && images/compare.py "$GIANTNETES_CACHE/images" "$second/images" || return
+  rm -rf "$second"
+}
+runs() { [[ $part == all || $chosen == "$1" ]]; }
+on_lab() { step cargo test -p giantnetes-e2e --test "$1" -- --nocapture --test-threads=1; }
+if runs images; then step compare_images; fi
+if runs guest || runs management; then
   "$target/debug/lab" status >/dev/null 2>&1 || trap '"$target/debug/lab" down' EXIT
   step make --no-print-directory lab-up
-  step cargo test -p giantnetes-e2e --test accelerator -- --nocapture --test-threads=1
-  step cargo test -p giantnetes-e2e --test guest -- --nocapture --test-threads=1
+fi
+if runs management; then on_lab management; fi
+if runs guest; then
+  on_lab accelerator
+  on_lab guest
 fi
 echo "=== all ok in $((SECONDS - started)) s"

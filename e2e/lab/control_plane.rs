@@ -120,6 +120,8 @@ impl ControlPlane<'_> {
             format!("--cluster-signing-cert-file={}", file(self.paths, "ca.crt")),
             format!("--cluster-signing-key-file={}", file(self.paths, "ca.key")),
             "--enable-hostpath-provisioner=true".into(),
+            // The default of 50 s is long for a test to wait for; kubelets answer every ten.
+            "--node-monitor-grace-period=20s".into(),
         ]);
         let program = self.tools.kubernetes.join("kube-controller-manager");
         self.server("kube-controller-manager", program, args, &["controller-manager.kubeconfig"])

@@ -71,7 +71,7 @@ fn end_containers(paths: &Paths, host: &Host) -> Result<()> {
         return Ok(());
     }
     // `ctr` is all that is asked of the host's programs.
-    let none = Tools { etcd: "".into(), kubernetes: "".into(), cni: "".into() };
+    let none = Tools::default();
     let servers = HostServers { paths, tools: &none, host, pause: "" };
     let deadline = Instant::now() + Duration::from_secs(4);
     // containerd removes ended tasks at the same time: what it was faster with is missing at the first attempt.

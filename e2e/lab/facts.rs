@@ -1,5 +1,6 @@
 //! What the machine is like, as far as a lab depends on it. Gathered without changing anything.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use crate::command::Run;
 use crate::paths::Paths;
 use crate::tools::{Tools, find_command};
-use crate::topology::{BRIDGE, HOSTS};
+use crate::topology::{BRIDGE, HOSTS, INGRESS_PORTS, MACHINE};
 
 /// An address range that something on the machine uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,10 @@ pub struct Facts {
     pub broken_features: Vec<(&'static str, String)>,
     /// Address ranges in use by others than the lab.
     pub used: Vec<Used>,
+    /// The cache, if it lies where the lab's rooms have folders of their own and so could not see it.
+    pub hidden_cache: Option<PathBuf>,
+    /// Ports of 127.0.0.1 that the lab needs and others than the lab listen at.
+    pub taken_ports: Vec<u16>,
     /// Whether the machine's firewall drops frames between the ports of a bridge.
     pub bridge_filtered: bool,
     /// Products of e2e/tools that are not built, or why that cannot be told.
@@ -52,11 +57,13 @@ pub const COMMANDS: &[(&str, &str)] = &[
     ("iptables-restore", "iptables"),
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
+    ("ipset", "ipset"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
     ("mount", "mount"),
     ("umount", "mount"),
     ("sysctl", "procps"),
+    ("socat", "socat"),
 ];
 
 /// Features of the kernel, each with a command that fails without it. What it makes is in a namespace that ends with it;
@@ -68,6 +75,16 @@ const FEATURES: &[(&str, &[&str])] = &[
     ("veth pairs", &["unshare", "--net", "ip", "link", "add", "probe", "type", "veth", "peer", "name", "probe1"]),
     ("VXLAN", &["unshare", "--net", "ip", "link", "add", "probe", "type", "vxlan", "id", "1", "dstport", "8472"]),
     ("nftables", &["unshare", "--net", "nft", "add", "table", "ip", "probe"]),
+    (
+        "sets of addresses in iptables",
+        &[
+            "unshare",
+            "--net",
+            "sh",
+            "-ec",
+            "ipset create probe hash:net; iptables -A FORWARD -m set --match-set probe src -j DROP",
+        ],
+    ),
     ("NAT by iptables", &["unshare", "--net", "iptables", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE"]),
     (
         "overlay file systems",
@@ -90,11 +107,17 @@ pub fn gather(paths: &Paths) -> Facts {
         root,
         lab_exists: paths.state.join("lab.json").exists(),
         free: [&paths.state, &paths.cache].into_iter().filter_map(|folder| free(folder)).collect(),
-        memory: memory_available(),
+        memory: memory("MemAvailable"),
         missing_commands: missing_commands.collect(),
         // Only root may try the features, or see whether root's tools are there.
         broken_features: if root { broken_features() } else { Vec::new() },
         used: used_ranges(),
+        hidden_cache: ["/tmp", "/run", "/var/run"]
+            .iter()
+            .any(|covered| paths.cache.starts_with(covered))
+            .then(|| paths.cache.clone()),
+        // A lab that is up has them itself.
+        taken_ports: if paths.processes().is_dir() { Vec::new() } else { taken_ports() },
         bridge_filtered: root && bridge_filtered(),
         tools: root.then(|| Tools::locate().map(|tools| tools.missing()).map_err(|error| format!("{error:#}"))),
     }
@@ -107,10 +130,17 @@ fn free(folder: &Path) -> Option<(PathBuf, u64)> {
     Some((folder.to_path_buf(), stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
-fn memory_available() -> Option<u64> {
+/// A line of /proc/meminfo, in bytes.
+pub(crate) fn memory(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
+}
+
+/// Ports of the loopback device that the lab is going to listen at and somebody else has.
+fn taken_ports() -> Vec<u16> {
+    let taken = |port: &u16| TcpListener::bind((MACHINE.address, *port)).is_err();
+    INGRESS_PORTS.iter().map(|(port, _)| *port).filter(taken).collect()
 }
 
 fn broken_features() -> Vec<(&'static str, String)> {

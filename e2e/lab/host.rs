@@ -1,7 +1,6 @@
-//! A host: containerd, kubelet, kube-proxy, and a bridge CNI, in namespaces and a cgroup of its own.
+//! A host: containerd, kubelet and kube-proxy, in namespaces and a cgroup of its own. Its CNI comes as pods: Calico.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,11 +8,12 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::command::Run;
-use crate::paths::{Paths, make_folder, write_whole};
+use crate::paths::{Paths, write_whole};
 use crate::pki::{file, write_kubeconfig};
 use crate::process::Server;
 use crate::tools::{Tools, find_command};
-use crate::topology::{CGROUP, DNS_SERVICE, GATEWAY, Host, POD_RANGE};
+use crate::topology::{CGROUP, DNS_SERVICE, GATEWAY, HOSTS, Host, POD_RANGE};
+use crate::{facts, http};
 
 const PROXY_HEALTH_PORT: u16 = 10256;
 
@@ -31,7 +31,7 @@ pub struct HostServers<'a> {
 }
 
 impl HostServers<'_> {
-    /// Writes what the servers read, and puts the CNI plugins in place.
+    /// Writes what the servers read.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -40,25 +40,13 @@ impl HostServers<'_> {
         write_whole(&self.file("containerd.toml"), &self.containerd_config(), 0o644)?;
         write_whole(&self.file("kubelet.json"), &self.kubelet_config().to_string(), 0o644)?;
         write_whole(&self.file("kube-proxy.json"), &self.proxy_config().to_string(), 0o644)?;
-        write_whole(&self.file("etc-cni/net.d/10-lab.conflist"), &self.cni_config().to_string(), 0o644)?;
         write_whole(
             &self.file("resolv.conf"),
             &format!("nameserver {GATEWAY}\noptions timeout:1 attempts:1\n"),
             0o644,
         )?;
         write_kubeconfig(self.paths, &self.kubelet_name(), &self.file("kubelet.kubeconfig"))?;
-        write_kubeconfig(self.paths, "proxy", &self.file("kube-proxy.kubeconfig"))?;
-        let plugins = self.file("opt-cni/bin");
-        make_folder(&plugins)?;
-        for entry in std::fs::read_dir(&self.tools.cni).context("cannot list the CNI plugins")? {
-            let entry = entry?;
-            let (target, staging) = (plugins.join(entry.file_name()), plugins.join(".copying"));
-            if !target.exists() {
-                std::fs::copy(entry.path(), &staging).context("cannot copy a CNI plugin")?;
-                std::fs::rename(&staging, &target)?;
-            }
-        }
-        Ok(())
+        write_kubeconfig(self.paths, "proxy", &self.file("kube-proxy.kubeconfig"))
     }
 
     /// What is in /run does not outlive a machine's restart; neither may the lab's stand-in for it.
@@ -182,6 +170,8 @@ SystemdCgroup = false
             "clusterDomain": "cluster.local",
             "resolvConf": self.file("resolv.conf"),
             "maxPods": 110,
+            // Every host sees the whole machine's memory: it keeps back what is the others'.
+            "systemReserved": {"memory": format!("{}Mi", reserved_memory() >> 20)},
             // Lowering it takes CAP_SYS_RESOURCE.
             "oomScoreAdj": 0,
             // A developer's disk is often nearly full, and that is not this lab's business: only the last hundredth is.
@@ -211,22 +201,6 @@ SystemdCgroup = false
         })
     }
 
-    fn cni_config(&self) -> Value {
-        json!({
-            "cniVersion": "0.4.0",
-            "name": "lab",
-            "plugins": [
-                {
-                    "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
-                    "ipam": {
-                        "type": "host-local", "ranges": [[{"subnet": self.host.pods}]], "routes": [{"dst": "0.0.0.0/0"}],
-                    },
-                },
-                {"type": "portmap", "capabilities": {"portMappings": true}},
-            ],
-        })
-    }
-
     /// `ctr` on this host's containerd, in Kubernetes' namespace.
     pub fn ctr(&self) -> Run {
         let socket = self.paths.containerd_socket(self.host);
@@ -249,17 +223,17 @@ SystemdCgroup = false
     pub fn check_proxy(&self) -> Result<()> {
         self.proxy().check(self.paths)?;
         let address = SocketAddr::from((self.host.room.address, PROXY_HEALTH_PORT));
-        let limit = Duration::from_secs(2);
-        let mut stream = TcpStream::connect_timeout(&address, limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.set_write_timeout(Some(limit))?;
-        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-        let mut answer = [0; 64];
-        let length = stream.read(&mut answer)?;
-        let status = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
-        let status = status.lines().next().unwrap_or_default();
-        if status.contains(" 200 ") { Ok(()) } else { bail!("kube-proxy answers {status}") }
+        match http::status(address, "/healthz")? {
+            200 => Ok(()),
+            status => bail!("kube-proxy answers {status}"),
+        }
     }
+}
+
+/// Bytes of the machine's memory that are not for one host's pods.
+fn reserved_memory() -> u64 {
+    let total = facts::memory("MemTotal").unwrap_or_default();
+    total - total / HOSTS.len() as u64
 }
 
 /// Changes with every start of the machine.

@@ -1,11 +1,11 @@
 //! Images in a host's containerd, which survive `lab down`, and containers of earlier lives, which must not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::host::HostServers;
@@ -20,32 +20,57 @@ struct Loaded {
     images: Vec<String>,
 }
 
-/// Imports an archive's images unless it was imported before, unchanged, and its images are still there. Says whether
-/// it imported.
+/// Imports the images of archives, but for those that were imported before, unchanged, and are still there. Says how many
+/// archives it imported.
 ///
 /// # Errors
-/// If the archive cannot be read or containerd refuses it.
-pub fn load(servers: &HostServers<'_>, archive: &Path) -> Result<bool> {
-    let archive = archive.canonicalize().with_context(|| format!("there is no archive {}", archive.display()))?;
-    let metadata = archive.metadata()?;
+/// If an archive cannot be read or containerd refuses it.
+pub fn load(servers: &HostServers<'_>, archives: &[PathBuf]) -> Result<usize> {
     let list = servers.paths.host_cache(servers.host).join("loaded.json");
     let mut loaded: BTreeMap<PathBuf, Loaded> =
         std::fs::read_to_string(&list).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let (size, changed) = (metadata.len(), (metadata.mtime(), metadata.mtime_nsec()));
-    if let Some(known) = loaded.get(&archive)
-        && (known.size, known.changed) == (size, changed)
-        && all_there(servers, &known.images)?
-    {
-        return Ok(false);
+    let there = servers.ctr().args(["images", "list", "--quiet"]).output()?;
+    let there: BTreeSet<_> = there.lines().collect();
+    let mut imported = 0;
+    for archive in archives {
+        let archive = archive.canonicalize().with_context(|| format!("there is no archive {}", archive.display()))?;
+        let metadata = archive.metadata()?;
+        let (size, changed) = (metadata.len(), (metadata.mtime(), metadata.mtime_nsec()));
+        let unchanged = loaded.get(&archive).is_some_and(|known| {
+            (known.size, known.changed) == (size, changed)
+                && !known.images.is_empty()
+                && known.images.iter().all(|image| there.contains(image.as_str()))
+        });
+        if unchanged {
+            continue;
+        }
+        let import = servers.ctr().args(["images", "import"]).arg(&archive).timeout(Duration::from_secs(600));
+        let images = references(&import.output()?);
+        // Another archive that gave the same reference is no longer what that reference names.
+        loaded.retain(|_, other| !other.images.iter().any(|image| images.contains(image)));
+        loaded.insert(archive, Loaded { size, changed, images });
+        forget_replaced(servers, &mut loaded)?;
+        write_whole(&list, &serde_json::to_string_pretty(&loaded)?, 0o644)?;
+        imported += 1;
     }
-    let import = servers.ctr().args(["images", "import"]).arg(&archive).timeout(Duration::from_secs(600));
-    let images = imported(&import.output()?);
-    // Another archive that gave the same reference is no longer what that reference names.
-    loaded.retain(|_, other| !other.images.iter().any(|image| images.contains(image)));
-    loaded.insert(archive, Loaded { size, changed, images });
-    forget_replaced(servers, &mut loaded)?;
-    write_whole(&list, &serde_json::to_string_pretty(&loaded)?, 0o644)?;
-    Ok(true)
+    Ok(imported)
+}
+
+/// As [`load`], into several hosts at the same time. Says how many archives were imported, over all hosts.
+///
+/// # Errors
+/// If one of the hosts cannot; the others have theirs then.
+pub fn load_everywhere(servers: &[HostServers<'_>], archives: &[PathBuf]) -> Result<usize> {
+    let outcomes: Vec<Result<usize>> = std::thread::scope(|scope| {
+        let work = |host| {
+            move || load(host, archives).with_context(|| format!("cannot load images into {}", host.host.name()))
+        };
+        let threads: Vec<_> = servers.iter().map(|host| scope.spawn(work(host))).collect();
+        let join =
+            |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|_| bail!("a thread panicked"));
+        threads.into_iter().map(join).collect()
+    });
+    outcomes.into_iter().sum()
 }
 
 /// Removes the images of archives that are gone: a build replaced them, and nobody will ask for these images again.
@@ -61,13 +86,8 @@ fn forget_replaced(servers: &HostServers<'_>, loaded: &mut BTreeMap<PathBuf, Loa
     Ok(())
 }
 
-fn all_there(servers: &HostServers<'_>, images: &[String]) -> Result<bool> {
-    let there = servers.ctr().args(["images", "list", "--quiet"]).output()?;
-    Ok(!images.is_empty() && images.iter().all(|image| there.lines().any(|line| line == image)))
-}
-
 /// The references in what `ctr images import` prints: `unpacking docker.io/giantnetes/pause:1 (sha256:…)...done`.
-fn imported(output: &str) -> Vec<String> {
+fn references(output: &str) -> Vec<String> {
     let image = |line: &str| Some(line.strip_prefix("unpacking ")?.split(' ').next()?.to_owned());
     output.lines().filter_map(image).collect()
 }
@@ -94,6 +114,6 @@ mod tests {
     #[test]
     fn references_are_read_from_what_ctr_prints() {
         let output = "unpacking docker.io/giantnetes/pause:1 (sha256:1234)...done\n";
-        assert_eq!(imported(output), ["docker.io/giantnetes/pause:1"]);
+        assert_eq!(references(output), ["docker.io/giantnetes/pause:1"]);
     }
 }

@@ -1,12 +1,13 @@
 //! The lab: a real Kubernetes management cluster on one machine, for tests and for trying things out.
 //!
 //! ```text
-//!   lab up ─ preflight ─ certificates ─ cgroups ─ mount namespaces ─ bridge, network namespaces ─ servers ─ node Ready
+//!   lab up ─ preflight ─ certificates ─ cgroups ─ mount namespaces ─ bridge, network namespaces ─ servers ─ add-ons
 //!   lab down ─ servers recorded ─ containers ─ all in the cgroup ─ mounts ─ network ─ cgroups ─ state folder
 //! ```
 //! etcd, kube-apiserver, kube-controller-manager and kube-scheduler run in the room `control`; every host is a room
-//! with containerd, kubelet and kube-proxy. Nothing listens in the machine's own network namespace, and what `lab up`
-//! leaves on the machine is found again by `lab down`, wherever it was killed.
+//! with containerd, kubelet and kube-proxy. Calico, CoreDNS and Traefik run as pods. In the machine's own network
+//! namespace nothing listens but two ports of its loopback device, which lead to Traefik; and what `lab up` leaves on the
+//! machine is found again by `lab down`, wherever it was killed.
 //!
 //! Tests use [`Lab`] to reach the cluster, [`wait_for`] to await what they expect, and [`Snapshot`] to compare what the
 //! machine has before and after.
@@ -17,12 +18,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+pub mod addons;
 pub mod cgroup;
 pub mod command;
 pub mod control_plane;
 pub mod down;
 pub mod facts;
+pub mod faults;
 pub mod host;
+pub mod http;
 pub mod images;
 pub mod mounts;
 pub mod network;
@@ -80,6 +84,14 @@ impl Lab {
         Some(Self { settings: serde_json::from_str(&settings).ok()?, paths })
     }
 
+    /// As [`found`](Self::found), with what to do if there is none.
+    ///
+    /// # Errors
+    /// If none was set up.
+    pub fn existing() -> Result<Self> {
+        Self::found().context("no lab is set up; `lab up` sets one up")
+    }
+
     /// The lab of this machine, if its API server is ready.
     pub fn running() -> Option<Self> {
         Self::found().filter(|lab| lab.control_plane().check_apiserver().is_ok())
@@ -131,16 +143,15 @@ impl Lab {
     pub fn load(&self, archive: &Path) -> Result<bool> {
         // One at a time: each notes in the cache what it imported.
         let _lock = state::Lock::take(&self.paths, Duration::from_secs(600))?;
-        let mut any = false;
-        for host in topology::HOSTS {
-            let imported = images::load(&self.host(host), archive);
-            any |= imported.with_context(|| format!("cannot load {} into {}", archive.display(), host.name()))?;
-        }
-        Ok(any)
+        Ok(images::load_everywhere(&self.hosts(), &[archive.to_path_buf()])? > 0)
     }
 
     pub(crate) fn control_plane(&self) -> ControlPlane<'_> {
         ControlPlane { paths: &self.paths, tools: &self.settings.tools }
+    }
+
+    pub(crate) fn hosts(&self) -> Vec<HostServers<'_>> {
+        topology::HOSTS.iter().map(|host| self.host(host)).collect()
     }
 
     pub(crate) fn host<'a>(&'a self, host: &'a topology::Host) -> HostServers<'a> {

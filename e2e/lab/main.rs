@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use lab::paths::Paths;
 use lab::{Lab, down, preflight, process, status, topology, up};
 
@@ -30,6 +30,18 @@ enum Command {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
+    /// Make a host fail, or bring it back
+    Host {
+        #[arg(value_enum)]
+        action: HostAction,
+        /// host1, host2, …
+        name: String,
+    },
+    /// Make the API server fail, or bring it back
+    Apiserver {
+        #[arg(value_enum)]
+        action: ApiserverAction,
+    },
     /// Print the path of the administrator's kubeconfig
     Kubeconfig,
     /// Check whether this machine can carry a lab, changing nothing
@@ -46,6 +58,28 @@ enum Command {
         #[arg(last = true, required = true)]
         argv: Vec<String>,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum HostAction {
+    /// Cut its power
+    Stop,
+    /// Give it power again, and wait until its node is Ready
+    Start,
+    /// Unplug it from the network
+    Isolate,
+    /// Plug it in again
+    Heal,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ApiserverAction {
+    /// End it
+    Stop,
+    /// Start it or let it go on, and wait until it answers
+    Start,
+    /// Hold it where it is: it accepts connections and does not answer
+    Freeze,
 }
 
 fn main() -> ExitCode {
@@ -80,16 +114,30 @@ fn run(command: Command) -> Result<ExitCode> {
                 println!("{}: {}", archive.display(), if imported { "loaded" } else { "was there already" });
             }
         }
+        Command::Host { action, name } => {
+            let (lab, host) = (Lab::existing()?, topology::host(&name)?);
+            match action {
+                HostAction::Stop => lab.stop_host(host)?,
+                HostAction::Start => up::start_host(host)?,
+                HostAction::Isolate => lab.isolate_host(host)?,
+                HostAction::Heal => lab.heal_host(host)?,
+            }
+        }
+        Command::Apiserver { action } => match action {
+            ApiserverAction::Stop => Lab::existing()?.stop_apiserver()?,
+            ApiserverAction::Start => up::start_apiserver()?,
+            ApiserverAction::Freeze => Lab::existing()?.freeze_apiserver()?,
+        },
         Command::Kubeconfig => {
-            let lab = Lab::found().context("no lab is set up; `lab up` sets one up")?;
-            println!("{}", lab.kubeconfig().display());
+            println!("{}", Lab::existing()?.kubeconfig().display());
         }
         Command::Preflight => {
             preflight::check(&Paths::of_machine()?)?;
             println!("this machine can carry a lab");
         }
         Command::ExecRecorded { name, fingerprint, room, argv } => {
-            let room = topology::rooms().find(|known| known.name == room).context("there is no such room")?;
+            let mut rooms = topology::rooms().chain([topology::MACHINE]);
+            let room = rooms.find(|known| known.name == room).context("there is no such room")?;
             process::exec_recorded(&Paths::of_machine()?, &name, &fingerprint, &room, &argv)?;
         }
     }

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!   machine    g8s-lab 10.231.0.1 ── bridge ─┬─ eth0 10.231.0.2   g8s-control
-//!              routes to pods, Services      └─ eth0 10.231.0.11  g8s-host1 ── cni0 ── pods 10.232.1.0/24
+//!              routes to pods, Services      ├─ eth0 10.231.0.11  g8s-host1 ── cali… ── pods 10.232.1.0/24
+//!                                            └─ …                 g8s-host2 …
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -79,20 +80,24 @@ pub fn ensure_cable(room: &Room) -> Result<()> {
     Ok(())
 }
 
-/// Routes to pods and Services, from the machine and from every room that is not itself the next hop.
+/// Routes to pods and Services, from the machine and the control plane. Hosts have theirs from Calico and kube-proxy.
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn ensure_routes() -> Result<()> {
     for (range, via) in routes() {
         ip(&format!("route replace {range} via {via}"))?;
-        // A host needs no route to Services: its own kube-proxy translates before it routes.
-        let services = range == crate::topology::SERVICE_RANGE;
-        for room in rooms().filter(|room| room.address != via && !(services && *room != CONTROL)) {
-            ip(&format!("-n {} route replace {range} via {via}", room.netns()))?;
-        }
+        ip(&format!("-n {} route replace {range} via {via}", CONTROL.netns()))?;
     }
     Ok(())
+}
+
+/// Unplugs a room's cable, or plugs it in again.
+///
+/// # Errors
+/// If the kernel refuses, for example because there is no such room now.
+pub fn plug(room: &Room, plugged: bool) -> Result<()> {
+    ip(&format!("link set {} {}", room.veth(), if plugged { "up" } else { "down" }))
 }
 
 /// Removes cables, bridge (and with it the routes) and namespaces, as far as they are there.

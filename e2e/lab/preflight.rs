@@ -10,10 +10,10 @@ use crate::range::Range;
 use crate::topology::{NODE_RANGE, POD_RANGE, SERVICE_RANGE};
 
 const GIB: u64 = 1 << 30;
-/// Free disk that images, logs and volumes may need.
-const DISK: u64 = 10 * GIB;
-/// Free memory that the control plane, a host and a small guest need.
-const MEMORY: u64 = 6 * GIB;
+/// Free disk that images (on every host), logs and volumes may need.
+const DISK: u64 = 16 * GIB;
+/// Free memory that the control plane, the hosts and a small guest need.
+const MEMORY: u64 = 7 * GIB;
 
 /// Something that stands in the lab's way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +76,18 @@ pub fn judge(facts: &Facts) -> Vec<Problem> {
             "sysctl -w net.bridge.bridge-nf-call-iptables=0, or iptables -I FORWARD -i g8s-lab -o g8s-lab -j ACCEPT",
         );
     }
+    if let Some(cache) = &facts.hidden_cache {
+        add(
+            format!("the cache {} lies in a folder of which the lab's hosts have their own", cache.display()),
+            "set GIANTNETES_CACHE to a folder that is neither in /tmp nor in /run",
+        );
+    }
+    for port in &facts.taken_ports {
+        add(
+            format!("port {port} of 127.0.0.1, which leads to the lab's ingress controller, is taken"),
+            "end the program that listens there while the lab is up (ss -ltnp tells which it is)",
+        );
+    }
     for (range, purpose) in [(NODE_RANGE, "hosts"), (POD_RANGE, "pods"), (SERVICE_RANGE, "Services")] {
         let taken = |used: &str| Some(Range::parse(used)?.overlaps(Range::parse(range)?));
         for used in facts.used.iter().filter(|used| taken(&used.range) == Some(true)) {
@@ -132,11 +144,11 @@ mod tests {
             (problem(|facts| facts.root = false), "not root: namespaces and mounts need root: run it as root"),
             (
                 problem(|facts| facts.free[0].1 = 3 * GIB),
-                "only 3 GiB of disk are free at /var/lib/giantnetes-lab, 10 are needed: make room there",
+                "only 3 GiB of disk are free at /var/lib/giantnetes-lab, 16 are needed: make room there",
             ),
             (
                 problem(|facts| facts.memory = Some(GIB + GIB / 2)),
-                "only 1.5 GiB of memory are available, 6 are needed: end other programs",
+                "only 1.5 GiB of memory are available, 7 are needed: end other programs",
             ),
             (
                 problem(|facts| facts.missing_commands = vec!["ctr", "containerd", "conntrack"]),
@@ -145,6 +157,10 @@ mod tests {
             (
                 problem(|facts| facts.broken_features = vec![("VXLAN", "Unknown device type".into())]),
                 "VXLAN do not work here (Unknown device type): use a kernel that has it",
+            ),
+            (
+                problem(|facts| facts.hidden_cache = Some("/tmp/cache/lab".into())),
+                "the cache /tmp/cache/lab lies in a folder of which the lab's hosts have their own: set GIANTNETES_CACHE",
             ),
             (problem(|facts| facts.bridge_filtered = true), "the machine's firewall drops frames inside bridges"),
         ];
@@ -166,9 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn a_taken_port_is_told() {
+        let said = problem(|facts| facts.taken_ports = vec![10443]);
+        assert_eq!(
+            said,
+            "port 10443 of 127.0.0.1, which leads to the lab's ingress controller, is taken: end the program that listens \
+             there while the lab is up (ss -ltnp tells which it is)"
+        );
+    }
+
+    #[test]
     fn tools_that_are_not_built_are_told() {
-        let said = problem(|facts| facts.tools = Some(Ok(vec!["etcd", "cni"])));
-        assert_eq!(said, "not built: etcd cni: e2e/tools/build.sh etcd cni (some minutes, once)");
+        let said = problem(|facts| facts.tools = Some(Ok(vec!["etcd", "calico"])));
+        assert_eq!(said, "not built: etcd calico: e2e/tools/build.sh etcd calico (some minutes, once)");
         let said = problem(|facts| facts.tools = Some(Err("go is not installed".into())));
         assert_eq!(said, "e2e/tools/build.sh does not work (go is not installed): install Go 1.26 or newer");
     }

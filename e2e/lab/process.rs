@@ -19,7 +19,7 @@ use crate::cgroup;
 use crate::network::netns_file;
 use crate::paths::{Paths, write_whole};
 use crate::state::Lock;
-use crate::topology::Room;
+use crate::topology::{MACHINE, Room};
 use crate::wait::wait_for;
 
 /// A server as it should run.
@@ -52,6 +52,16 @@ impl Record {
     /// Whether that very process still runs.
     pub fn alive(&self) -> bool {
         start_time(self.pid) == Some(self.start)
+    }
+
+    /// Stops that very process where it is, as if the machine had forgotten it.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
     }
 
     /// Sends a signal to that very process. It having ended is no error.
@@ -194,13 +204,12 @@ pub fn exec_recorded(paths: &Paths, name: &str, fingerprint: &str, room: &Room, 
     // Lets go of the lock (see `Server::start`).
     let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&nothing).context("cannot replace the standard input")?;
-    let error = Command::new("nsenter")
-        .arg(format!("--net={}", netns_file(room).display()))
-        .arg(format!("--mount={}", paths.mount_namespace(room).display()))
-        .arg("--")
-        .args(argv)
-        .exec();
-    Err(error).context("cannot execute nsenter")
+    let mut command = Command::new("nsenter");
+    if *room != MACHINE {
+        command.arg(format!("--net={}", netns_file(room).display()));
+        command.arg(format!("--mount={}", paths.mount_namespace(room).display()));
+    }
+    Err(command.arg("--").args(argv).exec()).context("cannot execute nsenter")
 }
 
 /// All records.

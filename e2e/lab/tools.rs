@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::command::Run;
 
 /// Folders that hold the servers' binaries.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tools {
     /// etcd, etcdctl, etcdutl
     pub etcd: PathBuf,
     /// kube-apiserver … kubectl
     pub kubernetes: PathBuf,
-    /// CNI plugins
-    pub cni: PathBuf,
+    /// Calico's programs, and the manifests that came with them
+    pub calico: PathBuf,
 }
 
 impl Tools {
@@ -30,12 +30,12 @@ impl Tools {
             let script = repository().join("e2e/tools/build.sh");
             Ok(Run::new(script).args(["--dir", product]).output()?.trim().into())
         };
-        Ok(Self { etcd: folder("etcd")?, kubernetes: folder("kubernetes")?, cni: folder("cni")? })
+        Ok(Self { etcd: folder("etcd")?, kubernetes: folder("kubernetes")?, calico: folder("calico")? })
     }
 
     /// The products that are not built, of those the lab needs.
     pub fn missing(&self) -> Vec<&'static str> {
-        let products = [("etcd", &self.etcd), ("kubernetes", &self.kubernetes), ("cni", &self.cni)];
+        let products = [("etcd", &self.etcd), ("kubernetes", &self.kubernetes), ("calico", &self.calico)];
         products.into_iter().filter(|(_, folder)| !folder.is_dir()).map(|(product, _)| product).collect()
     }
 }
@@ -79,7 +79,7 @@ impl Image {
 }
 
 /// The folder of this checkout.
-fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     let e2e = Path::new(env!("CARGO_MANIFEST_DIR"));
     e2e.parent().unwrap_or(e2e)
 }

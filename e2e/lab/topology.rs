@@ -5,6 +5,8 @@
 
 use std::net::Ipv4Addr;
 
+use anyhow::{Context, Result};
+
 /// Name of the bridge in the machine's own network namespace, which joins the rooms.
 pub const BRIDGE: &str = "g8s-lab";
 /// The machine's address on the bridge.
@@ -17,8 +19,12 @@ pub const POD_RANGE: &str = "10.232.0.0/16";
 pub const SERVICE_RANGE: &str = "10.233.0.0/16";
 /// The first ClusterIP: the API server's.
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 233, 0, 1);
-/// Where cluster DNS will answer.
+/// Where cluster DNS answers.
 pub const DNS_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 233, 0, 10);
+/// The ingress controller's ClusterIP.
+pub const INGRESS_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 233, 0, 20);
+/// The ports of the machine's loopback device that lead to the ingress controller, and the Service's port of each.
+pub const INGRESS_PORTS: &[(u16, u16)] = &[(10080, 80), (10443, 443)];
 /// Root of everything the lab has in the cgroup hierarchies.
 pub const CGROUP: &str = "giantnetes-lab";
 
@@ -52,6 +58,9 @@ impl Room {
 /// The room of etcd, kube-apiserver, kube-controller-manager and kube-scheduler.
 pub const CONTROL: Room = Room { name: "control", address: Ipv4Addr::new(10, 231, 0, 2) };
 
+/// The machine's own namespaces, as a room: only what has to listen on its loopback device runs there.
+pub const MACHINE: Room = Room { name: "machine", address: Ipv4Addr::LOCALHOST };
+
 /// A host: a node of the management cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Host {
@@ -71,18 +80,35 @@ impl Host {
 }
 
 /// All hosts.
-pub const HOSTS: &[Host] = &[Host {
-    room: Room { name: "host1", address: Ipv4Addr::new(10, 231, 0, 11) },
-    pods: "10.232.1.0/24",
-    zone: "control",
-}];
+pub const HOSTS: &[Host] = &[
+    Host {
+        room: Room { name: "host1", address: Ipv4Addr::new(10, 231, 0, 11) },
+        pods: "10.232.1.0/24",
+        zone: "control",
+    },
+    Host { room: Room { name: "host2", address: Ipv4Addr::new(10, 231, 0, 12) }, pods: "10.232.2.0/24", zone: "front" },
+    Host { room: Room { name: "host3", address: Ipv4Addr::new(10, 231, 0, 13) }, pods: "10.232.3.0/24", zone: "data" },
+];
 
-/// All rooms: the control plane's and every host's.
+/// The host of a name.
+///
+/// # Errors
+/// If there is none; the message lists those that there are.
+pub fn host(name: &str) -> Result<&'static Host> {
+    let known = || HOSTS.iter().map(Host::name).collect::<Vec<_>>().join(", ");
+    HOSTS
+        .iter()
+        .find(|host| host.name() == name)
+        .with_context(|| format!("there is no host {name}; known: {}", known()))
+}
+
+/// The rooms with namespaces of their own: the control plane's and every host's.
 pub fn rooms() -> impl Iterator<Item = Room> {
     std::iter::once(CONTROL).chain(HOSTS.iter().map(|host| host.room))
 }
 
-/// Routes to pods and Services: network and next hop. A ClusterIP is translated by any host's kube-proxy: the first's is used.
+/// Routes to pods and Services, for who is no host: network and next hop. A ClusterIP is translated by any host's
+/// kube-proxy: the first's is used.
 pub fn routes() -> impl Iterator<Item = (&'static str, Ipv4Addr)> {
     let services = HOSTS.first().map(|host| (SERVICE_RANGE, host.room.address));
     HOSTS.iter().map(|host| (host.pods, host.room.address)).chain(services)

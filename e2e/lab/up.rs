@@ -1,20 +1,24 @@
 //! `lab up`: from whatever is there to a cluster whose nodes are Ready. Every step looks first and then does what is
 //! missing, so a second run after a crash (of the lab, or of a server) goes on where the first one ended.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::addons::{self, ADDONS, Addon};
 use crate::command::hold_in_children;
+use crate::faults::LOCK_PATIENCE;
 use crate::host::{HostServers, boot_id};
 use crate::paths::{Paths, make_folder, write_whole};
 use crate::process::Server;
 use crate::state::{Journal, Lock};
 use crate::tools::{Image, Tools};
-use crate::topology::{HOSTS, Host, rooms};
+use crate::topology::{HOSTS, Host, INGRESS_PORTS, INGRESS_SERVICE, MACHINE, rooms};
 use crate::wait::{POLL, wait_for};
-use crate::{Lab, Settings, cgroup, images, mounts, network, pki, preflight};
+use crate::{Lab, Settings, cgroup, http, images, mounts, network, pki, preflight};
 
 /// How long a server that was just started may take to answer (the machine may be busy with builds).
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -29,19 +33,71 @@ pub fn up() -> Result<Lab> {
     let started = Instant::now();
     let paths = Paths::of_machine()?;
     preflight::check(&paths)?;
-    let pause = Image::build("pause").context("cannot have the image of pods' sandboxes")?;
-    let lock = Lock::take(&paths, Duration::from_secs(60))?;
-    hold_in_children(lock.share()?);
-    let mut run = Run {
-        journal: Journal::open(&paths)?,
-        lab: Lab { settings: Settings { tools: Tools::locate()?, pause: pause.reference.clone() }, paths },
-        lock,
-    };
+    let images = Images::build()?;
+    let settings = Settings { tools: Tools::locate()?, pause: images.pause.reference.clone() };
+    let mut run = Run::begin(Lab { settings, paths })?;
     run.foundations()?;
     run.network()?;
-    run.servers(&pause)?;
+    run.servers(&images)?;
+    run.addons(&images)?;
     eprintln!("lab: up after {} steps in {:.1} s", run.journal.done(), started.elapsed().as_secs_f32());
     Ok(run.lab)
+}
+
+/// Gives a host its power and its network back, and waits until its node is Ready.
+///
+/// # Errors
+/// If a server does not start, or the node does not become Ready.
+pub fn start_host(host: &'static Host) -> Result<()> {
+    let mut run = Run::begin(Lab::existing()?)?;
+    run.journal.step("cable", || network::plug(&host.room, true))?;
+    let Run { journal, lab, lock } = &mut run;
+    let start = Starter { lab, lock };
+    let servers = lab.host(host);
+    let containerd = start.server(journal, servers.containerd()?)?;
+    start.answer(journal, &containerd, || servers.check_containerd())?;
+    start.server(journal, servers.kubelet())?;
+    let proxy = start.server(journal, servers.proxy())?;
+    start.answer(journal, &proxy, || servers.check_proxy())?;
+    journal.step(&format!("node {} is Ready", host.name()), || await_node(lab, host))
+}
+
+/// Lets the API server go on, or starts it, and waits until it answers.
+///
+/// # Errors
+/// If it does not.
+pub fn start_apiserver() -> Result<()> {
+    let mut run = Run::begin(Lab::existing()?)?;
+    let _ = run.lab.thaw_apiserver();
+    let Run { journal, lab, lock } = &mut run;
+    let start = Starter { lab, lock };
+    let control = lab.control_plane();
+    let apiserver = start.server(journal, control.apiserver())?;
+    start.answer(journal, &apiserver, || control.check_apiserver())
+}
+
+/// The images that every host has from the beginning.
+struct Images {
+    pause: Image,
+    addons: Vec<(&'static Addon, Image)>,
+}
+
+impl Images {
+    fn build() -> Result<Self> {
+        let addon = |addon: &'static Addon| -> Result<_> {
+            let image = Image::build(addon.name).with_context(|| format!("cannot have the add-on {}", addon.name))?;
+            Ok((addon, image))
+        };
+        Ok(Self {
+            pause: Image::build("pause").context("cannot have the image of pods' sandboxes")?,
+            addons: ADDONS.iter().map(addon).collect::<Result<_>>()?,
+        })
+    }
+
+    fn archives(&self) -> Vec<PathBuf> {
+        let addons = self.addons.iter().map(|(_, image)| &image.archive);
+        std::iter::once(&self.pause.archive).chain(addons).cloned().collect()
+    }
 }
 
 struct Run {
@@ -51,12 +107,18 @@ struct Run {
 }
 
 impl Run {
+    fn begin(lab: Lab) -> Result<Self> {
+        let lock = Lock::take(&lab.paths, LOCK_PATIENCE)?;
+        hold_in_children(lock.share()?);
+        Ok(Self { journal: Journal::open(&lab.paths)?, lab, lock })
+    }
+
     fn foundations(&mut self) -> Result<()> {
         let Self { journal, lab, .. } = self;
         let paths = &lab.paths;
         journal.step("settings", || lab.settings.write(paths))?;
         journal.step("certificates", || pki::ensure(paths))?;
-        for room in rooms() {
+        for room in rooms().chain([MACHINE]) {
             journal.step(&format!("cgroup of {}", room.name), || cgroup::ensure(&room.cgroup()))?;
         }
         journal.step("folders", || {
@@ -82,7 +144,7 @@ impl Run {
         journal.step("routes", network::ensure_routes)
     }
 
-    fn servers(&mut self, pause: &Image) -> Result<()> {
+    fn servers(&mut self, images: &Images) -> Result<()> {
         let Self { journal, lab, lock } = self;
         let start = Starter { lab, lock };
         let control = lab.control_plane();
@@ -102,8 +164,8 @@ impl Run {
             let host = lab.host(host);
             start.answer(journal, containerd, || host.check_containerd())?;
             journal.step(&format!("old containers of {}", host.host.name()), || purge_once(&host))?;
-            journal.step(&format!("pause image of {}", host.host.name()), || images::load(&host, &pause.archive))?;
         }
+        journal.step("images", || images::load_everywhere(&lab.hosts(), &images.archives()))?;
         start.answer(journal, &apiserver, || control.check_apiserver())?;
         journal.step("objects", || control.apply_objects())?;
         let manager = start.server(journal, control.controller_manager())?;
@@ -118,8 +180,31 @@ impl Run {
         for (host, proxy) in &proxies {
             start.answer(journal, proxy, || lab.host(host).check_proxy())?;
         }
+        Ok(())
+    }
+
+    /// Applied while the hosts' servers still start; a node is Ready when Calico has come to it.
+    fn addons(&mut self, images: &Images) -> Result<()> {
+        let Self { journal, lab, lock } = self;
+        for (addon, image) in &images.addons {
+            journal.step(&format!("add-on {}", addon.name), || addon.apply(lab, image))?;
+        }
+        // The API server takes a moment to know Calico's kinds.
+        journal.step("pools of addresses", || wait_for(PATIENCE, "Calico's kinds", || addons::apply_pools(lab)))?;
+        let start = Starter { lab, lock };
+        let mut entries = Vec::new();
+        for (local, port) in INGRESS_PORTS {
+            entries.push((*local, start.server(journal, ingress_entry(*local, *port))?));
+        }
         for host in HOSTS {
             journal.step(&format!("node {} is Ready", host.name()), || await_node(lab, host))?;
+        }
+        for (addon, _) in &images.addons {
+            journal.step(&format!("add-on {} serves", addon.name), || addon.await_ready(lab))?;
+        }
+        for (local, server) in entries.iter().filter(|(local, _)| *local == INGRESS_PORTS[0].0) {
+            let address = SocketAddr::from((MACHINE.address, *local));
+            start.answer(journal, server, || http::status(address, "/").map(drop))?;
         }
         // Pods can be made from now on: they need the service account of their namespace.
         journal.step("service account", || {
@@ -129,6 +214,14 @@ impl Run {
         })?;
         Ok(())
     }
+}
+
+/// What leads from a port of the machine's loopback device to the ingress controller's Service.
+fn ingress_entry(local: u16, port: u16) -> Server {
+    let listen = format!("TCP-LISTEN:{local},bind={},reuseaddr,fork", MACHINE.address);
+    let connect = format!("TCP:{INGRESS_SERVICE}:{port},connect-timeout=5");
+    let argv = ["socat".into(), listen, connect].into();
+    Server { name: format!("ingress-{local}"), room: MACHINE, argv, config: Vec::new() }
 }
 
 /// A server, and whether this run of the lab started it.

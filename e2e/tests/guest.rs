@@ -334,11 +334,16 @@ fn fingerprints(lab: &Lab, guest: &Guest) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Names of the network devices on the lab's host, those of pods' ends left out: pods of others come and go.
+/// Network devices of the lab's hosts, but for those that lead to pods: pods of others come and go.
 fn host_links() -> Result<Vec<String>> {
-    let text = Run::line("ip -netns g8s-host1 -o link show").output()?;
-    let names = text.lines().filter_map(|line| line.split(": ").nth(1)).map(str::to_owned);
-    Ok(names.filter(|name| !name.starts_with("veth")).collect())
+    let mut found = Vec::new();
+    for host in lab::topology::HOSTS {
+        let text = Run::line("ip -o -netns").args([&host.room.netns(), "link", "show"]).output()?;
+        let names = text.lines().filter_map(|line| line.split(": ").nth(1));
+        let names = names.filter(|name| !name.starts_with("cali")).map(|name| format!("{} {name}", host.name()));
+        found.extend(names);
+    }
+    Ok(found)
 }
 
 /// The namespace holds the roots: without it the guest is lost, and must not be replaced by another in its name.

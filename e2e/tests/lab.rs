@@ -1,19 +1,20 @@
 //! The lab itself: it comes up whatever happened before, and goes without leaving anything.
 //!
 //! These tests set up and remove the machine's one lab again and again, so none may be running. `LAB_CRASHES=all` crashes
-//! `lab up` after each of its steps, `LAB_CRASHES=1/4` after those of them that leave 1 when divided by 4; without it three
-//! of them stand for all.
+//! `lab up` after each of its steps, `LAB_CRASHES=1/4` after every fourth of them from the second on; without it a few of
+//! them stand for all.
 
 // Helpers of tests may fail as tests do.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use lab::command::Run;
 use lab::snapshot::listeners;
 use lab::{Lab, Snapshot, cgroup, snapshot, topology, wait_for};
@@ -75,10 +76,14 @@ fn lab(args: &[&str]) -> Result<String> {
     Run::new(BINARY).args(args.iter().copied()).timeout(5 * MINUTE).output()
 }
 
-fn crash_after(step: usize) {
+/// Whether `lab up`, told to crash after a step, did; if not, it has fewer steps and the lab is up.
+fn crashes_after(step: usize) -> bool {
     let variable = format!("GIANTNETES_LAB_CRASH_AFTER={step}");
-    let error = Run::new("env").args([&variable, BINARY, "up"]).timeout(5 * MINUTE).output().unwrap_err().to_string();
-    assert!(error.contains("ended with a signal"), "it was to crash after step {step}: {error}");
+    match Run::new("env").args([&variable, BINARY, "up"]).timeout(5 * MINUTE).output() {
+        Ok(_) => false,
+        Err(error) if error.to_string().contains("ended with a signal") => true,
+        Err(error) => panic!("it was to crash after step {step}: {error:#}"),
+    }
 }
 
 fn assert_ready(lab: &Lab) {
@@ -127,86 +132,71 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     let mut machine = Machine::take();
     let mut foreign = Foreign::start();
     machine.look_again();
+    // What a person's own Kubernetes would listen at.
+    let ports = [2379, 2380, 6443, 10248, 10249, 10250, 10256, 10257, 10259];
+    let _taken: Vec<_> = ports.iter().filter_map(|port| TcpListener::bind(("0.0.0.0", *port)).ok()).collect();
     let listening = listeners();
     let lab = machine.up();
     assert_ready(&lab);
-
-    // Ports below the ephemeral range: clients elsewhere on the machine come and go.
-    let low = |listener: &&String| listener.rsplit(':').next().is_some_and(|port| port < "8000");
-    let now = listeners();
-    let new: Vec<_> = now.difference(&listening).filter(low).collect();
-    assert!(new.is_empty(), "something listens in the machine's own network namespace: {new:?}");
-    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-    let ours = cgroup::processes(topology::CGROUP).unwrap();
-    assert!(ours.len() >= 7, "the lab's servers are in its cgroup: {ours:?}");
-    for pid in ours {
-        let namespace = std::fs::read_link(format!("/proc/{pid}/ns/net"));
-        assert!(namespace.is_ok_and(|theirs| theirs != own), "{pid} is in the machine's own network namespace");
-    }
-
-    machine.down();
+    only_the_ingress_listens(&listening);
+    servers_have_namespaces_of_their_own();
+    starts_what_has_ended_and_leaves_the_rest_alone(&machine, &lab);
+    let toolbox = lab::tools::Image::build("toolbox").unwrap();
+    lab.load(&toolbox.archive).unwrap();
+    assert!(!lab.load(&toolbox.archive).unwrap(), "an image that is there is not loaded again");
+    in_time("lab down", 15, || machine.down());
     assert!(foreign.runs(), "lab down ended a process that only looked like one of the lab's");
     machine.down();
-}
 
-#[test]
-fn ports_that_are_taken_on_the_machine_are_not_in_the_way() {
-    let machine = Machine::take();
-    let ports = [2379, 2380, 6443, 10248, 10249, 10250, 10256, 10257, 10259];
-    let _taken: Vec<_> = ports.iter().filter_map(|port| TcpListener::bind(("0.0.0.0", *port)).ok()).collect();
-    assert_ready(&machine.up());
-}
-
-#[test]
-fn after_a_crash_at_any_step_up_goes_on_and_down_cleans_up() {
-    let machine = Machine::take();
-    machine.up();
-    let steps = std::fs::read_to_string(Path::new(STATE).join("steps")).unwrap().lines().count();
+    // The image stores survived, their containers did not.
+    let lab = in_time("lab up with warm caches", 60, || machine.up());
+    assert_ready(&lab);
+    assert!(!lab.load(&toolbox.archive).unwrap(), "images survive lab down");
+    only_new_containers_run(&lab);
     machine.down();
-    let chosen = match std::env::var("LAB_CRASHES").as_deref() {
-        Err(_) => vec![steps / 4, steps * 5 / 9, steps * 6 / 7],
-        Ok("all") => (1..=steps).collect(),
-        Ok(part) => {
-            let (rest, parts) = part.split_once('/').expect("LAB_CRASHES is `all` or like `1/4`");
-            let (rest, parts): (usize, usize) = (rest.parse().unwrap(), parts.parse().unwrap());
-            (1..=steps).filter(|step| step % parts == rest).collect()
-        }
-    };
-    assert!(!chosen.is_empty());
-    for step in chosen {
-        eprintln!("crash after step {step} of {steps}, then down");
-        crash_after(step);
-        machine.down();
-        eprintln!("crash after step {step} of {steps}, then up");
-        crash_after(step);
-        assert_ready(&machine.up());
-        machine.down();
+}
+
+/// Prints how long something took; three times its budget is an error.
+fn in_time<T>(what: &str, budget: u64, action: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = action();
+    let took = started.elapsed();
+    println!("    {what}: {took:.1?} (budget {budget} s)");
+    assert!(took.as_secs() <= 3 * budget, "{what} took {took:?}");
+    value
+}
+
+fn only_the_ingress_listens(before: &BTreeSet<String>) {
+    let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let ephemeral: u16 = ephemeral.split_whitespace().next().unwrap().parse().unwrap();
+    let port = |listener: &str| u16::from_str_radix(listener.rsplit(':').next().unwrap(), 16).unwrap();
+    let now = listeners();
+    // Clients elsewhere on the machine come and go, above.
+    let new: Vec<_> = now.difference(before).filter(|listener| port(listener) < ephemeral).collect();
+    // 127.0.0.1, in the kernel's spelling.
+    let ours = topology::INGRESS_PORTS.iter().map(|(port, _)| format!("tcp 0100007F:{port:04X}"));
+    assert_eq!(new.into_iter().cloned().collect::<BTreeSet<_>>(), ours.collect(), "in the machine's own namespace");
+}
+
+fn servers_have_namespaces_of_their_own() {
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let ours = cgroup::processes(topology::CGROUP).unwrap();
+    assert!(ours.len() >= 13, "the lab's servers are in its cgroup: {ours:?}");
+    let entries = cgroup::processes(&topology::MACHINE.cgroup()).unwrap();
+    for pid in ours.difference(&entries) {
+        // What ended meanwhile (a pod's probe) is in nobody's way.
+        let Ok(namespace) = std::fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
+        assert!(namespace != own, "{pid} is in the machine's own network namespace");
     }
 }
 
-#[test]
-fn after_a_kill_at_any_time_down_cleans_up() {
-    let machine = Machine::take();
-    for milliseconds in [30, 120, 180, 240, 300, 360, 420, 480, 540, 600, 700, 900, 2000] {
-        // --foreground: only the lab is hit, not what it has just started.
-        let seconds = format!("{:.3}", f64::from(milliseconds) / 1000.0);
-        let killed =
-            Run::new("timeout").args(["--foreground", "--signal=KILL", &seconds, BINARY, "up"]).timeout(MINUTE);
-        assert!(!killed.succeeds());
-        machine.down();
-    }
-}
-
-#[test]
-fn up_starts_what_has_ended_and_leaves_the_rest_alone() {
-    let machine = Machine::take();
-    let lab = machine.up();
+fn starts_what_has_ended_and_leaves_the_rest_alone(machine: &Machine, lab: &Lab) {
     let pid = |name: &str| -> Result<i32> {
         let record = std::fs::read_to_string(lab.state().join("processes").join(format!("{name}.json")))?;
         let record: lab::process::Record = serde_json::from_str(&record)?;
         Ok(record.pid)
     };
-    let all = ["etcd", "kube-apiserver", "kube-scheduler", "host1-containerd", "host1-kubelet", "host1-kube-proxy"];
+    let all = ["etcd", "kube-apiserver", "kube-scheduler", "host1-containerd", "host3-kubelet", "host2-kube-proxy"];
     let pids = || all.map(|name| pid(name).unwrap());
     let first = pids();
     machine.up();
@@ -214,69 +204,69 @@ fn up_starts_what_has_ended_and_leaves_the_rest_alone() {
 
     let (kubelet, apiserver) = (pid("host1-kubelet").unwrap(), pid("kube-apiserver").unwrap());
     Run::new("kill").args(["-KILL".to_owned(), kubelet.to_string(), apiserver.to_string()]).output().unwrap();
-    assert!(lab_status_fails(), "lab status tells that servers have ended");
+    assert!(!Run::new(BINARY).arg("status").timeout(MINUTE).succeeds(), "lab status tells that servers have ended");
     assert_ready(&machine.up());
     assert_ne!(pid("host1-kubelet").unwrap(), kubelet);
     assert_eq!(pid("etcd").unwrap(), first[0]);
-    machine.down();
 }
 
-fn lab_status_fails() -> bool {
-    !Run::new(BINARY).arg("status").timeout(MINUTE).succeeds()
+/// Every container that a host's containerd knows belongs to a pod that the API server knows.
+fn only_new_containers_run(lab: &Lab) {
+    let pods = lab.kubectl(&["get", "pods", "--all-namespaces", "--output=jsonpath={.items[*].metadata.uid}"]).unwrap();
+    for host in topology::HOSTS {
+        let socket = lab.state().join(host.name()).join("run/containerd/containerd.sock");
+        let ctr = || Run::line("ctr --namespace k8s.io --address").arg(&socket);
+        let containers = ctr().args(["containers", "list", "-q"]).output().unwrap();
+        assert!(!containers.is_empty(), "Calico runs on {}", host.name());
+        for container in containers.split_whitespace() {
+            let info = ctr().args(["containers", "info", container]).output().unwrap();
+            let known = pods.split_whitespace().any(|uid| info.contains(uid));
+            assert!(known, "a container of an earlier life on {}: {info}", host.name());
+        }
+    }
 }
 
 #[test]
-fn a_volumes_data_outlives_its_pod_and_a_service_is_reached_from_the_machine() {
+fn after_a_crash_at_any_step_up_goes_on_and_down_cleans_up() {
     let machine = Machine::take();
-    let lab = machine.up();
-    let toolbox = lab::tools::Image::build("toolbox").unwrap();
-    lab.load(&toolbox.archive).unwrap();
-    assert!(!lab.load(&toolbox.archive).unwrap(), "an image that is there is not loaded again");
-    let pod = |name: &str, script: &str| {
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n  \
-             terminationGracePeriodSeconds: 0\n  containers:\n  - name: main\n    image: {image}\n    \
-             imagePullPolicy: Never\n    command: [sh, -c, '{script}']\n    \
-             volumeMounts: [{{name: data, mountPath: /data}}]\n  \
-             volumes: [{{name: data, persistentVolumeClaim: {{claimName: data}}}}]\n---\n",
-            image = toolbox.reference
-        )
+    let (first, stride) = match std::env::var("LAB_CRASHES").as_deref() {
+        Err(_) => (9, 17),
+        Ok("all") => (1, 1),
+        Ok(part) => {
+            let (rest, parts) = part.split_once('/').expect("LAB_CRASHES is `all` or like `1/4`");
+            (rest.parse::<usize>().unwrap() + 1, parts.parse().unwrap())
+        }
     };
-    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], \
-                 resources: {requests: {storage: 1Gi}}}\n---\n";
-    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: reader}\nspec: {selector: {app: reader}, \
-                   clusterIP: 10.233.9.9, ports: [{port: 80, targetPort: 8080}]}\n";
-    lab.apply(&format!("{claim}{}", pod("writer", "echo kept > /data/file; sync; exec sleep 3600"))).unwrap();
-    let ready = |name: &str| lab.kubectl_within(MINUTE, &["wait", "--for=condition=Ready", "--timeout=50s", name]);
-    ready("pod/writer").unwrap();
-    // Ready says that the shell runs, not yet that it has written.
-    wait_for(MINUTE, "the file in the volume", || lab.kubectl(&["exec", "writer", "--", "cat", "/data/file"])).unwrap();
-    lab.kubectl_within(MINUTE, &["delete", "pod", "writer"]).unwrap();
-    lab.apply(&format!("{}{service}", pod("reader", "exec httpd -f -p 8080 -h /data"))).unwrap();
-    ready("pod/reader").unwrap();
-    let content = wait_for(MINUTE, "an answer of the Service's address", || get("10.233.9.9:80", "/file"));
-    assert!(content.unwrap().ends_with("kept\n"));
+    // One lab that crashes again and again, each time some steps further on, until it is up.
+    let mut steps = Vec::new();
+    for step in (first..).step_by(stride) {
+        eprintln!("crash after step {step}, then up");
+        if !crashes_after(step) {
+            break;
+        }
+        steps.push(step);
+    }
+    assert!(steps.len() >= 2, "{steps:?}");
+    assert_ready(&Lab::running().expect("the lab is up after the last crash"));
     machine.down();
-
-    // The image store survived, its containers did not.
-    let lab = machine.up();
-    assert!(!lab.load(&toolbox.archive).unwrap(), "images survive lab down");
-    assert_eq!(lab.kubectl(&["get", "pods", "--all-namespaces", "--no-headers"]).unwrap(), "");
-    let socket = lab.state().join("host1/run/containerd/containerd.sock");
-    let containers = Run::line("ctr --namespace k8s.io --address").arg(socket).args(["containers", "list", "-q"]);
-    assert_eq!(containers.output().unwrap(), "", "containers of an earlier life");
-    machine.down();
+    for step in &steps {
+        eprintln!("crash after step {step} of a new lab, then down");
+        assert!(crashes_after(*step));
+        machine.down();
+    }
 }
 
-fn get(address: &str, path: &str) -> Result<String> {
-    use std::io::{Read, Write};
-    let limit = Duration::from_secs(2);
-    let mut stream = std::net::TcpStream::connect_timeout(&address.parse()?, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("no answer")?;
-    Ok(answer)
+#[test]
+fn after_a_kill_at_any_time_down_cleans_up() {
+    let machine = Machine::take();
+    for milliseconds in [30, 120, 240, 360, 480, 600, 900, 2000, 6000, 12000] {
+        // --foreground: only the lab is hit, not what it has just started.
+        let seconds = format!("{:.3}", f64::from(milliseconds) / 1000.0);
+        let killed =
+            Run::new("timeout").args(["--foreground", "--signal=KILL", &seconds, BINARY, "up"]).timeout(MINUTE);
+        assert!(!killed.succeeds());
+        machine.down();
+    }
 }
 
 #[test]
@@ -312,5 +302,16 @@ fn an_address_range_that_is_taken_is_told_before_anything_starts() {
         "{error}"
     );
     drop(device);
+    machine.down();
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_before_anything_starts() {
+    let machine = Machine::take();
+    let (port, _) = topology::INGRESS_PORTS[0];
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let error = lab(&["up"]).unwrap_err().to_string();
+    assert!(error.contains(&format!("port {port} of 127.0.0.1")) && error.contains("nothing was started"), "{error}");
+    drop(taken);
     machine.down();
 }
