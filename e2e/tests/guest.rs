@@ -310,12 +310,24 @@ fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {
     };
     // The Cluster's finalizer went, so all of this is gone by now: no waiting.
     gone(&["namespace", &home])?;
-    gone(&["networkclaims"])?;
     gone(&["secret", "-n", guest.namespace, "alpha-kubeconfig"])?;
     gone(&["pods,persistentvolumeclaims,secrets,services", "-n", &home])?;
     ensure!(processes("qemu-system-x86_64\0-nodefaults\0")?.is_empty(), "QEMU still runs");
+    claims_go(lab)?;
     // The volume behind the claim is the storage provider's to remove, a little later.
     wait_for(MINUTE, "the volume to be removed", || gone(&["persistentvolumes"]))
+}
+
+/// Every claim is released by now, and goes when its quarantine is over.
+fn claims_go(lab: &Lab) -> Result<()> {
+    for claim in list(lab, &["networkclaims"])? {
+        ensure!(claim["spec"]["releasedAt"].is_string(), "{} is not released", claim["metadata"]["name"]);
+    }
+    wait_for(MINUTE, "the quarantine of the claims to end", || {
+        let left = list(lab, &["networkclaims"])?.len();
+        ensure!(left == 0, "{left} are left");
+        Ok(())
+    })
 }
 
 /// Fingerprints of the roots, as their Secrets say.
@@ -363,7 +375,7 @@ fn a_deleted_namespace_is_not_replaced() {
     assert_eq!(there, "", "it was made anew");
     let took = guest.delete(MINUTE).unwrap();
     println!("    gone after {took:.1?}");
-    assert!(list(&lab, &["networkclaims"]).unwrap().is_empty());
+    claims_go(&lab).unwrap();
 }
 
 /// What the API server itself refuses, by name of the field.

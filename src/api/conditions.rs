@@ -55,6 +55,8 @@ pub enum Reason {
     Waiting,
     /// The spec cannot be fulfilled; the message names the field.
     InvalidSpec,
+    /// No provider makes the guest's nodes; the message says why.
+    ProviderPending,
     /// The requested VNI belongs to another Cluster.
     VNIInUse,
     /// No VNI is free.
@@ -76,6 +78,7 @@ impl Reason {
             Self::AsExpected => "AsExpected",
             Self::Waiting => "Waiting",
             Self::InvalidSpec => "InvalidSpec",
+            Self::ProviderPending => "ProviderPending",
             Self::VNIInUse => "VNIInUse",
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",

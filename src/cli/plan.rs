@@ -10,7 +10,10 @@ use crate::{
     api::Cluster,
     cluster::{self, Valid},
     kvm::plan::{NodeObjects, Surroundings, control_plane_node},
-    network::plan::{self as network, VniChoice},
+    network::{
+        claims::{self, VniChoice},
+        plan as network,
+    },
     pki::plan::{self as pki, Step, World},
     settings::Settings,
 };
@@ -51,10 +54,10 @@ fn describe(cluster: &Cluster, settings: &Settings) -> Result<String, Failure> {
     };
     let identity = &valid.identity;
     show("cluster: the guest's namespace", &|| yaml(&cluster::plan::namespace(identity)))?;
-    let VniChoice::Claim(vni) = network::choose_vni(identity, valid.requested_vni, &Default::default()) else {
+    let VniChoice::Claim(vni) = claims::choose_vni(identity, valid.requested_vni, None, |_| None) else {
         return Err("no VNI can be claimed".into());
     };
-    show("network: the VNI", &|| yaml(&network::claim(identity, vni)))?;
+    show("network: the VNI", &|| yaml(&claims::claim(identity, vni)))?;
     show("network: the Service in front of the API", &|| yaml(&network::master_service(&valid)))?;
     for (title, steps) in pki_steps(&valid) {
         show(title, &|| yaml(&steps))?;
