@@ -1,8 +1,8 @@
 //! What the machine has, so that a test can compare before and after.
 //!
 //! Tests do not have the machine for themselves (builds, other programs), so what others make and remove all the time is
-//! left out: processes that are neither in the lab's cgroup, nor called like a server of the lab, nor orphans in other
-//! namespaces than the test's; in /tmp what is not called like something of the lab's; and the mounts of image builds.
+//! left out: processes that are neither in the lab's cgroup nor orphans that are called like a server of the lab or live in
+//! other namespaces than the test's; in /tmp what is not called like something of the lab's; and the mounts of image builds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::read_link;
@@ -80,9 +80,9 @@ fn interesting(pid: &str) -> Option<String> {
     };
     // The field after name and state; what the lab leaves has no other parent than init.
     let orphan = read("stat")?.rsplit_once(") ")?.1.split(' ').nth(1) == Some("1");
+    // A server with another parent is somebody else's, who looks after it.
     let ours = read("cgroup")?.contains(CGROUP)
-        || SERVERS.iter().any(|server| name.starts_with(server))
-        || orphan && (elsewhere("net") || elsewhere("mnt"));
+        || orphan && (SERVERS.iter().any(|server| name.starts_with(server)) || elsewhere("net") || elsewhere("mnt"));
     // Kernel threads have no arguments.
     (ours && !arguments.is_empty()).then(|| format!("{pid} {name} {arguments}"))
 }
