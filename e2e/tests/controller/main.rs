@@ -8,6 +8,7 @@
 mod bench;
 mod claims;
 mod crash;
+mod example;
 mod leadership;
 mod manager;
 mod outage;

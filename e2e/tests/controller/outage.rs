@@ -14,8 +14,17 @@ use crate::{
 };
 
 /// Every watch of the manager, by the resource that it lists.
-const WATCHES: [&str; 8] =
-    ["clusters", "configmaps", "namespaces", "networkclaims", "persistentvolumeclaims", "pods", "secrets", "services"];
+const WATCHES: [&str; 9] = [
+    "clusters",
+    "configmaps",
+    "namespaces",
+    "networkclaims",
+    "networkpolicies",
+    "persistentvolumeclaims",
+    "pods",
+    "secrets",
+    "services",
+];
 
 async fn survives(manager: &Manager, world: &World, mode: Mode, length: Duration, name: &str) {
     manager.proxy.set(mode);

@@ -257,6 +257,52 @@ async fn rounds(world: &World, name: &str) -> Duration {
 }
 
 #[test]
+fn a_lost_root_is_told_and_never_made_anew() {
+    on_servers("lost", async |servers, world| {
+        let mut manager = Manager::start(servers, "one", Options::default()).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "one", json!({})).await.unwrap();
+        world.create("a", "two", json!({})).await.unwrap();
+        world.converged(SECOND * 30, "a", "one").await.unwrap();
+        let home = home(&world, "one").await;
+        let roots = world.secrets(&home);
+        let root = roots.get("ca-kubernetes-1").await.unwrap();
+        roots.delete("ca-kubernetes-1", &DeleteParams::default()).await.unwrap();
+        let lost = ("PKIReady", "False", "CALost");
+        let (message, took) = world.condition(SECOND * 15, ("a", "one"), lost).await.unwrap();
+        assert!(message.contains("ca-kubernetes-1") && message.contains("restore it from a backup"), "{message}");
+        println!("    told after {took:.1?}: {message}");
+        // A new process knows no more than the objects say.
+        manager.restart();
+        world.create("a", "three", json!({})).await.unwrap();
+        world.converged(SECOND * 30, "a", "three").await.unwrap();
+        world.converged(SECOND * 30, "a", "two").await.unwrap();
+        assert!(roots.get_opt("ca-kubernetes-1").await.unwrap().is_none(), "it was made anew");
+        // Another root in its place is not it.
+        let mut other = world.secrets(&self::home(&world, "two").await).get("ca-kubernetes-1").await.unwrap();
+        other.metadata = kube::api::ObjectMeta {
+            name: other.metadata.name,
+            labels: root.metadata.labels.clone(),
+            annotations: root.metadata.annotations.clone().map(|mut annotations| {
+                let foreign = other.metadata.annotations.as_ref().unwrap()["giantnetes.io/fingerprint"].clone();
+                annotations.insert("giantnetes.io/fingerprint".into(), foreign);
+                annotations
+            }),
+            ..Default::default()
+        };
+        roots.create(&PostParams::default(), &other).await.unwrap();
+        manager.settled().await;
+        world.condition(SECOND * 5, ("a", "one"), lost).await.unwrap();
+        // The backup is restored: all is well again.
+        roots.delete("ca-kubernetes-1", &DeleteParams::default()).await.unwrap();
+        let mut backup = root;
+        (backup.metadata.uid, backup.metadata.resource_version) = (None, None);
+        roots.create(&PostParams::default(), &backup).await.unwrap();
+        world.converged(SECOND * 90, "a", "one").await.unwrap();
+    });
+}
+
+#[test]
 fn the_log_level_changes_while_it_runs() {
     on_servers("loglevel", async |servers, world| {
         let manager = Manager::start(servers, "one", Options { log: "warn", ..Options::default() }).await;
