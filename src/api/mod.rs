@@ -28,28 +28,39 @@ pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayB
 pub use pki::{ApiServerCertificateSpec, CaSpec, LeafSpec, PkiBackend, PkiSpec};
 pub use status::{ClusterStatus, NodeCounts};
 
+use std::sync::LazyLock;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
+/// The CRD of [`Cluster`]; it is put together once.
+pub fn cluster_crd() -> &'static CustomResourceDefinition {
+    static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(|| {
+        let mut crd = Cluster::crd();
+        if let Some(root) = schema::of_mut(&mut crd) {
+            root.x_kubernetes_validations.get_or_insert_default().extend(rules::of_cluster());
+            if let Some(spec) = root.properties.get_or_insert_default().get_mut("spec") {
+                spec.x_kubernetes_validations.get_or_insert_default().extend(rules::of_spec());
+            }
+        }
+        finish(crd)
+    });
+    &CRD
+}
+
+fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    // Uninstalling the chart must not delete every Cluster.
+    let annotations = crd.metadata.annotations.get_or_insert_default();
+    annotations.insert("helm.sh/resource-policy".into(), "keep".into());
+    if let Some(root) = schema::of_mut(&mut crd) {
+        schema::forget_defaults(root);
+    }
+    crd
+}
+
 /// Every CustomResourceDefinition of Giantnetes, in the order in which they are printed and installed.
-pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut cluster = Cluster::crd();
-    if let Some(root) = schema::of_mut(&mut cluster) {
-        root.x_kubernetes_validations.get_or_insert_default().extend(rules::of_cluster());
-        if let Some(spec) = root.properties.get_or_insert_default().get_mut("spec") {
-            spec.x_kubernetes_validations.get_or_insert_default().extend(rules::of_spec());
-        }
-    }
-    let mut crds = vec![cluster, NetworkClaim::crd()];
-    for crd in &mut crds {
-        // Uninstalling the chart must not delete every Cluster.
-        let annotations = crd.metadata.annotations.get_or_insert_default();
-        annotations.insert("helm.sh/resource-policy".into(), "keep".into());
-        if let Some(root) = schema::of_mut(crd) {
-            schema::forget_defaults(root);
-        }
-    }
-    crds
+pub fn crds() -> [CustomResourceDefinition; 2] {
+    [cluster_crd().clone(), finish(NetworkClaim::crd())]
 }
 
 /// The CRDs as one YAML stream: what `giantnetes crds` prints, and the bytes of `manifests/crds/` and the chart.

@@ -52,6 +52,11 @@ fn look(schema: &JSONSchemaProps, value: &Value, path: &str, found: &mut Vec<Str
         found.push(format!("{shown}: must be of type {type_}, and is {}", kind(value)));
         return;
     }
+    if let Some(allowed) = schema.enum_.as_ref().filter(|allowed| !allowed.iter().any(|one| one.0 == *value)) {
+        let allowed: Vec<_> = allowed.iter().map(|one| one.0.as_str().unwrap_or_default()).collect();
+        found.push(format!("{shown}: must be one of {}", allowed.join(", ")));
+        return;
+    }
     match value {
         Value::Object(fields) => {
             // `metadata` is declared as an object and nothing more; the API server knows its fields.
@@ -114,6 +119,7 @@ mod tests {
             (json!({"kubernets": {}}), "spec.kubernets: unknown field"),
             (json!({"nodePools": [{"name": "a", "sise": 1}]}), "spec.nodePools[0].sise: unknown field"),
             (json!({"nodePools": [{}]}), "spec.nodePools[0]: name is missing"),
+            (json!({"etcd": {"mode": "Own"}}), "spec.etcd.mode: must be one of Stacked"),
             (
                 json!({"controlPlane": {"machine": {"memory": 4}}}),
                 "spec.controlPlane.machine.memory: must be of type string, and is a number",

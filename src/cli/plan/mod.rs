@@ -1,5 +1,7 @@
 //! `giantnetes plan -f cluster.yaml`: what would be made if nothing existed yet, in order. Needs no cluster.
 
+mod document;
+
 use std::{fmt::Write as _, path::PathBuf};
 
 use k8s_openapi::jiff::Timestamp;

@@ -1,0 +1,113 @@
+//! Reading a Cluster from a file, more strictly than the watch does: what a person mistyped is named, not dropped.
+
+use serde_json::Value;
+
+use crate::{
+    api::{self, Cluster, schema},
+    cluster::{
+        Valid,
+        valid::{self, Violation},
+    },
+    settings::Settings,
+};
+
+/// The Cluster that a YAML text holds, or everything about its form that is wrong.
+pub(super) fn parse(text: &str) -> Result<Cluster, Vec<String>> {
+    let document = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
+    cluster(&document)
+}
+
+fn cluster(document: &Value) -> Result<Cluster, Vec<String>> {
+    for (field, wanted) in [("apiVersion", "giantnetes.io/v1alpha1"), ("kind", "Cluster")] {
+        match document.get(field).and_then(Value::as_str) {
+            Some(found) if found == wanted => {}
+            found => return Err(vec![format!("{field}: must be {wanted}, and is {}", found.unwrap_or("missing"))]),
+        }
+    }
+    let mut problems = schema::misfits(api::cluster_crd(), document);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let cluster: Cluster = serde_json::from_value(document.clone()).map_err(|error| vec![error.to_string()])?;
+    let known = serde_json::to_value(&cluster.metadata).unwrap_or_default();
+    let unknown = document["metadata"].as_object().into_iter().flatten();
+    let unknown = unknown.filter(|(name, value)| !value.is_null() && known.get(name.as_str()).is_none());
+    problems.extend(unknown.map(|(name, _)| format!("metadata.{name}: unknown field")));
+    if problems.is_empty() { Ok(cluster) } else { Err(problems) }
+}
+
+/// Makes `new` what an update of `old` would be: identity and status are not the writer's.
+pub(super) fn succeed(old: &Cluster, new: &mut Cluster) {
+    new.metadata.uid.clone_from(&old.metadata.uid);
+    new.metadata.namespace = new.metadata.namespace.take().or_else(|| old.metadata.namespace.clone());
+    new.status.clone_from(&old.status);
+}
+
+/// The checked Cluster, or everything that forbids it or the way to it.
+pub(super) fn judge(old: Option<&Cluster>, new: &Cluster, settings: &Settings) -> Result<Valid, Vec<Violation>> {
+    let change = old.map(|old| valid::update(old, new)).unwrap_or_default();
+    match Valid::new(new, settings) {
+        Ok(valid) if change.is_empty() => Ok(valid),
+        Ok(_) => Err(change),
+        Err(mut violations) => {
+            violations.extend(change);
+            Err(violations)
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(dead_code, clippy::expect_used)]
+#[path = "../../../e2e/tests/admission/cases.rs"]
+mod cases;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(case: &cases::Case, settings: &Settings) -> Result<(), Vec<String>> {
+        let mut new = cluster(&case.new)?;
+        let old = case.old.as_ref().map(|old| cluster(old).unwrap());
+        if let Some(old) = &old {
+            succeed(old, &mut new);
+        }
+        match judge(old.as_ref(), &new, settings) {
+            Ok(_) => Ok(()),
+            Err(violations) => Err(violations.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    #[test]
+    fn every_case_gets_the_verdict_that_the_api_server_gives() {
+        let settings: Settings = serde_saphyr::from_str(cases::SETTINGS).unwrap();
+        let all = cases::cases();
+        let mut wrong = Vec::new();
+        for case in &all {
+            let refused = case.refused.as_ref().and_then(|refused| Some((refused, refused.valid.as_ref()?)));
+            match (verdict(case, &settings), refused) {
+                (Ok(()), None) => {}
+                (Ok(()), Some(_)) => wrong.push(format!("{}: is accepted", case.case)),
+                (Err(problems), None) => wrong.push(format!("{}: {}", case.case, problems.join("; "))),
+                (Err(problems), Some((refused, rule))) => {
+                    if !problems.iter().any(|problem| refused.is_said_by(problem, rule)) {
+                        wrong.push(format!("{}: {}", case.case, problems.join("; ")));
+                    }
+                    assert!(problems.iter().all(|problem| problem.len() < 1000), "{}: nobody reads this", case.case);
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        let bad = all.iter().filter(|case| case.refused.is_some()).count();
+        assert!(bad >= 60 && all.len() - bad >= 20, "{bad} of {} cases are bad", all.len());
+    }
+
+    #[test]
+    fn a_document_of_another_kind_and_unknown_metadata_are_named() {
+        assert_eq!(parse("{kind: Pod}").unwrap_err(), ["apiVersion: must be giantnetes.io/v1alpha1, and is missing"]);
+        let pod = parse("{apiVersion: giantnetes.io/v1alpha1, kind: Pod}").unwrap_err();
+        assert_eq!(pod, ["kind: must be Cluster, and is Pod"]);
+        let typo = "{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {name: a, lables: {}}, spec: {}}";
+        assert_eq!(parse(typo).unwrap_err(), ["metadata.lables: unknown field"]);
+        assert_eq!(parse("{").unwrap_err().len(), 1);
+    }
+}
