@@ -2,14 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{
-    api::{self, Cluster, schema},
-    cluster::{
-        Valid,
-        valid::{self, Violation},
-    },
-    settings::Settings,
-};
+use crate::api::{self, Cluster, schema};
 
 /// The Cluster that a YAML text holds, or everything about its form that is wrong.
 pub(super) fn parse(text: &str) -> Result<Cluster, Vec<String>> {
@@ -43,19 +36,6 @@ pub(super) fn succeed(old: &Cluster, new: &mut Cluster) {
     new.status.clone_from(&old.status);
 }
 
-/// The checked Cluster, or everything that forbids it or the way to it.
-pub(super) fn judge(old: Option<&Cluster>, new: &Cluster, settings: &Settings) -> Result<Valid, Vec<Violation>> {
-    let change = old.map(|old| valid::update(old, new)).unwrap_or_default();
-    match Valid::new(new, settings) {
-        Ok(valid) if change.is_empty() => Ok(valid),
-        Ok(_) => Err(change),
-        Err(mut violations) => {
-            violations.extend(change);
-            Err(violations)
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(dead_code, clippy::expect_used)]
 #[path = "../../../e2e/tests/admission/cases.rs"]
@@ -64,17 +44,15 @@ mod cases;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{cli::plan, settings::Settings};
 
+    /// What the plan says, a line per problem.
     fn verdict(case: &cases::Case, settings: &Settings) -> Result<(), Vec<String>> {
         let mut new = cluster(&case.new)?;
-        let old = case.old.as_ref().map(|old| cluster(old).unwrap());
-        if let Some(old) = &old {
-            succeed(old, &mut new);
-        }
-        match judge(old.as_ref(), &new, settings) {
-            Ok(_) => Ok(()),
-            Err(violations) => Err(violations.iter().map(ToString::to_string).collect()),
-        }
+        let lines = |failure: crate::cli::Failure| failure.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
+        let Some(old) = &case.old else { return plan::fresh(&new, settings).map(drop).map_err(lines) };
+        let (_, forbidden) = plan::against(&cluster(old)?, &mut new, settings).map_err(lines)?;
+        if forbidden.is_empty() { Ok(()) } else { Err(forbidden.iter().map(ToString::to_string).collect()) }
     }
 
     #[test]

@@ -1,19 +1,33 @@
-//! `giantnetes plan -f cluster.yaml`: what would be made if nothing existed yet, in order. Needs no cluster.
+//! `giantnetes plan -f cluster.yaml`: what would be made or changed for a Cluster, in order, what each step waits for, and
+//! which nodes roll.
+//!
+//! - [`document`]: reading a file more strictly than the watch does, and judging a change
+//! - [`steps`]: the objects of a guest in the order in which they are made, from the same plans that the reconcilers use
+//! - [`compare`]: what of them is new, changed, gone or as it should be
+//! - [`live`]: what the management cluster has
+//! - [`show`]: YAML or one line per step
 
+mod compare;
 mod document;
+mod live;
+mod show;
+mod steps;
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
 
+use self::{
+    compare::{Change, State},
+    steps::{Known, Step},
+};
 use super::Failure;
 use crate::{
     api::Cluster,
-    cluster::{self, Valid},
-    kvm::plan::{NodeObjects, Surroundings, control_plane_node},
-    network::plan::{self as network, VniChoice},
-    pki::plan::{self as pki, Step, World},
+    cluster::{
+        Valid,
+        valid::{self, Violation},
+    },
     settings::Settings,
 };
 
@@ -25,68 +39,98 @@ pub(super) struct PlanArgs {
     /// The operator's settings: the chart's values as the controller manager gets them.
     #[arg(long, env = "GIANTNETES_SETTINGS")]
     settings: PathBuf,
+    /// Compare with what the cluster of the current kubeconfig has.
+    #[arg(long, conflicts_with = "against")]
+    live: bool,
+    /// File with the Cluster as it was before: judge the change from it.
+    #[arg(long, value_name = "OLD")]
+    against: Option<PathBuf>,
+    /// Every object, or one line per step.
+    #[arg(long, value_enum, default_value = "yaml")]
+    format: Format,
 }
 
-pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
+/// How a plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Every object.
+    Yaml,
+    /// One line per step.
+    Summary,
+}
+
+pub(super) async fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let settings = Settings::read(&args.settings)?;
-    let text = if args.file.as_os_str() == "-" {
+    let mut cluster = read(&args.file)?;
+    let (outcome, forbidden) = if args.live {
+        (live::plan(&mut cluster, &settings, Timestamp::now()).await?, Vec::new())
+    } else if let Some(old) = &args.against {
+        against(&read(old)?, &mut cluster, &settings)?
+    } else {
+        (fresh(&cluster, &settings)?, Vec::new())
+    };
+    print!("{}", outcome.show(args.format)?);
+    if forbidden.is_empty() { Ok(()) } else { Err(listed("this change is refused", &forbidden)) }
+}
+
+fn read(file: &Path) -> Result<Cluster, Failure> {
+    let text = if file.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin())?
     } else {
-        std::fs::read_to_string(&args.file).map_err(|error| format!("read {}: {error}", args.file.display()))?
+        std::fs::read_to_string(file).map_err(|error| format!("read {}: {error}", file.display()))?
     };
-    let cluster: Cluster =
-        serde_saphyr::from_str(&text).map_err(|error| format!("{} is not a Cluster: {error}", args.file.display()))?;
-    print!("{}", describe(&cluster, &settings)?);
-    Ok(())
+    document::parse(&text).map_err(|problems| listed(&format!("{} cannot be used", file.display()), &problems))
 }
 
-/// The plan as a YAML stream. Keys are random, so of Secrets the wishes are shown and not the contents.
-fn describe(cluster: &Cluster, settings: &Settings) -> Result<String, Failure> {
-    let valid = Valid::new(cluster, settings).map_err(|violations| {
-        let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
-        format!("the Cluster cannot be fulfilled:\n  {}", list.join("\n  "))
+fn listed<T: ToString>(what: &str, problems: &[T]) -> Failure {
+    let list: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    format!("{what}:\n  {}", list.join("\n  ")).into()
+}
+
+/// What a plan comes to.
+#[derive(Debug)]
+struct Outcome {
+    valid: Valid,
+    changes: Vec<Change>,
+    /// Whether the Cluster has the UID that the API server gave it.
+    has_uid: bool,
+}
+
+impl Outcome {
+    fn show(&self, format: Format) -> Result<String, Failure> {
+        match format {
+            Format::Yaml => show::yaml(self),
+            Format::Summary => Ok(show::summary(self)),
+        }
+    }
+}
+
+fn checked(cluster: &Cluster, settings: &Settings) -> Result<Valid, Failure> {
+    Valid::new(cluster, settings).map_err(|violations| listed("the Cluster cannot be fulfilled", &violations))
+}
+
+/// The plan as if nothing existed.
+fn fresh(cluster: &Cluster, settings: &Settings) -> Result<Outcome, Failure> {
+    let valid = checked(cluster, settings)?;
+    let steps = steps::of(&valid, settings, &Known::nothing(&valid)?)?;
+    let changes = steps.into_iter().map(|step| Change { step, state: State::Created }).collect();
+    Ok(Outcome { valid, changes, has_uid: cluster.metadata.uid.is_some() })
+}
+
+/// What a change makes of the objects, and what forbids it.
+fn against(old: &Cluster, new: &mut Cluster, settings: &Settings) -> Result<(Outcome, Vec<Violation>), Failure> {
+    document::succeed(old, new);
+    let forbidden = valid::update(old, new);
+    let valid = Valid::new(new, settings).map_err(|mut violations| {
+        violations.extend(forbidden.clone());
+        listed("the Cluster cannot be fulfilled", &violations)
     })?;
-    let mut out = String::new();
-    let mut show = |title: &str, what: &dyn Fn() -> Result<String, Failure>| -> Result<(), Failure> {
-        write!(out, "--- # {title}\n{}", what()?)?;
-        Ok(())
-    };
-    let identity = &valid.identity;
-    show("cluster: the guest's namespace", &|| yaml(&cluster::plan::namespace(identity)))?;
-    let VniChoice::Claim(vni) = network::choose_vni(identity, valid.requested_vni, &Default::default()) else {
-        return Err("no VNI can be claimed".into());
-    };
-    show("network: the VNI", &|| yaml(&network::claim(identity, vni)))?;
-    show("network: the Service in front of the API", &|| yaml(&network::master_service(&valid)))?;
-    for (title, steps) in pki_steps(&valid) {
-        show(title, &|| yaml(&steps))?;
-    }
-    let around = Surroundings { vni, namespace_uid: "<uid of the namespace>", settings: &settings.kvm };
-    let NodeObjects { claim, config, pod } = control_plane_node(&valid, 0, around)?;
-    show("kvm: etcd's volume", &|| yaml(&claim))?;
-    show("kvm: the node's configuration", &|| yaml(&config))?;
-    show("kvm: the VM pod; waits for network and certificates", &|| yaml(&pod))?;
-    let bindings = crate::guest::plan::bindings();
-    show("guest: rights, inside the guest; waits for the control plane", &|| yaml(&bindings))?;
-    Ok(out)
-}
-
-/// The steps of pki as if each were carried out at once.
-fn pki_steps(valid: &Valid) -> [(&'static str, Vec<Step>); 2] {
-    let mut world = World { namespace: true, ..World::default() };
-    let roots = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
-    for root in pki::Root::ALL {
-        world.records.insert(root.record(), "made".into());
-        let secret = pki::SecretMeta { fingerprint: Some("made".into()), ..pki::SecretMeta::default() };
-        world.secrets.insert(root.secret(), secret);
-    }
-    world.endpoint = Some("https://<address of Service master>:6443".into());
-    let leaves = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
-    [("pki: roots, made once", roots), ("pki: certificates; waits for the Service's address", leaves)]
-}
-
-fn yaml(value: &impl Serialize) -> Result<String, Failure> {
-    Ok(serde_saphyr::to_string(value)?)
+    let old_valid = Valid::new(old, settings)
+        .map_err(|violations| listed("the Cluster as it was cannot be compared with", &violations))?;
+    let known = Known::nothing(&old_valid)?;
+    let before = steps::of(&old_valid, settings, &known)?;
+    let changes = compare::plans(before, steps::of(&valid, settings, &known)?);
+    Ok((Outcome { valid, changes, has_uid: new.metadata.uid.is_some() }, forbidden))
 }
 
 #[cfg(test)]
@@ -96,32 +140,58 @@ mod tests {
     use super::*;
     use crate::testing::{cluster, settings};
 
-    #[test]
-    fn the_plan_of_an_empty_spec_is_golden() {
-        insta::assert_snapshot!(describe(&cluster(json!({})), &settings()).unwrap());
+    fn example(name: &str) -> Cluster {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
+        let mut cluster = read(&root.join(name)).unwrap();
+        cluster.metadata.namespace = Some("team-a".into());
+        cluster.metadata.uid = Some("9f2c6a50-6f3e-4a39-9e0b-0d9f4c1f7a11".into());
+        cluster
+    }
+
+    fn shown(cluster: &Cluster, format: Format) -> String {
+        fresh(cluster, &settings()).unwrap().show(format).unwrap()
     }
 
     #[test]
-    fn the_plan_of_a_full_spec_is_golden() {
-        let spec = json!({
-            "kubernetes": {"version": "v1.36.3", "podCIDR": "10.128.0.0/14", "serviceCIDR": "10.64.0.0/20"},
-            "provider": {"kvm": {"accelerator": "TCG"}},
-            "controlPlane": {"machine": {"cpus": 4, "memory": "8Gi", "disk": "40Gi"}},
-            "etcd": {"storage": {"size": "16Gi", "className": "fast"}},
-            "network": {"overlay": {"cidr": "172.27.0.0/20", "vni": 4242}},
-        });
-        insta::assert_snapshot!(describe(&cluster(spec), &settings()).unwrap());
+    fn the_plans_of_the_examples_are_golden() {
+        for name in ["minimal", "typical", "maximal"] {
+            let cluster = example(&format!("{name}.yaml"));
+            insta::assert_snapshot!(format!("{name}-summary"), shown(&cluster, Format::Summary));
+            insta::assert_snapshot!(format!("{name}-yaml"), shown(&cluster, Format::Yaml));
+        }
+    }
+
+    #[test]
+    fn every_example_can_be_fulfilled() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
+        let examples: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(examples.len() >= 4);
+        for name in examples {
+            fresh(&example(name.to_str().unwrap()), &settings()).unwrap();
+        }
     }
 
     #[test]
     fn a_bad_spec_is_an_error_that_names_every_field() {
         let spec = json!({"network": {"overlay": {"vni": 1}}, "kubernetes": {"podCIDR": "x"}});
-        let error = describe(&cluster(spec), &settings()).unwrap_err().to_string();
+        let error = fresh(&cluster(spec), &settings()).unwrap_err().to_string();
         assert!(error.contains("spec.network.overlay.vni") && error.contains("spec.kubernetes.podCIDR"), "{error}");
     }
 
     #[test]
     fn no_key_is_in_a_plan() {
-        assert!(!describe(&cluster(json!({})), &settings()).unwrap().contains("PRIVATE"));
+        assert!(!shown(&example("maximal.yaml"), Format::Yaml).contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_change_says_what_it_changes_which_nodes_roll_and_why_it_is_refused() {
+        let old = cluster(json!({}));
+        let mut new = cluster(json!({"controlPlane": {"machine": {"memory": "8Gi"}}}));
+        let (outcome, forbidden) = against(&old, &mut new, &settings()).unwrap();
+        assert_eq!(forbidden.len(), 1, "{forbidden:?}");
+        insta::assert_snapshot!(outcome.show(Format::Summary).unwrap());
+        let (outcome, forbidden) = against(&old, &mut old.clone(), &settings()).unwrap();
+        assert_eq!(forbidden, []);
+        assert!(outcome.changes.iter().all(|change| change.state == State::Unchanged));
     }
 }
