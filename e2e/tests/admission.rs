@@ -128,6 +128,8 @@ fn rendered(template: &str) -> String {
     let chart = support::root().join("charts/giantnetes").display().to_string();
     Run::new(PathBuf::from(folder.trim()).join("helm"))
         .args(["template", "giantnetes", &chart, "--show-only", &format!("templates/{template}")])
+        // Without a cluster helm takes its own library's age for Kubernetes' version.
+        .args(["--kube-version", "1.36.3"])
         .timeout(Duration::from_secs(60))
         .output()
         .unwrap()

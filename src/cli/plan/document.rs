@@ -7,26 +7,39 @@ use crate::api::{self, Cluster, schema};
 /// The Cluster that a YAML text holds, or everything about its form that is wrong.
 pub(super) fn parse(text: &str) -> Result<Cluster, Vec<String>> {
     let document = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
-    cluster(&document)
+    cluster(document)
 }
 
-fn cluster(document: &Value) -> Result<Cluster, Vec<String>> {
+fn cluster(mut document: Value) -> Result<Cluster, Vec<String>> {
+    forget_nulls(&mut document);
     for (field, wanted) in [("apiVersion", "giantnetes.io/v1alpha1"), ("kind", "Cluster")] {
         match document.get(field).and_then(Value::as_str) {
             Some(found) if found == wanted => {}
             found => return Err(vec![format!("{field}: must be {wanted}, and is {}", found.unwrap_or("missing"))]),
         }
     }
-    let mut problems = schema::misfits(api::cluster_crd(), document);
+    let mut problems = schema::misfits(api::cluster_crd(), &document);
     if !problems.is_empty() {
         return Err(problems);
     }
     let cluster: Cluster = serde_json::from_value(document.clone()).map_err(|error| vec![error.to_string()])?;
     let known = serde_json::to_value(&cluster.metadata).unwrap_or_default();
     let unknown = document["metadata"].as_object().into_iter().flatten();
-    let unknown = unknown.filter(|(name, value)| !value.is_null() && known.get(name.as_str()).is_none());
+    let unknown = unknown.filter(|(name, _)| known.get(name.as_str()).is_none());
     problems.extend(unknown.map(|(name, _)| format!("metadata.{name}: unknown field")));
     if problems.is_empty() { Ok(cluster) } else { Err(problems) }
+}
+
+/// To the API server a field that is null is not there.
+fn forget_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(forget_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_nulls),
+        _ => {}
+    }
 }
 
 /// Makes `new` what an update of `old` would be: identity and status are not the writer's.
@@ -48,10 +61,10 @@ mod tests {
 
     /// What the plan says, a line per problem.
     fn verdict(case: &cases::Case, settings: &Settings) -> Result<(), Vec<String>> {
-        let mut new = cluster(&case.new)?;
+        let mut new = cluster(case.new.clone())?;
         let lines = |failure: crate::cli::Failure| failure.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
         let Some(old) = &case.old else { return plan::fresh(&new, settings).map(drop).map_err(lines) };
-        let (_, forbidden) = plan::against(&cluster(old)?, &mut new, settings).map_err(lines)?;
+        let (_, forbidden) = plan::against(&cluster(old.clone())?, &mut new, settings).map_err(lines)?;
         if forbidden.is_empty() { Ok(()) } else { Err(forbidden.iter().map(ToString::to_string).collect()) }
     }
 
