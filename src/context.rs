@@ -6,34 +6,28 @@ use std::{
 };
 
 use k8s_openapi::{
-    Metadata as _,
     api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Client, Resource, ResourceExt as _,
     api::PartialObjectMeta,
-    runtime::{
-        reflector::{Lookup, Store},
-        watcher,
-    },
+    runtime::reflector::{Lookup, Store},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation},
     kvm::vm_pod::VmPod,
     runtime::{
-        cache::{self, Readiness, watch},
+        apply::Memory,
+        cache::{self, Change, Index, Watches},
+        events::Events,
+        lease::Leadership,
         queue::Queue,
     },
     settings::Settings,
 };
-
-/// Seconds after which the server ends a watch, and it begins anew. The client's read time-out is a little longer, so a
-/// server that has gone silent is noticed.
-const WATCH_SECONDS: u32 = 60;
 
 /// One watch per kind; of most kinds the metadata is enough.
 #[derive(Clone, Debug)]
@@ -47,6 +41,12 @@ pub struct Cache {
     pub config_maps: Store<PartialObjectMeta<ConfigMap>>,
     pub volume_claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
     pub pods: Store<VmPod>,
+    /// Claims by the Cluster (`namespace/name`) that holds them.
+    pub claims_by_cluster: Index,
+    /// Secrets by namespace.
+    pub secrets_by_namespace: Index,
+    /// VM pods by namespace.
+    pub pods_by_namespace: Index,
 }
 
 /// Wakes every micro-operator for a Cluster.
@@ -70,9 +70,14 @@ impl Wake {
         }
     }
 
-    fn changed(&self, cluster: &Cluster) {
+    fn changed(&self, cluster: &Cluster, change: Change) {
         let identity = Identity::of(cluster);
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(identity.id, identity.key.clone());
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        match change {
+            Change::Is => ids.insert(identity.id, identity.key.clone()),
+            Change::Gone => ids.remove(&identity.id),
+        };
+        drop(ids);
         self.cluster(&identity.key);
     }
 
@@ -86,69 +91,72 @@ impl Wake {
     }
 }
 
+/// What carries a guest's label.
+const OURS: Option<&str> = Some(names::CLUSTER_LABEL);
+
 impl Cache {
-    /// Starts all watches.
-    pub fn start(client: &Client, wake: &Wake, readiness: &Readiness, stop: &CancellationToken) -> Self {
-        let clusters = {
-            let wake = wake.clone();
-            let events = watcher::watcher(Api::<Cluster>::all(client.clone()), everything());
-            watch("clusters", events, readiness, stop.clone(), move |cluster| wake.changed(cluster))
+    /// Starts all watches. What is gone is forgotten in `memory` and `events`, too.
+    pub fn start(watches: &Watches, wake: &Wake, memory: &Memory, events: &Events) -> Self {
+        let claims_by_cluster = Index::default();
+        let (secrets_by_namespace, pods_by_namespace) = (Index::default(), Index::default());
+        // Wakes the guest's operators for an object of theirs.
+        let follow = |index: Option<&Index>| {
+            let (wake, memory, index) = (wake.clone(), memory.clone(), index.cloned());
+            move |meta: &ObjectMeta, change: Change| {
+                if let (Some(index), Some(namespace), Some(name)) = (&index, &meta.namespace, &meta.name) {
+                    index.note(namespace, name, change);
+                }
+                if change == Change::Gone {
+                    memory.forget(meta);
+                }
+                wake.labelled(meta);
+            }
         };
-        let claims = {
-            let wake = wake.clone();
-            let events = watcher::watcher(Api::<NetworkClaim>::all(client.clone()), everything());
-            watch("networkclaims", events, readiness, stop.clone(), move |claim: &NetworkClaim| {
-                let holder = &claim.spec.cluster_ref;
-                wake.cluster(&ClusterKey { namespace: holder.namespace.clone(), name: holder.name.clone() });
+        let clusters = {
+            let (wake, events) = (wake.clone(), events.clone());
+            watches.objects("clusters", None, move |cluster: &Cluster, change| {
+                if change == Change::Gone {
+                    events.forget(cluster.metadata.uid.as_deref().unwrap_or_default());
+                }
+                wake.changed(cluster, change);
             })
         };
-        let services = {
-            let wake = wake.clone();
-            let events = watcher::watcher(Api::<Service>::all(client.clone()), ours());
-            watch("services", events, readiness, stop.clone(), move |s: &Service| wake.labelled(&s.metadata))
+        let claims = {
+            let (wake, index) = (wake.clone(), claims_by_cluster.clone());
+            watches.objects("networkclaims", None, move |claim: &NetworkClaim, change| {
+                let key = ClusterKey::of_ref(&claim.spec.cluster_ref);
+                index.note(&key.to_string(), &claim.name_any(), change);
+                wake.cluster(&key);
+            })
         };
-        let pods = {
-            let wake = wake.clone();
-            let events = watcher::watcher(Api::<VmPod>::all(client.clone()), ours());
-            watch("pods", events, readiness, stop.clone(), move |pod: &VmPod| wake.labelled(&pod.metadata))
-        };
+        let (service, namespace, config_map, volume_claim) = (follow(None), follow(None), follow(None), follow(None));
+        let (secret, pod) = (follow(Some(&secrets_by_namespace)), follow(Some(&pods_by_namespace)));
         Self {
             clusters,
             claims,
-            services,
-            pods,
-            namespaces: metadata("namespaces", client, wake, readiness, stop),
-            secrets: metadata("secrets", client, wake, readiness, stop),
-            config_maps: metadata("configmaps", client, wake, readiness, stop),
-            volume_claims: metadata("persistentvolumeclaims", client, wake, readiness, stop),
+            services: watches.objects("services", OURS, move |s: &Service, change| service(&s.metadata, change)),
+            pods: watches.objects("pods", OURS, move |p: &VmPod, change| pod(&p.metadata, change)),
+            namespaces: watches.metadata("namespaces", OURS, move |object, change| namespace(&object.metadata, change)),
+            secrets: watches.metadata("secrets", OURS, move |object, change| secret(&object.metadata, change)),
+            config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),
+            volume_claims: watches
+                .metadata("persistentvolumeclaims", OURS, move |o, change| volume_claim(&o.metadata, change)),
+            claims_by_cluster,
+            secrets_by_namespace,
+            pods_by_namespace,
         }
     }
-}
 
-fn everything() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_SECONDS)
-}
-
-/// What carries a guest's label.
-fn ours() -> watcher::Config {
-    everything().labels(names::CLUSTER_LABEL)
-}
-
-/// Watches the metadata of those objects of a kind that carry a guest's label.
-fn metadata<K>(
-    name: &'static str,
-    client: &Client,
-    wake: &Wake,
-    readiness: &Readiness,
-    stop: &CancellationToken,
-) -> Store<PartialObjectMeta<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
-{
-    let api = Api::<PartialObjectMeta<K>>::all(client.clone());
-    let events = watcher::watcher(api, ours());
-    let wake = wake.clone();
-    watch(name, events, readiness, stop.clone(), move |object: &PartialObjectMeta<K>| wake.labelled(&object.metadata))
+    /// Wakes all for everything that is known, as a new leader must.
+    pub fn resync(&self, wake: &Wake) {
+        for cluster in self.clusters.state() {
+            wake.cluster(&ClusterKey::of(&cluster));
+        }
+        // Claims outlive their Clusters.
+        for claim in self.claims.state() {
+            wake.cluster(&ClusterKey::of_ref(&claim.spec.cluster_ref));
+        }
+    }
 }
 
 /// What every micro-operator is given. Clones share it.
@@ -162,6 +170,12 @@ pub struct Context {
     pub cache: Cache,
     /// What the other micro-operators said.
     pub reports: Reports,
+    /// What was verified of applied objects.
+    pub memory: Memory,
+    /// Events for people.
+    pub events: Events,
+    /// Whether this process may write; clients of guests ask it, too.
+    pub leadership: Leadership,
 }
 
 /// A Cluster as a micro-operator looks at it.
@@ -219,8 +233,15 @@ impl Context {
         cache::get(&self.cache.services, Some(&identity.namespace), names::MASTER_SERVICE)
     }
 
+    /// Metadata of the Secrets of a namespace that carry a guest's label.
+    pub fn secrets(&self, namespace: &str) -> Vec<Arc<PartialObjectMeta<Secret>>> {
+        let names = self.cache.secrets_by_namespace.names(namespace);
+        names.iter().filter_map(|name| cache::get(&self.cache.secrets, Some(namespace), name)).collect()
+    }
+
     /// The guest's VM pods.
     pub fn vm_pods(&self, identity: &Identity) -> Vec<Arc<VmPod>> {
-        self.cache.pods.state_filter(|pod| pod.metadata().namespace.as_ref() == Some(&identity.namespace))
+        let names = self.cache.pods_by_namespace.names(&identity.namespace);
+        names.iter().filter_map(|name| cache::get(&self.cache.pods, Some(&identity.namespace), name)).collect()
     }
 }

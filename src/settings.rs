@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +14,26 @@ use crate::cluster::valid::parse_bytes;
 pub struct Settings {
     /// The Kubernetes versions that guests may have.
     pub kubernetes: KubernetesSettings,
+    /// What guests share.
+    #[serde(default)]
+    pub network: NetworkSettings,
     /// The KVM provider.
     #[serde(default)]
     pub kvm: KvmSettings,
+}
+
+/// What guests share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NetworkSettings {
+    /// How long a released VNI stays unused, such as `1h`.
+    pub quarantine: SignedDuration,
+}
+
+impl Default for NetworkSettings {
+    fn default() -> Self {
+        Self { quarantine: SignedDuration::from_hours(1) }
+    }
 }
 
 /// The Kubernetes versions that guests may have.
@@ -32,6 +50,8 @@ pub struct KubernetesSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct KvmSettings {
+    /// Whether guests get VMs. If not, everything else of them is made and `ControlPlaneReady` says so.
+    pub enabled: bool,
     /// CPU request of a VM pod as a share of its virtual CPUs, between 0 and 1.
     pub cpu_request_ratio: f64,
     /// Memory that QEMU and the supervisor need beside the guest's; part of the pod's request and limit.
@@ -42,7 +62,7 @@ pub struct KvmSettings {
 
 impl Default for KvmSettings {
     fn default() -> Self {
-        Self { cpu_request_ratio: 0.1, memory_overhead: Quantity("512Mi".into()), resolvers: Vec::new() }
+        Self { enabled: true, cpu_request_ratio: 0.1, memory_overhead: Quantity("512Mi".into()), resolvers: Vec::new() }
     }
 }
 
@@ -73,6 +93,9 @@ pub enum SettingsError {
     /// The ratio is out of bounds.
     #[error("kvm.cpuRequestRatio {0} must be between 0 and 1")]
     CpuRequestRatio(f64),
+    /// The quarantine is no time that can pass.
+    #[error("network.quarantine {0:#} must be between 0 and 720h")]
+    Quarantine(SignedDuration),
     /// The overhead is no size.
     #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
     MemoryOverhead(String),
@@ -97,6 +120,10 @@ impl Settings {
         }
         if !(0.0..=1.0).contains(&self.kvm.cpu_request_ratio) {
             return Err(SettingsError::CpuRequestRatio(self.kvm.cpu_request_ratio));
+        }
+        let quarantine = self.network.quarantine;
+        if quarantine.is_negative() || quarantine > SignedDuration::from_hours(720) {
+            return Err(SettingsError::Quarantine(quarantine));
         }
         if parse_bytes(&self.kvm.memory_overhead.0).is_none() {
             return Err(SettingsError::MemoryOverhead(self.kvm.memory_overhead.0));
@@ -130,5 +157,8 @@ mod tests {
         assert!(ratio.contains("cpuRequestRatio"), "{ratio}");
         let size = "{kubernetes: {defaultVersion: v1, images: {v1: a}}, kvm: {memoryOverhead: 1.5Gi}}";
         assert!(parse(size).unwrap_err().contains("memoryOverhead"));
+        let quarantine = "{kubernetes: {defaultVersion: v1, images: {v1: a}}, network: {quarantine: 1h}}";
+        assert_eq!(parse(quarantine).unwrap().network, NetworkSettings::default());
+        assert!(parse(&quarantine.replace("1h", "-1s")).unwrap_err().contains("network.quarantine"));
     }
 }

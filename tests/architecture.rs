@@ -94,3 +94,12 @@ fn no_source_unwraps() {
         }
     }
 }
+
+#[test]
+fn the_example_operator_is_small_and_uses_the_kit_alone() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/welcome.rs");
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.lines().count() <= 100, "{} lines", text.lines().count());
+    let foreign: Vec<_> = text.lines().filter(|line| line.contains("giantnetes::")).collect();
+    assert!(foreign.iter().all(|line| line.contains("giantnetes::runtime")), "{foreign:?}");
+}

@@ -65,6 +65,8 @@ pub enum Reason {
     NotSupportedYet,
     /// The Cluster is paused; the message says until when.
     Paused,
+    /// No provider makes the guest's nodes; the message says why.
+    ProviderPending,
     /// The requested VNI belongs to another Cluster.
     VNIInUse,
     /// No VNI is free.
@@ -88,6 +90,7 @@ impl Reason {
             Self::InvalidSpec => "InvalidSpec",
             Self::NotSupportedYet => "NotSupportedYet",
             Self::Paused => "Paused",
+            Self::ProviderPending => "ProviderPending",
             Self::VNIInUse => "VNIInUse",
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",

@@ -1,5 +1,6 @@
 //! `NetworkClaim`: a cluster-scoped object whose *name* is the claimed resource, so that the API server decides races.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,7 @@ pub struct ClusterRef {
     printcolumn(name = "Value", type_ = "integer", json_path = ".spec.value"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.clusterRef.namespace"),
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name"),
+    printcolumn(name = "Released", type_ = "date", json_path = ".spec.releasedAt"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -46,4 +48,7 @@ pub struct NetworkClaimSpec {
     /// Who holds it.
     #[x_kube(validation = Rule::new("self == oldSelf").message("a claim cannot change hands"))]
     pub cluster_ref: ClusterRef,
+    /// When it was given back. It stays for a quarantine, so that nobody gets a resource of which a trace may be left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_at: Option<Time>,
 }

@@ -1,27 +1,45 @@
-//! `giantnetes run`: all micro-operators over one cache.
+//! `giantnetes run`: all micro-operators over one cache. Every replica keeps its cache warm; the leader works.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use kube::{Client, Config};
+use jiff::SignedDuration;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Config};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
 use crate::{
-    cluster::{Reports, reconcile::ClusterOperator},
+    api::names,
+    cluster::{ClusterKey, Reports, reconcile::ClusterOperator},
     context::{Cache, Context, Wake},
     guest::reconcile::GuestOperator,
     kvm::reconcile::KvmOperator,
     network::reconcile::NetworkOperator,
     pki::reconcile::PkiOperator,
-    runtime::{cache::Readiness, http, operator, queue::Queue},
+    runtime::{
+        apply::Memory,
+        cache::{Readiness, Watches},
+        events::Events,
+        http,
+        lease::Elector,
+        link,
+        operator::{self, Shift},
+        queue::Queue,
+        set_call_timeout,
+        telemetry::LEADING,
+    },
     settings::Settings,
 };
 
-/// Clusters that one micro-operator works on at a time.
-const WORKERS: usize = 8;
-/// Longest time that work under way may take after SIGTERM.
+/// Longest time that work under way may take when leadership ends. With the lease's release it is less than ten seconds.
 const GRACE: Duration = Duration::from_secs(8);
 
 #[derive(Debug, clap::Args)]
@@ -29,30 +47,68 @@ pub(super) struct RunArgs {
     /// The operator's settings.
     #[arg(long, env = "GIANTNETES_SETTINGS")]
     settings: PathBuf,
-    /// Address of /livez, /readyz and /metrics.
+    /// Address of /livez, /readyz, /metrics and /loglevel.
     #[arg(long, env = "GIANTNETES_LISTEN", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
+    /// Clusters that one micro-operator works on at a time; those of one namespace take half of it at most.
+    #[arg(long, env = "GIANTNETES_WORKERS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: u16,
+    /// Longest time that one call to the API server may take.
+    #[arg(long, env = "GIANTNETES_CALL_TIMEOUT", default_value = "15s", value_parser = duration)]
+    call_timeout: Duration,
+    /// Time without a sign of life after which another replica takes over: whole seconds, at least one.
+    #[arg(long, env = "GIANTNETES_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    lease_duration: Duration,
+    /// Namespace of the lease. Default: that of the pod or of the kubeconfig's context.
+    #[arg(long, env = "GIANTNETES_NAMESPACE")]
+    namespace: Option<String>,
+    /// Name of the lease.
+    #[arg(long, env = "GIANTNETES_LEASE", default_value = names::MANAGER)]
+    lease: String,
+    /// Name of this replica. Default: a random one.
+    #[arg(long, env = "GIANTNETES_REPLICA", default_value = "replica")]
+    replica: String,
 }
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    let duration = Duration::try_from(parsed).map_err(|_| format!("{text} lies in the past"))?;
+    if (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err(format!("{text} is not between 1s and 1h"))
+    }
+}
+
+/// The queues, in the order of the micro-operators: cluster, network, pki, kvm, guest.
+type Queues = [Queue<ClusterKey>; 5];
 
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let settings = Arc::new(Settings::read(&args.settings)?);
-    let mut config = Config::infer().await?;
-    // The client would repeat a refused call up to fifteen times and sleep in between; our queues do that better.
-    config.default_retry = false;
-    // Beyond the length of a watch: a list or a watch that hears nothing for so long is dead.
-    config.read_timeout = Some(Duration::from_secs(75));
-    config.reset_reader_on_write = true;
-    let client = Client::try_from(config)?;
+    set_call_timeout(args.call_timeout);
+    let config = Config::infer().await?;
+    let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    // Unique to this process: a container that was restarted in the same pod is not the one before.
+    let me = format!("{}_{:016x}", args.replica, RandomState::new().build_hasher().finish());
+    let leases = Api::<Lease>::namespaced(link::connect(config.clone(), None)?, &namespace);
+    let elector = Elector::new(leases, &args.lease, &me, args.lease_duration);
+    let leadership = elector.leadership();
+
+    let client = link::connect(config, Some(leadership.clone()))?;
     let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
-
-    let queues: [Queue<_>; 5] = std::array::from_fn(|_| Queue::default());
+    let workers = usize::from(args.workers);
+    let queues: Queues = std::array::from_fn(|_| Queue::new(workers));
     let wake = Wake::new(queues.to_vec());
-    let readiness = Readiness::default();
-    let cache = Cache::start(&client, &wake, &readiness, &stop);
-    let reports = Reports::new(move |key| wake.cluster(key));
-    let context = Context { client, settings, cache, reports };
+    let watches = Watches::new(client.clone(), stop.clone());
+    let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
+    let cache = Cache::start(&watches, &wake, &memory, &events);
+    let reports = {
+        let wake = wake.clone();
+        Reports::new(move |key| wake.cluster(key))
+    };
+    let context = Context { client, settings, cache, reports, memory, events, leadership };
 
+    let readiness = watches.readiness().clone();
     let waiting = readiness.clone();
     let ready = move || waiting.waiting_for().into_iter().map(|name| format!("first list of {name}")).collect();
     let routes = http::routes(Arc::new(Vec::new), Arc::new(ready));
@@ -60,35 +116,76 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let caught_up = async {
-        while !readiness.waiting_for().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let [cluster, network, pki, kvm, guest] = &queues;
-        operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, WORKERS, &tasks, &stop);
-        operator::start(Arc::new(NetworkOperator::new(context.clone())), network, WORKERS, &tasks, &stop);
-        operator::start(Arc::new(PkiOperator::new(context.clone())), pki, WORKERS, &tasks, &stop);
-        operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, WORKERS, &tasks, &stop);
-        operator::start(Arc::new(GuestOperator::new(context.clone())), guest, WORKERS, &tasks, &stop);
-        info!("caught up; working");
-        std::future::pending::<()>().await;
-    };
+    let work = tokio::spawn(work(context, queues, wake, readiness, stop.clone()));
+    // Released last: nobody else may write before our last write has ended.
+    let elections_end = CancellationToken::new();
+    let elections = tokio::spawn(elector.run(elections_end.clone()));
     let ended = tokio::select! {
-        () = caught_up => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         ended = &mut server => Err(ended),
     };
     info!("stopping");
     stop.cancel();
-    tasks.close();
-    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
-        warn!("work under way was cut off; it is picked up at the next start");
-    }
+    work.await?;
+    elections_end.cancel();
+    elections.await?;
     match ended {
         Ok(()) => Ok(()),
         Err(Ok(Ok(()))) => Err("the HTTP server ended".into()),
         Err(Ok(Err(error))) => Err(format!("listen on {}: {error}", args.listen).into()),
         Err(Err(join)) => Err(join.into()),
+    }
+}
+
+/// Works whenever this process leads, until `stop`.
+async fn work(context: Context, queues: Queues, wake: Wake, readiness: Readiness, stop: CancellationToken) {
+    let caught_up = async {
+        while !readiness.waiting_for().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = caught_up => info!("caught up"),
+    }
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = context.leadership.gained() => {}
+        }
+        info!("working");
+        LEADING.set(1);
+        // What was said under an earlier leadership may have been overtaken by another leader.
+        context.reports.clear();
+        context.cache.resync(&wake);
+        let shift = Shift::default();
+        let [cluster, network, pki, kvm, guest] = &queues;
+        operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, &shift);
+        operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
+        operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
+        operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
+        operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = context.leadership.lost() => warn!("this process leads no more"),
+        }
+        LEADING.set(0);
+        if !shift.end(GRACE).await {
+            warn!("work under way was cut off; it is picked up by the next leader");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_checked() {
+        assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
+        for bad in ["0s", "15", "-1s", "2h", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     api::{Cluster, ClusterRef, names},
-    runtime::apply::Owner,
+    runtime::{apply::Owner, queue},
 };
 
 /// Namespace and name of a Cluster: the key of all queues.
@@ -25,7 +25,18 @@ impl fmt::Display for ClusterKey {
     }
 }
 
+impl queue::Key for ClusterKey {
+    fn group(&self) -> &str {
+        &self.namespace
+    }
+}
+
 impl ClusterKey {
+    /// The key of the Cluster that a reference names.
+    pub fn of_ref(cluster: &ClusterRef) -> Self {
+        Self { namespace: cluster.namespace.clone(), name: cluster.name.clone() }
+    }
+
     /// The key of a Cluster object.
     pub fn of(cluster: &Cluster) -> Self {
         Self { namespace: cluster.namespace().unwrap_or_default(), name: cluster.name_any() }
@@ -76,6 +87,11 @@ impl Identity {
         [(names::CLUSTER_LABEL, self.id.as_str()), (names::MANAGED_BY_LABEL, names::MANAGER)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into()
+    }
+
+    /// Selects the guest's objects by label.
+    pub fn selector(&self) -> String {
+        format!("{}={}", names::CLUSTER_LABEL, self.id)
     }
 
     /// A stable number derived from the UID, for whatever needs a starting point (such as the search for a VNI).

@@ -112,12 +112,14 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
         trouble = Some((Reason::InvalidSpec, list.join("; ")));
     }
-    let mut waiting = None;
+    let mut waiting: Option<(Reason, String)> = None;
     for (type_, (status, reason, message)) in &parts {
         conditions.set(*type_, *status, *reason, message.clone());
         match reason {
             Reason::AsExpected | Reason::Deleting => {}
-            Reason::Waiting => waiting = waiting.or_else(|| Some(format!("{}: {message}", type_.name()))),
+            Reason::Waiting | Reason::ProviderPending => {
+                waiting = waiting.or_else(|| Some((*reason, format!("{}: {message}", type_.name()))))
+            }
             _ => trouble = trouble.or_else(|| Some((*reason, format!("{}: {message}", type_.name())))),
         }
     }
@@ -126,11 +128,12 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let (ready, reason, message) = match (&trouble, &waiting) {
         _ if deleting.is_some() => (Status::False, Reason::Deleting, "the Cluster is being deleted".to_owned()),
         (Some((reason, message)), _) => (Status::False, *reason, message.clone()),
-        (None, Some(message)) => (Status::False, Reason::Waiting, message.clone()),
+        (None, Some((reason, message))) => (Status::False, *reason, message.clone()),
         (None, None) => (Status::True, Reason::AsExpected, String::new()),
     };
     conditions.set(ConditionType::Ready, ready, reason, message.clone());
-    let progressing = trouble.is_none() && (waiting.is_some() || deleting.is_some());
+    let goes_on = waiting.is_some_and(|(reason, _)| reason == Reason::Waiting) || deleting.is_some();
+    let progressing = trouble.is_none() && goes_on;
     conditions.set(
         ConditionType::Progressing,
         progressing.into(),
@@ -153,6 +156,7 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
         Some(Report::Ready(_)) => (Status::True, Reason::AsExpected, String::new()),
         Some(Report::Waiting { what, .. }) => (Status::False, Reason::Waiting, format!("waits for {what}")),
         Some(Report::Failed { reason, message, .. }) => (Status::False, *reason, message.clone()),
+        Some(Report::Pending { reason, message }) => (Status::False, *reason, message.clone()),
         Some(Report::Gone) => (Status::False, Reason::Deleting, "gone".into()),
     }
 }

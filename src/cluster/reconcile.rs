@@ -1,10 +1,12 @@
 //! Effects of the cluster operator: finalizer, namespace, deletion, and the Cluster's status.
 
+use std::time::Duration;
+
 use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
 use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use tracing::info;
 
-use super::{ClusterKey, Identity, plan};
+use super::{ClusterKey, Identity, news::news, pace::Pace, plan};
 use crate::{
     api::{Cluster, ClusterStatus, Reason, names},
     context::{Context, Target},
@@ -18,10 +20,10 @@ use crate::{
 };
 
 /// How often a Cluster that is being deleted is looked at, beside every change of it.
-const DELETION_POLL: std::time::Duration = std::time::Duration::from_secs(2);
+const DELETION_POLL: Duration = Duration::from_secs(2);
 
 /// How often a guest whose namespace was deleted is looked at.
-const LOST_POLL: std::time::Duration = std::time::Duration::from_secs(60);
+const LOST_POLL: Duration = Duration::from_secs(60);
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +49,14 @@ pub enum Error {
 pub struct ClusterOperator {
     context: Context,
     applier: Applier,
+    pace: Pace,
 }
 
 impl ClusterOperator {
     /// A cluster operator.
     pub fn new(context: Context) -> Self {
-        Self { context, applier: Applier::new("giantnetes.cluster", names::HASH_ANNOTATION) }
+        let applier = Applier::new("giantnetes.cluster", names::HASH_ANNOTATION, &context.memory);
+        Self { context, applier, pace: Pace::default() }
     }
 
     fn clusters(&self, key: &ClusterKey) -> Api<Cluster> {
@@ -98,8 +102,10 @@ impl ClusterOperator {
             // After a start: what the others will say wakes us, and until then the status that is there says more.
             return result;
         }
-        self.write_status(key, target, None, failure).await?;
-        result
+        match self.write_status(key, target, None, failure).await? {
+            Some(pause) if result.is_ok() => Ok(Outcome::After(pause)),
+            _ => result,
+        }
     }
 
     /// Says so if the pinned namespace is no more. It is not made anew: with it went the roots that the guest lives on.
@@ -167,13 +173,14 @@ impl ClusterOperator {
         Ok(false)
     }
 
+    /// Writes the status that follows from the reports, if it is another one. Answers how long that has to wait.
     async fn write_status(
         &self,
         key: &ClusterKey,
         target: &Target,
         deleting: Option<Vec<&'static str>>,
         failure: Option<(Reason, String)>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Duration>, Error> {
         let fresh = ClusterStatus::default();
         let old = target.cluster.status.as_ref().unwrap_or(&fresh);
         let observed = plan::Observed {
@@ -190,9 +197,18 @@ impl ClusterOperator {
         };
         let new = plan::status(&observed, Timestamp::now());
         if new == *old {
-            return Ok(());
+            return Ok(None);
+        }
+        // What is pinned is waited for by the others.
+        let pins = |status: &ClusterStatus| {
+            (status.namespace_uid.clone(), status.version.clone(), status.image.clone(), status.vni)
+        };
+        let wait = self.pace.wait(key);
+        if pins(&new) == pins(old) && !wait.is_zero() {
+            return Ok(Some(wait));
         }
         info!(phase = new.phase.as_deref(), message = new.message.as_deref(), "status");
+        let said = news(old, &new);
         let mut cluster = Cluster::clone(&target.cluster);
         cluster.status = Some(new);
         let write = self.clusters(key);
@@ -201,10 +217,14 @@ impl ClusterOperator {
             .await
         {
             // Somebody was faster, or it is gone: the watch brings the newer object and with it the next look.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
-            Err(error) => Err(Error::Status(error)),
-            Ok(_) => Ok(()),
+            Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(None),
+            Err(error) => return Err(Error::Status(error)),
+            Ok(_) => {}
         }
+        for news in said {
+            self.context.events.say(&*target.cluster, news.weight, &news.reason, "Reconcile", &news.note).await;
+        }
+        Ok(None)
     }
 }
 
@@ -216,6 +236,7 @@ impl Reconciler for ClusterOperator {
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let Some(target) = self.context.target(key) else {
             self.context.reports.forget(key);
+            self.pace.forget(key);
             return Ok(Outcome::AwaitChange);
         };
         if target.is_deleting() { self.delete(key, &target).await } else { self.keep(key, &target).await }

@@ -12,7 +12,14 @@ use crate::{
     kvm::KvmFacts,
     network::NetworkFacts,
     pki::PkiFacts,
+    runtime::{chain, queue::Outcome},
 };
+
+/// An error that a condition can show.
+pub trait Blames {
+    /// Of which sort it is.
+    fn reason(&self) -> Reason;
+}
 
 /// What one micro-operator says about one Cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +41,13 @@ pub enum Report<T> {
         message: String,
         /// What was known before.
         facts: Option<T>,
+    },
+    /// It has nothing to do, and does not know when it will: what is missing is not ours to make.
+    Pending {
+        /// Of which sort.
+        reason: Reason,
+        /// What is missing.
+        message: String,
     },
     /// The Cluster is being deleted, and this operator has nothing left of it.
     Gone,
@@ -58,7 +72,7 @@ impl<T> Report<T> {
         match self {
             Self::Ready(facts) => Some(facts),
             Self::Waiting { facts, .. } | Self::Failed { facts, .. } => facts.as_ref(),
-            Self::Gone => None,
+            Self::Pending { .. } | Self::Gone => None,
         }
     }
 
@@ -141,6 +155,36 @@ impl Reports {
         if is_new {
             (self.wake)(&cluster.key);
         }
+    }
+
+    /// What a micro-operator's look came to: its report is kept, and what becomes of the key is answered.
+    ///
+    /// # Errors
+    /// The error of the look, after it was reported.
+    pub fn conclude<T, E>(
+        &self,
+        cluster: &Identity,
+        slot: fn(&mut ClusterReports) -> &mut Option<Report<T>>,
+        look: Result<(Report<T>, Outcome), E>,
+    ) -> Result<Outcome, E>
+    where
+        T: Clone,
+        E: Blames + std::error::Error,
+    {
+        let (report, result) = match look {
+            Ok((report, outcome)) => (report, Ok(outcome)),
+            Err(error) => {
+                let mut known = self.of(cluster);
+                (Report::failed(error.reason(), chain(&error), slot(&mut known).as_ref()), Err(error))
+            }
+        };
+        self.update(cluster, |reports| *slot(reports) = Some(report));
+        result
+    }
+
+    /// Forgets everything: what is said next comes of a fresh look.
+    pub fn clear(&self) {
+        self.lock().clear();
     }
 
     /// Forgets a Cluster that is gone.

@@ -11,12 +11,11 @@ use crate::{
     cluster::Identity,
     context::Context,
     pki::{self, kubeconfig::TLS_SERVER_NAME},
+    runtime::link,
 };
 
 /// Lifetime of the certificate.
 pub const TTL: Duration = Duration::from_secs(600);
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +47,13 @@ pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) ->
     let mut config = Config::new(endpoint.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))?);
     config.root_cert = Some(vec![der(&ca).map_err(failed)?]);
     config.tls_server_name = Some(TLS_SERVER_NAME.into());
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.default_retry = false;
     config.auth_info = AuthInfo {
         client_certificate_data: Some(STANDARD.encode(&client.certificate)),
         client_key_data: Some(STANDARD.encode(client.key.expose_secret()).into()),
         ..AuthInfo::default()
     };
-    Client::try_from(config).map_err(|error| failed(error.into()))
+    // Writes inside a guest are the leader's, too.
+    link::connect(config, Some(context.leadership.clone())).map_err(|error| failed(error.into()))
 }
 
 fn der(pem: &str) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     api::{Reason, names},
-    cluster::{ClusterKey, Report, Valid},
+    cluster::{Blames, ClusterKey, Report, Valid},
     context::{Context, Target},
     runtime::{
         CallError,
@@ -52,14 +52,16 @@ pub enum Error {
     Nodes(#[source] CallError),
 }
 
-impl Error {
+impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::Rights(ApplyError::Foreign { .. }) => Reason::ForeignObject,
             _ => Reason::Error,
         }
     }
+}
 
+impl Error {
     /// Whether the guest's API just does not answer, as it does while it starts.
     fn is_silence(&self) -> bool {
         match self {
@@ -89,7 +91,7 @@ type Answer = (Report<GuestFacts>, Outcome);
 impl GuestOperator {
     /// A guest operator.
     pub fn new(context: Context) -> Self {
-        let applier = Applier::new("giantnetes.guest", names::HASH_ANNOTATION);
+        let applier = Applier::new("giantnetes.guest", names::HASH_ANNOTATION, &context.memory);
         Self { context, applier, sessions: Mutex::default() }
     }
 
@@ -190,19 +192,14 @@ impl Reconciler for GuestOperator {
             // After a start: what was reported before the start still stands in the status.
             return Ok(Outcome::AwaitChange);
         }
-        let (report, result) = match self.look(key, &target).await {
-            Ok((report, outcome)) => (report, Ok(outcome)),
+        let look = match self.look(key, &target).await {
             Err(error) if error.is_silence() => {
                 info!(error = chain(&error), "the guest's API does not answer");
                 self.forget(key);
-                (Report::waiting("the guest's API to answer"), Ok(Outcome::After(POLL.0)))
+                Ok((Report::waiting("the guest's API to answer"), Outcome::After(POLL.0)))
             }
-            Err(error) => {
-                let before = self.context.reports.of(&target.identity).guest;
-                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
-            }
+            look => look,
         };
-        self.context.reports.update(&target.identity, |reports| reports.guest = Some(report));
-        result
+        self.context.reports.conclude(&target.identity, |reports| &mut reports.guest, look)
     }
 }

@@ -6,7 +6,7 @@ use k8s_openapi::{
     Metadata as _,
     api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
 };
-use kube::{Api, api::ListParams};
+use kube::Api;
 use tracing::info;
 
 use super::{
@@ -17,12 +17,12 @@ use super::{
 };
 use crate::{
     api::{Reason, names},
-    cluster::{ClusterKey, Identity, Report, Valid},
+    cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     runtime::{
         CallError,
         apply::{self, Applied, Applier, ApplyError},
-        cache, call, chain,
+        cache,
         operator::Reconciler,
         queue::Outcome,
     },
@@ -52,7 +52,7 @@ pub enum Error {
     Delete(#[source] CallError),
 }
 
-impl Error {
+impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::Node { source: ApplyError::Foreign { .. }, .. } => Reason::ForeignObject,
@@ -72,7 +72,8 @@ pub struct KvmOperator {
 impl KvmOperator {
     /// A kvm operator.
     pub fn new(context: Context) -> Self {
-        Self { context, applier: Applier::new("giantnetes.kvm", names::HASH_ANNOTATION) }
+        let applier = Applier::new("giantnetes.kvm", names::HASH_ANNOTATION, &context.memory);
+        Self { context, applier }
     }
 
     async fn look(&self, target: &Target) -> Result<Answer, Error> {
@@ -82,6 +83,10 @@ impl KvmOperator {
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
+        if !self.context.settings.kvm.enabled {
+            let message = "kvm is switched off in the controller manager's settings".to_owned();
+            return Ok((Report::Pending { reason: Reason::ProviderPending, message }, Outcome::AwaitChange));
+        }
         let identity = &valid.identity;
         let waiting = |what: &str| Ok((Report::waiting(what), Outcome::AwaitChange));
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
@@ -157,17 +162,12 @@ impl KvmOperator {
 
     /// Deletes the VM pods and answers `Gone` when the server itself lists none.
     async fn delete(&self, identity: &Identity) -> Result<Answer, Error> {
-        let api = self.pods(identity);
-        let label = format!("{}={}", names::CLUSTER_LABEL, identity.id);
-        let found = call("list", "VM pods", api.list_metadata(&ListParams::default().labels(&label)))
+        let (api, owner) = (self.pods(identity), identity.owner());
+        let left = apply::prune(&api, &identity.selector(), &owner, Some(DELETION_GRACE), |_| false)
             .await
             .map_err(Error::Delete)?;
-        let ours: Vec<_> = found.items.iter().filter(|pod| identity.owner().owns(&pod.metadata)).collect();
-        if ours.is_empty() {
+        if left.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
-        }
-        for pod in ours.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-            apply::delete(&api, &pod.metadata, Some(DELETION_GRACE)).await.map_err(Error::Delete)?;
         }
         Ok((waiting("the VM pods to be gone"), Outcome::After(DELETION_POLL)))
     }
@@ -206,14 +206,7 @@ impl Reconciler for KvmOperator {
             // After a start: what was reported before the start still stands in the status.
             return Ok(Outcome::AwaitChange);
         }
-        let (report, result) = match self.look(&target).await {
-            Ok((report, outcome)) => (report, Ok(outcome)),
-            Err(error) => {
-                let before = self.context.reports.of(&target.identity).kvm;
-                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
-            }
-        };
-        self.context.reports.update(&target.identity, |reports| reports.kvm = Some(report));
-        result
+        let look = self.look(&target).await;
+        self.context.reports.conclude(&target.identity, |reports| &mut reports.kvm, look)
     }
 }

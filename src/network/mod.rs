@@ -1,10 +1,12 @@
 //! A guest's network: its VNI, its addresses, and the Service in front of its API.
 //!
 //! - [`addresses`]: static addresses on the overlay
-//! - [`plan`]: which claim to make, which objects there are; pure
+//! - [`claims`]: which VNI a guest gets, and what becomes of one that is given back; pure
+//! - [`plan`]: which objects there are; pure
 //! - [`reconcile`]: the effects
 
 pub mod addresses;
+pub mod claims;
 pub mod plan;
 pub mod reconcile;
 

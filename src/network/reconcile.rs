@@ -1,23 +1,32 @@
 //! Effects of the network operator: the VNI claim and the Service.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Service},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::{
     Api, ResourceExt as _,
-    api::{ListParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
+use serde_json::json;
 use tracing::info;
 
-use super::{NetworkFacts, plan};
+use super::{
+    NetworkFacts,
+    claims::{self, Holder, VniChoice},
+    plan,
+};
 use crate::{
     api::{Cluster, NetworkClaim, Reason, names},
-    cluster::{ClusterKey, Identity, Report, Valid},
+    cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError},
-        call, chain,
+        cache, call,
         operator::Reconciler,
         queue::Outcome,
     },
@@ -25,6 +34,8 @@ use crate::{
 
 /// Pause before a claim that met a faster one is tried again.
 const CLAIM_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a VNI that is taken is asked for again.
+const TAKEN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +51,7 @@ pub enum Error {
     Service(#[source] ApplyError),
 }
 
-impl Error {
+impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::Service(ApplyError::Foreign { .. }) => Reason::ForeignObject,
@@ -60,48 +71,49 @@ pub struct NetworkOperator {
 impl NetworkOperator {
     /// A network operator.
     pub fn new(context: Context) -> Self {
-        Self { context, applier: Applier::new("giantnetes.network", names::HASH_ANNOTATION) }
+        let applier = Applier::new("giantnetes.network", names::HASH_ANNOTATION, &context.memory);
+        Self { context, applier }
     }
 
     fn claims(&self) -> Api<NetworkClaim> {
         Api::all(self.context.client.clone())
     }
 
-    async fn look(&self, target: &Target) -> Result<Answer, Error> {
+    async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
             return self.release(&target.identity).await;
         }
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
-        match plan::choose_vni(&valid.identity, valid.requested_vni, &self.known_claims()) {
-            plan::VniChoice::Held(vni) => self.serve(valid, vni).await,
-            plan::VniChoice::Claim(vni) => self.claim(valid, vni).await,
-            plan::VniChoice::InUse(vni) => {
-                let message = format!("VNI {vni} belongs to another Cluster; ask for another, or for none");
-                Ok((Report::failed(Reason::VNIInUse, message, None), Outcome::After(Duration::from_secs(30))))
-            }
-            plan::VniChoice::Exhausted => {
+        let held = self.claims_of(key).iter().find_map(|claim| {
+            let ours = claim.spec.cluster_ref.uid == valid.identity.uid && claim.spec.released_at.is_none();
+            if ours { claims::vni_of(&claim.name_any()) } else { None }
+        });
+        let quarantine = self.context.settings.network.quarantine;
+        let holder = |vni| {
+            let claim = cache::get(&self.context.cache.claims, None, &claims::claim_name(vni))?;
+            Some(claims::holder(&claim, quarantine))
+        };
+        match claims::choose_vni(&valid.identity, valid.requested_vni, held, holder) {
+            VniChoice::Held(vni) => self.serve(valid, vni).await,
+            VniChoice::Claim(vni) => self.claim(valid, vni).await,
+            VniChoice::InUse(vni, holder) => Ok((vni_in_use(vni, &holder), Outcome::After(TAKEN_PAUSE))),
+            VniChoice::Exhausted => {
                 let message = "every VNI is taken; delete a Cluster".to_owned();
-                Ok((Report::failed(Reason::VNIExhausted, message, None), Outcome::After(Duration::from_secs(30))))
+                Ok((Report::failed(Reason::VNIExhausted, message, None), Outcome::After(TAKEN_PAUSE)))
             }
         }
     }
 
-    fn known_claims(&self) -> BTreeMap<u32, String> {
-        let claims = self.context.cache.claims.state();
-        claims
-            .iter()
-            // The name is the claim; what else the object says is for people.
-            .filter_map(|claim| {
-                Some((claim.name_any().strip_prefix("vni-")?.parse().ok()?, claim.spec.cluster_ref.uid.clone()))
-            })
-            .collect()
+    fn claims_of(&self, key: &ClusterKey) -> Vec<Arc<NetworkClaim>> {
+        let names = self.context.cache.claims_by_cluster.names(&key.to_string());
+        names.iter().filter_map(|name| cache::get(&self.context.cache.claims, None, name)).collect()
     }
 
     async fn claim(&self, valid: &Valid, vni: u32) -> Result<Answer, Error> {
-        let claim = plan::claim(&valid.identity, vni);
-        let name = plan::claim_name(vni);
+        let claim = claims::claim(&valid.identity, vni);
+        let name = claims::claim_name(vni);
         match call("create", format!("NetworkClaim {name}"), self.claims().create(&PostParams::default(), &claim)).await
         {
             Ok(_) => {
@@ -112,7 +124,11 @@ impl NetworkOperator {
                 // Ours, if the cache lags behind our own claim; else somebody was faster.
                 let holder = call("get", format!("NetworkClaim {name}"), self.claims().get_opt(&name)).await;
                 match holder.map_err(Error::Claim)? {
-                    Some(held) if held.spec.cluster_ref.uid == valid.identity.uid => self.serve(valid, vni).await,
+                    Some(held)
+                        if held.spec.cluster_ref.uid == valid.identity.uid && held.spec.released_at.is_none() =>
+                    {
+                        self.serve(valid, vni).await
+                    }
                     _ => Ok((Report::waiting("a VNI"), Outcome::After(CLAIM_PAUSE))),
                 }
             }
@@ -139,28 +155,59 @@ impl NetworkOperator {
         })
     }
 
-    /// Deletes claims of a Cluster of this name that is no more: one whose creation was answered too late to be seen.
-    async fn collect(&self, key: &ClusterKey, current: Option<&Target>) -> Result<(), Error> {
-        for claim in self.context.cache.claims.state() {
-            let holder = &claim.spec.cluster_ref;
-            let is_current = current.is_some_and(|target| target.identity.uid == holder.uid);
-            if (&holder.namespace, &holder.name) != (&key.namespace, &key.name) || is_current {
-                continue;
-            }
-            let clusters = Api::<Cluster>::namespaced(self.context.client.clone(), &key.namespace);
-            let live = call("get", format!("Cluster {key}"), clusters.get_metadata_opt(&key.name)).await;
-            if live.map_err(Error::Release)?.is_some_and(|live| live.metadata.uid.as_ref() == Some(&holder.uid)) {
-                continue;
-            }
-            let namespace = Identity::new(key.clone(), holder.uid.clone()).namespace;
-            let namespaces = Api::<Namespace>::all(self.context.client.clone());
-            let left = call("get", format!("Namespace {namespace}"), namespaces.get_metadata_opt(&namespace)).await;
-            if left.map_err(Error::Release)?.is_none() {
+    /// Cares for claims of former Clusters of this name: deletes those whose quarantine is over, and releases one whose
+    /// creation was answered too late to be seen. Answers when the next quarantine ends.
+    async fn collect(&self, key: &ClusterKey, current: Option<&Target>) -> Result<Option<Duration>, Error> {
+        let now = Timestamp::now();
+        let mut next = None;
+        for claim in self.claims_of(key) {
+            let uid = &claim.spec.cluster_ref.uid;
+            if let Some(free_at) = claims::free_at(&claim, self.context.settings.network.quarantine) {
+                match Duration::try_from(free_at.duration_since(now)) {
+                    Ok(left) if !left.is_zero() => next = Some(next.map_or(left, |next: Duration| next.min(left))),
+                    _ => self.give_free(&claim).await?,
+                }
+            } else if current.is_none_or(|target| target.identity.uid != *uid) && !self.may_live(key, uid).await? {
                 info!(claim = claim.name_any(), "its Cluster is no more");
-                apply::delete(&self.claims(), &claim.metadata, None).await.map_err(Error::Release)?;
+                self.mark_released(&claim, now).await?;
             }
         }
-        Ok(())
+        Ok(next)
+    }
+
+    /// Whether the server has the Cluster with this UID, or a trace of it.
+    async fn may_live(&self, key: &ClusterKey, uid: &str) -> Result<bool, Error> {
+        let clusters = Api::<Cluster>::namespaced(self.context.client.clone(), &key.namespace);
+        let live = call("get", format!("Cluster {key}"), clusters.get_metadata_opt(&key.name)).await;
+        if live.map_err(Error::Release)?.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid)) {
+            return Ok(true);
+        }
+        let namespace = Identity::new(key.clone(), uid.to_owned()).namespace;
+        let namespaces = Api::<Namespace>::all(self.context.client.clone());
+        let left = call("get", format!("Namespace {namespace}"), namespaces.get_metadata_opt(&namespace)).await;
+        Ok(left.map_err(Error::Release)?.is_some())
+    }
+
+    async fn give_free(&self, claim: &NetworkClaim) -> Result<(), Error> {
+        info!(claim = claim.name_any(), "its quarantine is over");
+        apply::delete(&self.claims(), &claim.metadata, None).await.map_err(Error::Release)
+    }
+
+    async fn mark_released(&self, claim: &NetworkClaim, now: Timestamp) -> Result<(), Error> {
+        let name = claim.name_any();
+        let patch = json!({
+            "metadata": {"uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version},
+            "spec": {"releasedAt": Time(now)},
+        });
+        let params = PatchParams { field_manager: Some("giantnetes.network".into()), ..PatchParams::default() };
+        match call("release", format!("NetworkClaim {name}"), self.claims().patch(&name, &params, &Patch::Merge(patch)))
+            .await
+        {
+            // Gone, or changed by somebody: the watch brings what is now.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(Error::Release(error)),
+            Ok(_) => Ok(()),
+        }
     }
 
     /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone.
@@ -168,19 +215,37 @@ impl NetworkOperator {
         if !self.context.reports.of(identity).kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
         }
-        let label = format!("{}={}", names::CLUSTER_LABEL, identity.id);
         // From the server, not from the cache: what is not in the cache yet must not be left behind.
-        let held = call("list", "NetworkClaims", self.claims().list(&ListParams::default().labels(&label)))
-            .await
-            .map_err(Error::Release)?;
-        let ours: Vec<_> = held.items.iter().filter(|claim| claim.spec.cluster_ref.uid == identity.uid).collect();
+        let params = ListParams::default().labels(&identity.selector());
+        let held = call("list", "NetworkClaims", self.claims().list(&params)).await.map_err(Error::Release)?;
+        let ours =
+            |claim: &&NetworkClaim| claim.spec.cluster_ref.uid == identity.uid && claim.spec.released_at.is_none();
+        let ours: Vec<_> = held.items.iter().filter(ours).collect();
         if ours.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
-        for claim in ours.iter().filter(|claim| claim.metadata.deletion_timestamp.is_none()) {
-            apply::delete(&self.claims(), &claim.metadata, None).await.map_err(Error::Release)?;
+        let now = Timestamp::now();
+        for claim in ours {
+            self.mark_released(claim, now).await?;
         }
-        Ok((Report::waiting("the claims to be gone"), Outcome::After(CLAIM_PAUSE)))
+        Ok((Report::waiting("the claims to be released"), Outcome::After(CLAIM_PAUSE)))
+    }
+}
+
+fn vni_in_use(vni: u32, holder: &Holder) -> Report<NetworkFacts> {
+    let why = match holder {
+        Holder::Cluster(_) => "belongs to another Cluster".to_owned(),
+        Holder::Quarantine(until) => format!("was given back and is in quarantine until {until:.0}"),
+    };
+    Report::failed(Reason::VNIInUse, format!("VNI {vni} {why}; ask for another, or for none"), None)
+}
+
+/// The earlier of what a look asked for and `next`.
+fn sooner(outcome: Outcome, next: Option<Duration>) -> Outcome {
+    match (outcome, next) {
+        (Outcome::AwaitChange, Some(next)) => Outcome::After(next),
+        (Outcome::After(pause), Some(next)) => Outcome::After(pause.min(next)),
+        (outcome, _) => outcome,
     }
 }
 
@@ -191,16 +256,10 @@ impl Reconciler for NetworkOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let target = self.context.target(key);
-        self.collect(key, target.as_ref()).await?;
-        let Some(target) = target else { return Ok(Outcome::AwaitChange) };
-        let (report, result) = match self.look(&target).await {
-            Ok((report, outcome)) => (report, Ok(outcome)),
-            Err(error) => {
-                let before = self.context.reports.of(&target.identity).network;
-                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
-            }
-        };
-        self.context.reports.update(&target.identity, |reports| reports.network = Some(report));
-        result
+        let next = self.collect(key, target.as_ref()).await?;
+        let Some(target) = target else { return Ok(sooner(Outcome::AwaitChange, next)) };
+        let look = self.look(key, &target).await;
+        let outcome = self.context.reports.conclude(&target.identity, |reports| &mut reports.network, look)?;
+        Ok(sooner(outcome, next))
     }
 }

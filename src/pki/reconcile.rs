@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{
     api::{Reason, names},
-    cluster::{ClusterKey, Identity, Report, Valid},
+    cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     node_config::paths,
-    runtime::{CallError, apply, cache, call, chain, operator::Reconciler, queue::Outcome},
+    runtime::{CallError, apply, cache, call, operator::Reconciler, queue::Outcome},
 };
 
 const MANAGER: &str = "giantnetes.pki";
@@ -53,7 +53,7 @@ pub enum Error {
     Lost(String),
 }
 
-impl Error {
+impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::Foreign(_) => Reason::ForeignObject,
@@ -113,13 +113,9 @@ impl PkiOperator {
             .collect();
         let kubeconfig = names::kubeconfig_secret(&key.name);
         let mut secrets = BTreeMap::new();
-        for secret in self.context.cache.secrets.state() {
+        let beside = cache::get(&self.context.cache.secrets, Some(&key.namespace), &kubeconfig);
+        for secret in self.context.secrets(&identity.namespace).into_iter().chain(beside) {
             let meta = &secret.metadata;
-            let is_kubeconfig =
-                meta.namespace.as_ref() == Some(&key.namespace) && meta.name.as_ref() == Some(&kubeconfig);
-            if meta.namespace.as_ref() != Some(&identity.namespace) && !is_kubeconfig {
-                continue;
-            }
             let name = meta.name.clone().unwrap_or_default();
             if !identity.owner().owns(meta) {
                 return Err(Error::Foreign(name));
@@ -310,15 +306,9 @@ impl PkiOperator {
     }
 
     async fn delete_kubeconfig(&self, identity: &Identity) -> Result<Answer, Error> {
-        let api = self.secrets(&identity.key.namespace);
-        let label = format!("{}={}", names::CLUSTER_LABEL, identity.id);
-        let found = call("list", "Secrets", api.list_metadata(&ListParams::default().labels(&label))).await?;
-        let ours: Vec<_> = found.items.iter().filter(|secret| identity.owner().owns(&secret.metadata)).collect();
-        if ours.is_empty() {
+        let (api, owner) = (self.secrets(&identity.key.namespace), identity.owner());
+        if apply::prune(&api, &identity.selector(), &owner, None, |_| false).await?.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
-        }
-        for secret in ours.iter().filter(|secret| secret.metadata.deletion_timestamp.is_none()) {
-            apply::delete(&api, &secret.metadata, None).await?;
         }
         Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_secs(2))))
     }
@@ -387,14 +377,7 @@ impl Reconciler for PkiOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
-        let (report, result) = match self.look(key, &target).await {
-            Ok((report, outcome)) => (report, Ok(outcome)),
-            Err(error) => {
-                let before = self.context.reports.of(&target.identity).pki;
-                (Report::failed(error.reason(), chain(&error), before.as_ref()), Err(error))
-            }
-        };
-        self.context.reports.update(&target.identity, |reports| reports.pki = Some(report));
-        result
+        let look = self.look(key, &target).await;
+        self.context.reports.conclude(&target.identity, |reports| &mut reports.pki, look)
     }
 }

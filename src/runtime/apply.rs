@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -66,19 +66,43 @@ pub enum ApplyError {
     },
 }
 
-/// Applies objects under one field manager. Clones share what they have verified.
+/// resourceVersions, by UID, at which objects were last seen to be as asked for. Saves the read, not the rule. Clones
+/// share it; whoever watches objects go owes it a [`Memory::forget`] for each.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<HashMap<String, String>>>);
+
+impl Memory {
+    fn remember(&self, meta: &ObjectMeta) {
+        if let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), version.clone());
+        }
+    }
+
+    fn is_verified(&self, meta: &ObjectMeta) -> bool {
+        let verified = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        meta.uid.as_ref().and_then(|uid| verified.get(uid)) == meta.resource_version.as_ref()
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, meta: &ObjectMeta) {
+        if let Some(uid) = &meta.uid {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        }
+    }
+}
+
+/// Applies objects under one field manager.
 #[derive(Clone, Debug)]
 pub struct Applier {
     manager: &'static str,
     hash_annotation: &'static str,
-    /// resourceVersion, by UID, at which an object was last seen to be as asked for. Saves the read, not the rule.
-    verified: Arc<Mutex<HashMap<String, String>>>,
+    memory: Memory,
 }
 
 impl Applier {
     /// An applier whose field manager is `manager`; `hash_annotation` receives a hash of what was asked for.
-    pub fn new(manager: &'static str, hash_annotation: &'static str) -> Self {
-        Self { manager, hash_annotation, verified: Arc::default() }
+    pub fn new(manager: &'static str, hash_annotation: &'static str, memory: &Memory) -> Self {
+        Self { manager, hash_annotation, memory: memory.clone() }
     }
 
     /// Makes `desired` so. `cached` is the metadata of the object as the cache has it, if it has it.
@@ -100,7 +124,7 @@ impl Applier {
         let live = match cached {
             None => match call("create", &name, api.create(&self.post(), &typed::<K>(&desired, &name)?)).await {
                 Ok(made) => {
-                    self.remember(made.meta());
+                    self.memory.remember(made.meta());
                     return Ok(Applied::Created);
                 }
                 Err(error) if error.status() == Some(409) => {
@@ -113,7 +137,7 @@ impl Applier {
                 if meta.deletion_timestamp.is_some() {
                     return Ok(Applied::Terminating);
                 }
-                if annotation(meta, self.hash_annotation) == Some(&hash) && self.is_verified(meta) {
+                if annotation(meta, self.hash_annotation) == Some(&hash) && self.memory.is_verified(meta) {
                     return Ok(Applied::Unchanged);
                 }
                 match call("get", &name, api.get_opt(&desired_name(&desired))).await? {
@@ -129,7 +153,7 @@ impl Applier {
         }
         let seen = serde_json::to_value(&live).map_err(|source| ApplyError::Encode { object: name.clone(), source })?;
         if contains(&seen, &desired) {
-            self.remember(live.meta());
+            self.memory.remember(live.meta());
             return Ok(Applied::Unchanged);
         }
         let mut patch = desired;
@@ -137,7 +161,7 @@ impl Applier {
         patch["metadata"]["uid"] = live.uid().into();
         let params = PatchParams::apply(self.manager).force();
         let made = call("apply", &name, api.patch(&live.name_any(), &params, &Patch::Apply(&patch))).await?;
-        self.remember(made.meta());
+        self.memory.remember(made.meta());
         Ok(Applied::Updated)
     }
 
@@ -159,23 +183,6 @@ impl Applier {
         annotations[owner.annotation] = owner.uid.clone().into();
         annotations[self.hash_annotation] = hash.clone().into();
         Ok((value, hash))
-    }
-
-    fn remember(&self, meta: &ObjectMeta) {
-        if let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) {
-            let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-            verified.insert(uid.clone(), version.clone());
-        }
-    }
-
-    fn is_verified(&self, meta: &ObjectMeta) -> bool {
-        let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        meta.uid.as_ref().and_then(|uid| verified.get(uid)) == meta.resource_version.as_ref()
-    }
-
-    /// Forgets an object that is gone.
-    pub fn forget(&self, uid: &str) {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
 
@@ -209,6 +216,37 @@ where
         Err(error) => Err(error),
         Ok(_) => Ok(()),
     }
+}
+
+/// Deletes those objects that match `labels`, belong to `owner`, and whose names `keep` does not want. Answers the names of
+/// those that the server itself still has: empty means that they are gone.
+///
+/// # Errors
+/// [`CallError`]
+pub async fn prune<K>(
+    api: &Api<K>,
+    labels: &str,
+    owner: &Owner,
+    grace: Option<u32>,
+    keep: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, CallError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let params = ListParams::default().labels(labels);
+    let found = call("list", format!("{} {labels}", K::plural(&())), api.list_metadata(&params)).await?;
+    let mut left = Vec::new();
+    for object in found.items {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        if !owner.owns(&object.metadata) || keep(&name) {
+            continue;
+        }
+        if object.metadata.deletion_timestamp.is_none() {
+            delete(api, &object.metadata, grace).await?;
+        }
+        left.push(name);
+    }
+    Ok(left)
 }
 
 /// `kind namespace/name` of an object, for messages.

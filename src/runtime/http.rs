@@ -1,15 +1,17 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/livez`, `/readyz`, `/metrics`, and `PUT /loglevel` for whoever is on the same host or in the same pod.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    extract::ConnectInfo,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, put},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::telemetry;
 
@@ -22,6 +24,7 @@ pub fn routes(live: Check, ready: Check) -> Router {
         .route("/livez", get(move || answer(live.clone())))
         .route("/readyz", get(move || answer(ready.clone())))
         .route("/metrics", get(metrics))
+        .route("/loglevel", put(log_level))
 }
 
 /// Serves `routes` until `stop`.
@@ -30,6 +33,7 @@ pub fn routes(live: Check, ready: Check) -> Router {
 /// If the address cannot be listened on, or the server fails.
 pub async fn serve(address: SocketAddr, routes: Router, stop: CancellationToken) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
+    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
@@ -39,6 +43,20 @@ async fn answer(check: Check) -> Response {
         return (StatusCode::OK, "ok\n").into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", waiting.join(", "))).into_response()
+}
+
+/// Changes what is logged to the filter in the body, such as `info,giantnetes=debug`.
+async fn log_level(ConnectInfo(peer): ConnectInfo<SocketAddr>, filter: String) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        return (StatusCode::FORBIDDEN, "only from the loopback address; see kubectl port-forward\n").into_response();
+    }
+    match telemetry::set_log_filter(&filter) {
+        Ok(()) => {
+            info!(filter, "log filter changed");
+            (StatusCode::OK, "ok\n").into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
 }
 
 async fn metrics() -> Response {

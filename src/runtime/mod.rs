@@ -1,26 +1,41 @@
 //! The operator kit. It knows nothing about guest clusters; another operator could be written on it.
 //!
+//! - [`link`]: a client whose writes begin only while this process leads
+//! - [`lease`]: one leader among the replicas
 //! - [`cache`]: one watch per kind into a store, with a call-back for every object that changed
-//! - [`queue`]: work keys, deduplicated, with a back-off per key
+//! - [`queue`]: work keys, deduplicated, fair between groups, with a back-off per key
 //! - [`operator`]: workers that take keys from a queue and reconcile them, one at a time per key
-//! - [`apply`]: make an object so, by UID, and write nothing when it is so already
+//! - [`apply`]: make an object so, by UID, and write nothing when it is so already; prune what is not wanted any more
 //! - [`finalizer`]: add and remove a finalizer
+//! - [`events`]: events for people, each said once
 //! - [`telemetry`], [`http`]: logs, metrics, and the endpoints that show them
+//!
+//! `examples/welcome.rs` is a whole operator on it.
 
 pub mod apply;
 pub mod cache;
+pub mod events;
 pub mod finalizer;
 pub mod http;
+pub mod lease;
+pub mod link;
 pub mod operator;
 pub mod queue;
 pub mod telemetry;
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
-/// Longest time that one call to the API server may take.
-///
-/// kube's client has no time-out of its own, and a reconciler that hangs holds up its key for ever.
+use self::link::NotLeading;
+
+/// Longest time that one call to the API server may take, unless [`set_call_timeout`] said otherwise.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+static CHOSEN_TIMEOUT: OnceLock<Duration> = OnceLock::new();
+
+/// Sets the longest time that one call may take, once for the whole process. Later calls change nothing.
+pub fn set_call_timeout(limit: Duration) {
+    let _ = CHOSEN_TIMEOUT.set(limit);
+}
 
 /// A call to the API server failed or took too long.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +59,12 @@ pub enum CallFailure {
     /// The call did not get as far as an answer.
     #[error(transparent)]
     Kube(Box<kube::Error>),
-    /// No answer in [`CALL_TIMEOUT`].
-    #[error("no answer in {} s", CALL_TIMEOUT.as_secs())]
-    TimedOut,
+    /// No answer in this time.
+    #[error("no answer in {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// It was a write, and was not sent.
+    #[error(transparent)]
+    NotLeading(NotLeading),
 }
 
 impl CallError {
@@ -54,12 +72,26 @@ impl CallError {
     pub fn status(&self) -> Option<u16> {
         match &self.source {
             CallFailure::Refused(status) => Some(status.code),
-            CallFailure::Kube(_) | CallFailure::TimedOut => None,
+            CallFailure::Kube(_) | CallFailure::TimedOut(_) | CallFailure::NotLeading(_) => None,
         }
     }
 }
 
-/// Runs a call within [`CALL_TIMEOUT`] and says, when it fails, what was tried on which object.
+/// Whether `error` comes of a write that was held back because this process does not lead.
+pub fn is_not_leading(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if matches!(error.downcast_ref(), Some(CallFailure::NotLeading(_))) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Runs a call within the time that calls may take and says, when it fails, what was tried on which object.
+///
+/// kube's client has no time-out of its own, and a reconciler that hangs holds up its key for ever.
 ///
 /// # Errors
 /// [`CallError`] if the call fails or takes too long.
@@ -68,11 +100,25 @@ pub async fn call<T>(
     object: impl Into<String>,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, CallError> {
-    let source = match tokio::time::timeout(CALL_TIMEOUT, request).await {
+    call_within(*CHOSEN_TIMEOUT.get().unwrap_or(&CALL_TIMEOUT), action, object, request).await
+}
+
+/// [`call`] with a limit of its own.
+///
+/// # Errors
+/// [`CallError`] if the call fails or takes longer than `limit`.
+pub async fn call_within<T>(
+    limit: Duration,
+    action: &'static str,
+    object: impl Into<String>,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, CallError> {
+    let source = match tokio::time::timeout(limit, request).await {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(kube::Error::Api(status))) => CallFailure::Refused(status),
+        Ok(Err(error)) if link::is_not_leading(&error) => CallFailure::NotLeading(NotLeading),
         Ok(Err(error)) => CallFailure::Kube(Box::new(error)),
-        Err(_) => CallFailure::TimedOut,
+        Err(_) => CallFailure::TimedOut(limit),
     };
     Err(CallError { action, object: object.into(), source })
 }

@@ -1,12 +1,16 @@
 //! Workers that take keys from a queue and reconcile them.
 
-use std::{fmt::Display, hash::Hash, sync::Arc, time::Instant};
+use std::{
+    fmt::Display,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument as _, error, info_span, warn};
+use tracing::{Instrument as _, debug, error, info_span, warn};
 
 use super::{
-    queue::{Outcome, Queue},
+    queue::{self, Outcome, Queue},
     telemetry,
 };
 
@@ -15,30 +19,48 @@ pub trait Reconciler: Send + Sync + 'static {
     /// The operator's name: field manager, metric label and log target.
     const NAME: &'static str;
     /// What a unit of work is called.
-    type Key: Clone + Eq + Hash + Display + Send + Sync + 'static;
+    type Key: queue::Key + Display + Send + Sync + 'static;
     /// Why a reconciliation failed.
-    type Error: std::error::Error + Send;
+    type Error: std::error::Error + Send + 'static;
 
     /// Brings the thing called `key` closer to what it should be. May be called at any time and any number of times.
     fn reconcile(&self, key: &Self::Key) -> impl Future<Output = Result<Outcome, Self::Error>> + Send;
 }
 
-/// Starts `workers` tasks that reconcile keys of `queue` until `stop`; a reconciliation that runs then is finished.
+/// The time for which this process leads: workers begin with it and end with it.
+#[derive(Debug)]
+pub struct Shift {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Default for Shift {
+    fn default() -> Self {
+        Self { tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+}
+
+impl Shift {
+    /// Begins no reconciliation any more and waits for those under way. Answers whether all of them ended in time; the
+    /// others go on, but cannot write.
+    pub async fn end(&self, limit: Duration) -> bool {
+        self.stop.cancel();
+        self.tasks.close();
+        tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
+    }
+}
+
+/// Starts the queue's workers: tasks that reconcile its keys until the shift ends.
 ///
 /// A panic in a reconciliation is a defect, but one key's: it is logged and counted, and the key comes back like a failed one.
-pub fn start<R: Reconciler>(
-    reconciler: Arc<R>,
-    queue: &Queue<R::Key>,
-    workers: usize,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) {
-    for _ in 0..workers {
-        let (reconciler, queue, stop) = (reconciler.clone(), queue.clone(), stop.clone());
-        let inner = tasks.clone();
-        tasks.spawn(async move {
+pub fn start<R: Reconciler>(reconciler: Arc<R>, queue: &Queue<R::Key>, shift: &Shift) {
+    for _ in 0..queue.workers() {
+        let (reconciler, queue, stop) = (reconciler.clone(), queue.clone(), shift.stop.clone());
+        let inner = shift.tasks.clone();
+        shift.tasks.spawn(async move {
             loop {
                 let key = tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     key = queue.next() => key,
                 };
@@ -58,6 +80,10 @@ async fn once<R: Reconciler>(reconciler: Arc<R>, key: R::Key, tasks: &TaskTracke
     let task = async move {
         match reconciler.reconcile(&key).await {
             Ok(outcome) => (outcome, "ok"),
+            Err(error) if super::is_not_leading(&error) => {
+                debug!("this process leads no more; the leader goes on");
+                (Outcome::Failed, "not leading")
+            }
             Err(error) => {
                 warn!(error = super::chain(&error), "reconciliation failed; it is repeated");
                 (Outcome::Failed, "error")

@@ -47,6 +47,8 @@ pub fn installed() -> Lab {
         .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
         .args(["--set", &format!("image.repository={repository},image.tag={tag},log.filter=info\\,giantnetes=debug")])
+        // One replica, of which a test may end the process, and short times to wait for.
+        .args(["--set", "replicas=1,leaseDuration=5s,settings.network.quarantine=2s"])
         .timeout(Duration::from_secs(150))
         .output()
         .expect("helm installs the chart");

@@ -14,7 +14,7 @@ use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{Valid, valid},
     kvm::pod::NODE_HASH_ANNOTATION,
-    network::plan::{self as network, VniChoice},
+    network::claims::{self, Holder, VniChoice},
     pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
     runtime::{CallError, call},
     settings::Settings,
@@ -38,10 +38,10 @@ pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timest
         cluster.metadata.uid = None;
     }
     let valid = checked(cluster, settings)?;
-    let vni = choose_vni(&client, &valid).await?;
+    let vni = choose_vni(&client, &valid, settings).await?;
     let mut known = Known::nothing(&valid)?;
-    if let VniChoice::Held(vni) | VniChoice::Claim(vni) | VniChoice::InUse(vni) = vni {
-        known.vni = vni;
+    if let VniChoice::Held(vni) | VniChoice::Claim(vni) | VniChoice::InUse(vni, _) = &vni {
+        known.vni = *vni;
     }
     let found = match there {
         Some(_) => observe(&client, &valid, &mut known, settings).await?,
@@ -54,8 +54,11 @@ pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timest
             let state = match (step.part, &vni) {
                 ("pki", _) => pki.get(&step.object.name).cloned().unwrap_or(State::Created),
                 ("guest", _) => State::Unknown("is inside the guest and was not looked at".into()),
-                ("network", VniChoice::InUse(vni)) if is_claim(&step) => {
+                ("network", VniChoice::InUse(vni, Holder::Cluster(_))) if is_claim(&step) => {
                     State::Unknown(format!("VNI {vni} belongs to another Cluster"))
+                }
+                ("network", VniChoice::InUse(vni, Holder::Quarantine(end))) if is_claim(&step) => {
+                    State::Unknown(format!("VNI {vni} was released and stays unused before {end}"))
                 }
                 ("network", VniChoice::Exhausted) if is_claim(&step) => State::Unknown("no VNI is free".into()),
                 _ => state_of(&step, found.iter().find(|(object, _)| *object == step.object).map(|(_, live)| live)),
@@ -70,14 +73,16 @@ fn is_claim(step: &Step) -> bool {
     step.object.resource.kind == "NetworkClaim"
 }
 
-async fn choose_vni(client: &Client, valid: &Valid) -> Result<VniChoice, Failure> {
+async fn choose_vni(client: &Client, valid: &Valid, settings: &Settings) -> Result<VniChoice, Failure> {
     let api = Api::<NetworkClaim>::all(client.clone());
     let claims = call("list", "NetworkClaims", api.list(&ListParams::default())).await?;
-    let holders = claims
-        .items
-        .iter()
-        .filter_map(|claim| Some((u32::try_from(claim.spec.value).ok()?, claim.spec.cluster_ref.uid.clone())));
-    Ok(network::choose_vni(&valid.identity, valid.requested_vni, &holders.collect()))
+    let holders = claims.items.iter().filter_map(|claim| {
+        Some((claims::vni_of(&claim.name_any())?, claims::holder(claim, settings.network.quarantine)))
+    });
+    let holders: BTreeMap<_, _> = holders.collect();
+    let ours = Holder::Cluster(valid.identity.uid.clone());
+    let held = holders.iter().find(|(_, holder)| **holder == ours).map(|(vni, _)| *vni);
+    Ok(claims::choose_vni(&valid.identity, valid.requested_vni, held, |vni| holders.get(&vni).cloned()))
 }
 
 type Found = Vec<(steps::Object, DynamicObject)>;

@@ -11,7 +11,10 @@ use crate::{
     cluster::{self, Valid},
     guest,
     kvm::plan::{NodeObjects, Surroundings, control_plane_node},
-    network::plan::{self as network, VniChoice},
+    network::{
+        claims::{self, VniChoice},
+        plan as network,
+    },
     pki::plan::{self as pki, World},
     settings::Settings,
 };
@@ -67,13 +70,13 @@ pub(super) struct Known {
 impl Known {
     /// What is assumed if nothing exists.
     pub(super) fn nothing(valid: &Valid) -> Result<Self, Failure> {
-        match network::choose_vni(&valid.identity, valid.requested_vni, &Default::default()) {
+        match claims::choose_vni(&valid.identity, valid.requested_vni, None, |_| None) {
             VniChoice::Claim(vni) | VniChoice::Held(vni) => Ok(Self {
                 vni,
                 namespace_uid: "<uid of the namespace>".into(),
                 endpoint: "https://<address of Service master>:6443".into(),
             }),
-            VniChoice::InUse(_) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
+            VniChoice::InUse(..) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
         }
     }
 }
@@ -84,14 +87,17 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
     let namespace = format!("namespace {}", identity.namespace);
     let mut steps = vec![
         step("cluster", "the guest's namespace", &cluster::plan::namespace(identity), &[])?,
-        step("network", "the VNI", &network::claim(identity, known.vni), &[])?,
+        step("network", "the VNI", &claims::claim(identity, known.vni), &[])?,
         step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
     ];
     steps.extend(pki_steps(valid, &namespace, known));
     let around = Surroundings { vni: known.vni, namespace_uid: &known.namespace_uid, settings: &settings.kvm };
     let NodeObjects { claim, config, pod } = control_plane_node(valid, 0, around)?;
     let node = names::master(0);
-    let needs = ["the VNI", "the certificates"];
+    let mut needs = vec!["the VNI", "the certificates"];
+    if !settings.kvm.enabled {
+        needs.push("the KVM provider, which is off in the operator's settings");
+    }
     steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
     steps.push(step("kvm", "the node's configuration", &config, &needs)?);
     steps.push(Step { rolls: Some(node), ..step("kvm", "the node", &pod, &needs)? });

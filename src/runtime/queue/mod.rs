@@ -1,16 +1,27 @@
 //! Work keys.
 //!
 //! A key is in the queue at most once, and is worked on by at most one worker at a time; a key that is added while it
-//! is worked on is worked on once more. A failed key comes back after a pause that doubles with every failure.
+//! is worked on is worked on once more. A failed key comes back after a pause that doubles with every failure. Groups
+//! of keys take turns (`fair`).
+
+mod fair;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
+
+use self::fair::Ready;
+
+/// What a unit of work is called.
+pub trait Key: Clone + Eq + Hash {
+    /// Whom it belongs to, such as a namespace: groups share the workers fairly.
+    fn group(&self) -> &str;
+}
 
 /// First pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -30,7 +41,7 @@ pub enum Outcome {
 
 #[derive(Debug)]
 struct State<K> {
-    ready: VecDeque<K>,
+    ready: Ready<K>,
     /// In `ready`, or to be put there when its worker is done.
     dirty: HashSet<K>,
     working: HashSet<K>,
@@ -46,18 +57,20 @@ struct State<K> {
 pub struct Queue<K> {
     state: Arc<Mutex<State<K>>>,
     changed: Arc<Notify>,
+    workers: usize,
 }
 
 impl<K> Clone for Queue<K> {
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), changed: self.changed.clone() }
+        Self { state: self.state.clone(), changed: self.changed.clone(), workers: self.workers }
     }
 }
 
-impl<K: Clone + Eq + Hash> Default for Queue<K> {
-    fn default() -> Self {
+impl<K: Key> Queue<K> {
+    /// An empty queue for so many workers.
+    pub fn new(workers: usize) -> Self {
         let state = State {
-            ready: VecDeque::new(),
+            ready: Ready::new(workers),
             dirty: HashSet::new(),
             working: HashSet::new(),
             delayed: BTreeMap::new(),
@@ -65,11 +78,14 @@ impl<K: Clone + Eq + Hash> Default for Queue<K> {
             failures: HashMap::new(),
             sequence: 0,
         };
-        Self { state: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
+        Self { state: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()), workers }
     }
-}
 
-impl<K: Clone + Eq + Hash> Queue<K> {
+    /// For how many workers it is.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,10 +108,10 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             let wait = {
                 let mut state = self.lock();
                 state.promote(Instant::now());
-                if let Some(key) = state.ready.pop_front() {
+                if let Some(key) = state.ready.pop() {
                     state.dirty.remove(&key);
                     state.working.insert(key.clone());
-                    if !state.ready.is_empty() {
+                    if state.ready.len() > 0 {
                         self.changed.notify_one();
                     }
                     return key;
@@ -116,6 +132,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     pub fn done(&self, key: &K, outcome: Outcome) {
         let mut state = self.lock();
         state.working.remove(key);
+        state.ready.done(key);
         match outcome {
             Outcome::AwaitChange => {
                 state.failures.remove(key);
@@ -132,7 +149,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             }
         }
         if state.dirty.contains(key) {
-            state.ready.push_back(key.clone());
+            state.ready.push(key.clone());
         }
         drop(state);
         self.changed.notify_one();
@@ -145,13 +162,13 @@ fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
 }
 
-impl<K: Clone + Eq + Hash> State<K> {
+impl<K: Key> State<K> {
     fn add(&mut self, key: K) {
         if let Some(at) = self.due.remove(&key) {
             self.delayed.remove(&at);
         }
         if self.dirty.insert(key.clone()) && !self.working.contains(&key) {
-            self.ready.push_back(key);
+            self.ready.push(key);
         }
     }
 
@@ -173,7 +190,7 @@ impl<K: Clone + Eq + Hash> State<K> {
             let key = entry.remove();
             self.due.remove(&key);
             if self.dirty.insert(key.clone()) && !self.working.contains(&key) {
-                self.ready.push_back(key);
+                self.ready.push(key);
             }
         }
     }
@@ -183,9 +200,15 @@ impl<K: Clone + Eq + Hash> State<K> {
 mod tests {
     use super::*;
 
+    impl Key for &str {
+        fn group(&self) -> &str {
+            self
+        }
+    }
+
     #[tokio::test]
     async fn a_key_is_in_the_queue_once() {
-        let queue = Queue::default();
+        let queue = Queue::new(4);
         queue.add("a");
         queue.add("a");
         queue.add("b");
@@ -195,7 +218,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_key_added_while_worked_on_comes_back_and_never_to_two_workers() {
-        let queue = Queue::default();
+        let queue = Queue::new(4);
         queue.add("a");
         let key = queue.next().await;
         queue.add("a");
@@ -206,7 +229,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_and_success_forgets_them() {
-        let queue = Queue::default();
+        let queue = Queue::new(4);
         queue.add("a");
         for expected in [250, 500, 1000] {
             let key = queue.next().await;
@@ -227,7 +250,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn adding_a_delayed_key_brings_it_at_once_and_only_once() {
-        let queue = Queue::default();
+        let queue = Queue::new(4);
         queue.add("a");
         let key = queue.next().await;
         queue.done(&key, Outcome::After(Duration::from_secs(30)));

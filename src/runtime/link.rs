@@ -1,0 +1,208 @@
+//! The way to the API server: a client whose writes begin only while this process leads, and whose calls are counted.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Method, Request, Response};
+use kube::{
+    Client, Config,
+    client::{Body, ClientBuilder},
+};
+use tower::{BoxError, Layer, Service};
+
+use super::{lease::Leadership, telemetry};
+
+/// A list or a watch that hears nothing for so long is dead. Longer than the [`super::cache::WATCH_SECONDS`] after which
+/// the server ends a watch by itself.
+const READ_TIMEOUT: Duration = Duration::from_secs(75);
+/// Longest time to a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A write was held back because this process does not lead, or not any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this process does not lead; the leader does the work")]
+pub struct NotLeading;
+
+/// A client for the server that `config` names.
+///
+/// With `leadership`, every request that is not a read asks for it right before it is sent. What is already on the wire
+/// when leadership ends cannot be called back: of a process that is frozen between the question and the sending, that is
+/// one request of each connection at most.
+///
+/// # Errors
+/// If the configuration is unusable.
+pub fn connect(mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
+    // kube would repeat a refused call up to fifteen times and sleep in between; queues do that better.
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.reset_reader_on_write = true;
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Guard(leadership)).build())
+}
+
+/// Whether an error is a write that was held back by [`NotLeading`].
+pub fn is_not_leading(error: &kube::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<NotLeading>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    // kube boxes what a layer answers without naming it as a source.
+    matches!(error, kube::Error::Service(inner) if inner.is::<NotLeading>())
+}
+
+#[derive(Clone)]
+struct Guard(Option<Leadership>);
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { inner, leadership: self.0.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Guarded<S> {
+    inner: S,
+    leadership: Option<Leadership>,
+}
+
+impl<S, B> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let verb = verb(&request);
+        let permit = match &self.leadership {
+            Some(leadership) if verb.writes() => match leadership.begin_write() {
+                Some(permit) => Some(permit),
+                None => return Box::pin(async { Err(NotLeading.into()) }),
+            },
+            _ => None,
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(permit);
+            let code = answer.as_ref().map_or("none", |answer| class(answer.status()));
+            telemetry::API_REQUESTS.with_label_values(&[verb.name(), code]).inc();
+            answer
+        })
+    }
+}
+
+/// What a request does, as metrics name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Get,
+    Watch,
+    Create,
+    Update,
+    Patch,
+    Delete,
+}
+
+impl Verb {
+    fn writes(self) -> bool {
+        !matches!(self, Self::Get | Self::Watch)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Watch => "watch",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+fn verb<B>(request: &Request<B>) -> Verb {
+    let watches = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+    match *request.method() {
+        Method::GET | Method::HEAD if watches => Verb::Watch,
+        Method::GET | Method::HEAD => Verb::Get,
+        Method::POST => Verb::Create,
+        Method::PATCH => Verb::Patch,
+        Method::DELETE => Verb::Delete,
+        // Whatever else there may be counts as a write.
+        _ => Verb::Update,
+    }
+}
+
+/// The answer's class: single codes would make a series each.
+fn class(status: http::StatusCode) -> &'static str {
+    match status.as_u16() {
+        409 => "409",
+        429 => "429",
+        200..=299 => "2xx",
+        400..=499 => "4xx",
+        500..=599 => "5xx",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+
+    async fn send(guard: &Guard, method: Method) -> Result<(), BoxError> {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let wire = service_fn(move |_: Request<Body>| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<_, BoxError>(Response::new(())) }
+        });
+        let request = Request::builder().method(method).uri("/api").body(Body::empty())?;
+        let answer = guard.layer(wire).oneshot(request).await.map(|_| ());
+        assert_eq!(sent.load(Ordering::SeqCst), usize::from(answer.is_ok()));
+        answer
+    }
+
+    #[tokio::test]
+    async fn without_leadership_nothing_but_reads_is_sent() {
+        let guard = Guard(Some(Leadership::default()));
+        send(&guard, Method::GET).await.unwrap();
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
+            let error = kube::Error::Service(send(&guard, method).await.unwrap_err());
+            assert!(is_not_leading(&error));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unguarded_client_writes() {
+        send(&Guard(None), Method::POST).await.unwrap();
+    }
+
+    #[test]
+    fn a_watch_is_told_from_a_list() {
+        let of = |uri: &str| verb(&Request::builder().uri(uri).body(()).unwrap());
+        assert_eq!(of("/api/v1/pods?limit=5&watch=true"), Verb::Watch);
+        assert_eq!(of("/api/v1/pods?labelSelector=watch%3Dtrue"), Verb::Get);
+    }
+}
