@@ -70,6 +70,6 @@ pub struct ClusterSpec {
     /// A time, such as `2026-12-24T18:00:00Z`. Until then nothing is done, deletion included, but certificates are renewed.
     /// Default: not paused. Changing it: in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"), length(max = 40), extend("format" = "date-time"))]
+    #[schemars(regex(pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"), length(max = 40), extend("format" = "date-time"))]
     pub paused_until: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! Reading a Cluster from a file, more strictly than the watch does: what a person mistyped is named, not dropped.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use crate::api::{self, Cluster, schema};
@@ -19,15 +20,24 @@ fn cluster(mut document: Value) -> Result<Cluster, Vec<String>> {
         }
     }
     let mut problems = schema::misfits(api::cluster_crd(), &document);
+    problems.extend(unknown_metadata(&document["metadata"]));
     if !problems.is_empty() {
         return Err(problems);
     }
-    let cluster: Cluster = serde_json::from_value(document.clone()).map_err(|error| vec![error.to_string()])?;
-    let known = serde_json::to_value(&cluster.metadata).unwrap_or_default();
-    let unknown = document["metadata"].as_object().into_iter().flatten();
-    let unknown = unknown.filter(|(name, _)| known.get(name.as_str()).is_none());
-    problems.extend(unknown.map(|(name, _)| format!("metadata.{name}: unknown field")));
-    if problems.is_empty() { Ok(cluster) } else { Err(problems) }
+    serde_json::from_value(document).map_err(|error| vec![error.to_string()])
+}
+
+/// Fields beside those that every object has.
+fn unknown_metadata(metadata: &Value) -> Vec<String> {
+    let Ok(known) = serde_json::from_value::<ObjectMeta>(metadata.clone()).and_then(serde_json::to_value) else {
+        // The decoder says what is wrong.
+        return Vec::new();
+    };
+    let fields = metadata.as_object().into_iter().flatten();
+    fields
+        .filter(|(name, _)| known.get(name.as_str()).is_none())
+        .map(|(name, _)| format!("metadata.{name}: unknown field"))
+        .collect()
 }
 
 /// To the API server a field that is null is not there.

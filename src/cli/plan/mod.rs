@@ -67,6 +67,7 @@ pub(super) async fn plan(args: &PlanArgs) -> Result<(), Failure> {
     } else if let Some(old) = &args.against {
         against(&read(old)?, &mut cluster, &settings)?
     } else {
+        cluster.metadata.namespace.get_or_insert_with(|| "default".into());
         (fresh(&cluster, &settings)?, Vec::new())
     };
     print!("{}", outcome.show(args.format)?);
@@ -74,12 +75,13 @@ pub(super) async fn plan(args: &PlanArgs) -> Result<(), Failure> {
 }
 
 fn read(file: &Path) -> Result<Cluster, Failure> {
-    let text = if file.as_os_str() == "-" {
-        std::io::read_to_string(std::io::stdin())?
+    let (name, text) = if file.as_os_str() == "-" {
+        ("standard input".into(), std::io::read_to_string(std::io::stdin()))
     } else {
-        std::fs::read_to_string(file).map_err(|error| format!("read {}: {error}", file.display()))?
+        (file.display().to_string(), std::fs::read_to_string(file))
     };
-    document::parse(&text).map_err(|problems| listed(&format!("{} cannot be used", file.display()), &problems))
+    let text = text.map_err(|error| format!("read {name}: {error}"))?;
+    document::parse(&text).map_err(|problems| listed(&format!("{name} cannot be used"), &problems))
 }
 
 fn listed<T: ToString>(what: &str, problems: &[T]) -> Failure {
@@ -120,6 +122,10 @@ fn fresh(cluster: &Cluster, settings: &Settings) -> Result<Outcome, Failure> {
 /// What a change makes of the objects, and what forbids it.
 fn against(old: &Cluster, new: &mut Cluster, settings: &Settings) -> Result<(Outcome, Vec<Violation>), Failure> {
     document::succeed(old, new);
+    new.metadata.namespace.get_or_insert_with(|| "default".into());
+    let mut old = old.clone();
+    old.metadata.namespace.clone_from(&new.metadata.namespace);
+    let old = &old;
     let forbidden = valid::update(old, new);
     let valid = Valid::new(new, settings).map_err(|mut violations| {
         violations.extend(forbidden.clone());

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{Timestamp, civil::DateTime};
 
 use super::text;
 
@@ -72,7 +72,12 @@ impl Check {
     /// A point in time.
     pub(super) fn time(&mut self, field: &str, value: Option<&str>) -> Option<Timestamp> {
         let value = value?;
-        let time = value.parse::<Timestamp>().ok().filter(|_| text::is_time(value));
+        // A day of the calendar that lies beyond what a timestamp holds is as good as never.
+        let parsed = value
+            .parse::<Timestamp>()
+            .ok()
+            .or_else(|| value.get(..19)?.parse::<DateTime>().ok().map(|_| Timestamp::MAX));
+        let time = parsed.filter(|_| text::is_time(value));
         self.text(field, value, time.is_some(), "must be a time such as 2026-12-24T18:00:00Z");
         time
     }

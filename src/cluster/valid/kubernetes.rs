@@ -77,10 +77,6 @@ impl Check {
         settings: &Settings,
     ) -> Version {
         let catalogue = &settings.kubernetes;
-        if let Some(version) = wanted {
-            let form = version.len() <= 16 && numbers(version).is_some();
-            self.text("spec.kubernetes.version", version, form, "must be a version such as v1.36.3");
-        }
         let name = wanted.or(pinned.version.as_deref()).unwrap_or(&catalogue.default_version).to_owned();
         if let Some(entry) = entry {
             let form = entry.len() <= 63
@@ -95,6 +91,8 @@ impl Check {
         {
             return Version { name, image: image.clone() };
         }
+        let form = name.len() <= 16 && numbers(&name).is_some();
+        self.text("spec.kubernetes.version", &name, form, "must be a version such as v1.36.3");
         let known = || catalogue.images.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         if !catalogue.images.contains_key(&name) {
             self.fail(

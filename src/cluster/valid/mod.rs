@@ -145,12 +145,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(cidr in ".{0,20}", size in ".{0,12}") {
+        fn no_text_makes_it_panic(cidr in ".{0,20}", size in ".{0,12}", any in any::<String>()) {
+            let component = json!({"extraArgs": {any.clone(): any, "v": size}});
             let _ = problems(json!({
-                "kubernetes": {"podCIDR": cidr, "serviceCIDR": cidr, "version": size},
+                "kubernetes": {
+                    "podCIDR": cidr, "serviceCIDR": cidr, "version": size, "featureGates": {any.clone(): true},
+                    "apiServer": {"extraArgs": {any.clone(): any}, "oidc": {
+                        "issuerURL": format!("https://{any}"), "clientID": any, "usernamePrefix": any, "caBundle": any,
+                    }},
+                    "kubelet": component, "proxy": component,
+                },
+                "provider": {"kvm": {"image": any}},
                 "network": {"overlay": {"cidr": cidr}},
-                "etcd": {"storage": {"size": size}},
-                "controlPlane": {"machine": {"memory": size, "disk": size}},
+                "etcd": {"storage": {"size": size, "className": any}},
+                "controlPlane": {"machine": {"memory": size, "disk": size}, "zones": [any.clone()]},
+                "nodePools": [{
+                    "name": any, "labels": {any.clone(): any}, "zones": [size.clone()],
+                    "taints": [{"key": any, "value": any, "effect": "NoSchedule"}],
+                }],
+                "exposure": {"type": "Ingress", "host": any, "className": any},
+                "pki": {"ca": {"ttl": size}, "leaf": {"ttl": size}, "apiServer": {"altNames": [any.clone()]}},
+                "pausedUntil": any,
             }));
         }
     }

@@ -130,7 +130,15 @@ pub(super) fn is_time(text: &str) -> bool {
     has_form(date, "0000-00-00")
         && has_form(time, "00:00:00")
         && fraction.is_none_or(|digits| (1..=9).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()))
-        && (zone == "Z" || has_form(zone, "+00:00") || has_form(zone, "-00:00"))
+        && (zone == "Z" || is_offset(zone))
+}
+
+/// Hours and minutes with a sign, such as `+01:00`.
+fn is_offset(text: &str) -> bool {
+    let number = |from: usize| text.get(from..from + 2).and_then(|digits| digits.parse::<u8>().ok());
+    (has_form(text, "+00:00") || has_form(text, "-00:00"))
+        && number(1).is_some_and(|hours| hours < 24)
+        && number(4).is_some_and(|minutes| minutes < 60)
 }
 
 /// Whether digits stand where the form has zeros, and all else is as in the form.
