@@ -121,6 +121,9 @@ fn fresh(cluster: &Cluster, settings: &Settings) -> Result<Outcome, Failure> {
 
 /// What a change makes of the objects, and what forbids it.
 fn against(old: &Cluster, new: &mut Cluster, settings: &Settings) -> Result<(Outcome, Vec<Violation>), Failure> {
+    if old.metadata.name != new.metadata.name {
+        return Err("the Cluster as it was has another name: a name cannot change".into());
+    }
     document::succeed(old, new);
     new.metadata.namespace.get_or_insert_with(|| "default".into());
     let mut old = old.clone();
@@ -196,6 +199,9 @@ mod tests {
         let (outcome, forbidden) = against(&old, &mut new, &settings()).unwrap();
         assert_eq!(forbidden.len(), 1, "{forbidden:?}");
         insta::assert_snapshot!(outcome.show(Format::Summary).unwrap());
+        let mut renamed = old.clone();
+        renamed.metadata.name = Some("other".into());
+        assert!(against(&old, &mut renamed, &settings()).is_err());
         let (outcome, forbidden) = against(&old, &mut old.clone(), &settings()).unwrap();
         assert_eq!(forbidden, []);
         assert!(outcome.changes.iter().all(|change| change.state == State::Unchanged));
