@@ -384,14 +384,17 @@ fn changes_that_would_need_a_roll_are_refused() {
     let lab = installed();
     let guest = Guest::create(&lab, "e2e-admission", "gamma", "{etcd: {storage: {className: none}}}");
     for (change, word) in [
-        (r#"{"kubernetes":{"podCIDR":"10.1.0.0/16"}}"#, "kubernetes.podCIDR is immutable"),
-        (r#"{"kubernetes":{"serviceCIDR":"10.2.0.0/16"}}"#, "kubernetes.serviceCIDR is immutable"),
-        (r#"{"kubernetes":{"version":"v1.36.3"}}"#, "kubernetes.version is immutable"),
-        (r#"{"network":{"overlay":{"cidr":"172.27.0.0/20"}}}"#, "network.overlay.cidr is immutable"),
-        (r#"{"network":{"overlay":{"vni":1234}}}"#, "network.overlay.vni is immutable"),
-        (r#"{"controlPlane":{"machine":{"cpus":3}}}"#, "controlPlane is immutable"),
-        (r#"{"provider":{"kvm":{"accelerator":"TCG"}}}"#, "provider is immutable"),
-        (r#"{"etcd":{"storage":{"size":"9Gi"}}}"#, "etcd is immutable"),
+        (r#"{"kubernetes":{"podCIDR":"10.1.0.0/16"}}"#, "spec.kubernetes.podCIDR: Invalid value: is immutable"),
+        (r#"{"kubernetes":{"serviceCIDR":"10.2.0.0/16"}}"#, "spec.kubernetes.serviceCIDR: Invalid value: is immutable"),
+        (r#"{"kubernetes":{"version":"v1.36.4"}}"#, "spec.kubernetes.version: Invalid value: is immutable for now"),
+        (
+            r#"{"network":{"overlay":{"cidr":"172.27.0.0/20"}}}"#,
+            "spec.network.overlay.cidr: Invalid value: is immutable",
+        ),
+        (r#"{"network":{"overlay":{"vni":1234}}}"#, "spec.network.overlay.vni: Invalid value: is immutable"),
+        (r#"{"controlPlane":{"machine":{"cpus":3}}}"#, "spec.controlPlane.machine.cpus: Invalid value: is immutable"),
+        (r#"{"provider":{"kvm":{"accelerator":"TCG"}}}"#, "spec.provider.kvm.accelerator: Invalid value: is immutable"),
+        (r#"{"etcd":{"storage":{"size":"9Gi"}}}"#, "spec.etcd.storage.size: Invalid value: is immutable"),
         (r#"{"controlPlane":{"machine":{"cpus":0}}}"#, "spec.controlPlane.machine.cpus"),
     ] {
         let patch = format!("{{\"spec\":{change}}}");

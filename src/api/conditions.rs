@@ -23,8 +23,12 @@ pub enum ConditionType {
     PKIReady,
     /// The control plane's VMs run and its API answers.
     ControlPlaneReady,
+    /// Every node of every pool is Ready.
+    NodePoolsReady,
     /// The guest's own objects are in place.
     GuestReady,
+    /// Nothing is done until `spec.pausedUntil`.
+    Paused,
     /// The Cluster is being deleted; the message lists what is left.
     Deleting,
 }
@@ -40,7 +44,9 @@ impl ConditionType {
             Self::NetworkReady => "NetworkReady",
             Self::PKIReady => "PKIReady",
             Self::ControlPlaneReady => "ControlPlaneReady",
+            Self::NodePoolsReady => "NodePoolsReady",
             Self::GuestReady => "GuestReady",
+            Self::Paused => "Paused",
             Self::Deleting => "Deleting",
         }
     }
@@ -55,6 +61,10 @@ pub enum Reason {
     Waiting,
     /// The spec cannot be fulfilled; the message names the field.
     InvalidSpec,
+    /// The spec asks for something that this version does not do yet; the message names the field.
+    NotSupportedYet,
+    /// The Cluster is paused; the message says until when.
+    Paused,
     /// No provider makes the guest's nodes; the message says why.
     ProviderPending,
     /// The requested VNI belongs to another Cluster.
@@ -78,6 +88,8 @@ impl Reason {
             Self::AsExpected => "AsExpected",
             Self::Waiting => "Waiting",
             Self::InvalidSpec => "InvalidSpec",
+            Self::NotSupportedYet => "NotSupportedYet",
+            Self::Paused => "Paused",
             Self::ProviderPending => "ProviderPending",
             Self::VNIInUse => "VNIInUse",
             Self::VNIExhausted => "VNIExhausted",

@@ -4,47 +4,63 @@
 
 mod cluster;
 mod conditions;
+pub mod fixed;
+pub mod flags;
+mod kubernetes;
+mod machines;
 pub mod names;
 mod network_claim;
+mod networks;
+mod pki;
+mod rules;
+pub mod schema;
+mod status;
 
-pub use cluster::{
-    Accelerator, Cluster, ClusterSpec, ClusterStatus, ControlPlaneSpec, EtcdSpec, KubernetesSpec, KvmSpec, MachineSpec,
-    NetworkSpec, NodeCounts, OverlaySpec, ProviderSpec, StorageSpec,
-};
+pub use cluster::{Cluster, ClusterSpec};
 pub use conditions::{Condition, ConditionType, Conditions, Reason, Status};
-pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
-
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+pub use kubernetes::{ApiServerSpec, AuditPolicy, AuditSpec, ComponentSpec, KubernetesSpec, OidcSpec};
+pub use machines::{
+    Accelerator, ControlPlaneSpec, EtcdMode, EtcdSpec, KvmSpec, MachineSpec, NodePoolSpec, ProviderSpec, StorageSpec,
+    TaintEffect, TaintSpec,
 };
+pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
+pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
+pub use pki::{ApiServerCertificateSpec, CaSpec, LeafSpec, PkiBackend, PkiSpec};
+pub use status::{ClusterStatus, NodeCounts};
+
+use std::sync::LazyLock;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-/// Every CustomResourceDefinition of Giantnetes, in the order in which they are printed and installed.
-pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![Cluster::crd(), NetworkClaim::crd()];
-    for crd in &mut crds {
-        // Uninstalling the chart must not delete every Cluster.
-        let annotations = crd.metadata.annotations.get_or_insert_default();
-        annotations.insert("helm.sh/resource-policy".into(), "keep".into());
-    }
-    for schema in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions).filter_map(|version| version.schema.as_mut()) {
-        if let Some(root) = &mut schema.open_api_v3_schema {
-            forget_defaults(root);
+/// The CRD of [`Cluster`]; it is put together once.
+pub fn cluster_crd() -> &'static CustomResourceDefinition {
+    static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(|| {
+        let mut crd = Cluster::crd();
+        if let Some(root) = schema::of_mut(&mut crd) {
+            root.x_kubernetes_validations.get_or_insert_default().extend(rules::of_cluster());
+            if let Some(spec) = root.properties.get_or_insert_default().get_mut("spec") {
+                spec.x_kubernetes_validations.get_or_insert_default().extend(rules::of_spec());
+            }
         }
-    }
-    crds
+        finish(crd)
+    });
+    &CRD
 }
 
-/// Removes every `default` from a schema: the API server would write it into the stored object, and a default that is
-/// written down can never change again.
-fn forget_defaults(schema: &mut JSONSchemaProps) {
-    schema.default = None;
-    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
-        forget_defaults(property);
+fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    // Uninstalling the chart must not delete every Cluster.
+    let annotations = crd.metadata.annotations.get_or_insert_default();
+    annotations.insert("helm.sh/resource-policy".into(), "keep".into());
+    if let Some(root) = schema::of_mut(&mut crd) {
+        schema::forget_defaults(root);
     }
-    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
-        forget_defaults(items);
-    }
+    crd
+}
+
+/// Every CustomResourceDefinition of Giantnetes, in the order in which they are printed and installed.
+pub fn crds() -> [CustomResourceDefinition; 2] {
+    [cluster_crd().clone(), finish(NetworkClaim::crd())]
 }
 
 /// The CRDs as one YAML stream: what `giantnetes crds` prints, and the bytes of `manifests/crds/` and the chart.
@@ -76,7 +92,7 @@ mod tests {
     #[test]
     fn no_default_and_no_unknown_format_is_in_a_schema() {
         let yaml = crds_yaml().unwrap();
-        for word in [" default:", "uint32", "uint64"] {
+        for word in [" default:", "nullable:", "uint32", "uint64"] {
             assert!(!yaml.contains(word), "{word}");
         }
     }

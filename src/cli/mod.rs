@@ -47,7 +47,7 @@ enum Command {
     },
     /// Print the CustomResourceDefinitions.
     Crds,
-    /// Print what would be made for a Cluster if nothing existed yet.
+    /// Print what would be made or changed for a Cluster.
     Plan(plan::PlanArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
@@ -84,7 +84,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
             print!("{}", api::crds_yaml()?);
             Ok(())
         }
-        Command::Plan(args) => plan::plan(&args),
+        Command::Plan(args) => plan::plan(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
         Command::Probe { accelerator, node, timeout, user } => {
             let image = NodeImage::in_folder(&node);

@@ -82,9 +82,9 @@ fn vm_config(cluster: &Valid, index: u32, vni: u32) -> VmConfig {
     let gateway = Ipv4Net::new(addresses::gateway(overlay), overlay.prefix_len()).unwrap_or(overlay);
     VmConfig {
         node: names::master(index),
-        cpus: cluster.control_plane.cpus,
-        memory_mib: cluster.control_plane.memory_mib,
-        disk_bytes: cluster.control_plane.disk_bytes,
+        cpus: cluster.control_plane.machine.cpus,
+        memory_mib: cluster.control_plane.machine.memory_mib,
+        disk_bytes: cluster.control_plane.machine.disk_bytes,
         etcd_bytes: Some(usable(cluster.etcd.bytes)),
         accelerator: cluster.accelerator,
         overlay: OverlayConfig { vni, gateway, node: addresses::master(&cluster.identity, overlay, index) },

@@ -154,7 +154,7 @@ fn volumes(node: &str) -> Vec<Volume> {
 
 /// Memory is the guest's and QEMU's own, as request and limit; CPU is a share of the virtual CPUs, without a limit.
 fn resources(cluster: &Valid, around: Surroundings) -> ResourceRequirements {
-    let machine = cluster.control_plane;
+    let machine = cluster.control_plane.machine;
     // Checked when the settings were read; QEMU needs some in any case.
     let overhead = parse_bytes(&around.settings.memory_overhead.0).unwrap_or(512 << 20) >> 20;
     let memory = Quantity(format!("{}Mi", machine.memory_mib + overhead));

@@ -3,6 +3,8 @@
 // Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod apiserver;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

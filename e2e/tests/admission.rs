@@ -1,0 +1,136 @@
+//! Which Clusters a real API server admits, and that `giantnetes plan` says the same. Needs kube-apiserver, etcd and helm from
+//! e2e/tools, and no lab.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "admission/cases.rs"]
+mod cases;
+mod support;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cases::{Case, cases};
+use lab::command::Run;
+use lab::wait_for;
+use serde_json::Value;
+use support::apiserver::ApiServer;
+
+/// What the API server says to a case: nothing, or why not.
+fn ask_server(server: &ApiServer, case: &Case) -> Result<(), String> {
+    let send = |args: &[&str], object: &Value| {
+        let run = server.kubectl(args).input(object.to_string());
+        run.output().map(drop).map_err(|error| format!("{error:#}"))
+    };
+    if let Some(old) = &case.old {
+        let begun = |result: Result<(), String>| result.unwrap_or_else(|error| panic!("{}: {error}", case.case));
+        begun(send(&["create", "--validate=strict", "-f", "-"], old));
+        if old.get("status").is_some() {
+            begun(send(&["replace", "--subresource=status", "-f", "-"], old));
+        }
+        return send(&["replace", "--validate=strict", "-f", "-"], &case.new);
+    }
+    send(&["create", "--validate=strict", "-f", "-"], &case.new)
+}
+
+/// What `giantnetes plan` says.
+fn ask_plan(server: &ApiServer, case: &Case) -> Result<(), String> {
+    let folder = server.folder().join("plan");
+    std::fs::create_dir_all(&folder).unwrap();
+    let write = |name: &str, text: &str| {
+        let file = folder.join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let settings = write("settings.yaml", cases::SETTINGS);
+    // JSON is YAML too.
+    let new = write("new.yaml", &case.new.to_string());
+    let mut run =
+        Run::new(support::giantnetes()).args(["plan", "--settings", &settings, "-f", &new, "--format=summary"]);
+    if let Some(old) = &case.old {
+        run = run.args(["--against", &write("old.yaml", &old.to_string())]);
+    }
+    run.timeout(Duration::from_secs(30)).output().map(drop).map_err(|error| format!("{error:#}"))
+}
+
+/// What is wrong with a verdict.
+fn judge(who: &str, case: &Case, said: Result<(), String>, rule: Option<&String>) -> Option<String> {
+    let refused = case.refused.as_ref().zip(rule);
+    match (said, refused) {
+        (Ok(()), None) => None,
+        (Err(message), Some((refused, rule))) if refused.is_said_by(&message, rule) => None,
+        (Ok(()), Some((refused, _))) => Some(format!("{}: {who} accepts it, in spite of {}", case.case, refused.field)),
+        (Err(message), _) => Some(format!("{}: {who} says {}", case.case, &message[..message.len().min(2000)])),
+    }
+}
+
+#[test]
+fn the_api_server_and_the_plan_give_every_case_its_verdict() {
+    let server = ApiServer::start("admission", &[]).unwrap();
+    server.install_crds().unwrap();
+    server.kubectl(&["create", "namespace", "admission"]).output().unwrap();
+    let cases = cases();
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let refused = case.refused.as_ref();
+        let api = ask_server(&server, case);
+        wrong.extend(judge("the API server", case, api, refused.and_then(|refused| refused.api.as_ref())));
+        let plan = ask_plan(&server, case);
+        wrong.extend(judge("plan", case, plan, refused.and_then(|refused| refused.valid.as_ref())));
+    }
+    let bad = cases.iter().filter(|case| case.refused.is_some()).count();
+    println!("{} cases, {bad} of them bad", cases.len());
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert!(bad >= 60);
+}
+
+#[test]
+fn a_protected_cluster_cannot_be_deleted() {
+    let server = ApiServer::start("protection", &[]).unwrap();
+    server.install_crds().unwrap();
+    server.kubectl(&["apply", "-f", "-"]).input(rendered("deletion-protection.yaml")).output().unwrap();
+    let cluster = |protected: bool| {
+        let spec = format!("{{deletionProtection: {protected}}}");
+        format!(
+            "{{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {{name: kept, namespace: default}}, spec: {spec}}}"
+        )
+    };
+    let delete = || server.kubectl(&["delete", "clusters.giantnetes.io", "kept", "--wait=false"]).output();
+    server.kubectl(&["apply", "--server-side", "-f", "-"]).input(cluster(true)).output().unwrap();
+    // The API server takes note of a new policy within seconds; a dry run tells when.
+    let dry_run = ["delete", "clusters.giantnetes.io", "kept", "--dry-run=server"];
+    wait_for(Duration::from_secs(30), "the policy to be in force", || match server.kubectl(&dry_run).output() {
+        Ok(_) => anyhow::bail!("the deletion would succeed"),
+        Err(_) => Ok(()),
+    })
+    .unwrap();
+    let refusal = format!("{:#}", delete().unwrap_err());
+    for words in ["default/kept is protected by spec.deletionProtection", "set that to false first"] {
+        assert!(refusal.contains(words), "{refusal}");
+    }
+    let all = ["delete", "clusters.giantnetes.io", "--all", "--wait=false"];
+    assert!(server.kubectl(&all).output().is_err(), "deleting all at once goes around the policy");
+    server.kubectl(&["apply", "--server-side", "-f", "-"]).input(cluster(false)).output().unwrap();
+    delete().unwrap();
+    // One that says nothing is not protected.
+    server
+        .kubectl(&["create", "-f", "-"])
+        .input(cluster(false).replace("deletionProtection: false", ""))
+        .output()
+        .unwrap();
+    delete().unwrap();
+}
+
+/// A template of the chart, as helm renders it.
+fn rendered(template: &str) -> String {
+    let script = support::root().join("e2e/tools/build.sh");
+    let folder = Run::new(script).args(["--dir", "helm"]).output().unwrap();
+    let chart = support::root().join("charts/giantnetes").display().to_string();
+    Run::new(PathBuf::from(folder.trim()).join("helm"))
+        .args(["template", "giantnetes", &chart, "--show-only", &format!("templates/{template}")])
+        // Without a cluster helm takes its own library's age for Kubernetes' version.
+        .args(["--kube-version", "1.36.3"])
+        .timeout(Duration::from_secs(60))
+        .output()
+        .unwrap()
+}

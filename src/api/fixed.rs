@@ -1,0 +1,136 @@
+//! What of a spec may not change: one table, from which both the CEL rules and [`crate::cluster::valid`]'s verdict on an
+//! update follow.
+//!
+//! Rules on the fields themselves would not run when a field comes or goes. These sit on `spec` and compare the value, or
+//! the default where there is none, so writing a default down is no change.
+
+use serde_json::{Value, json};
+
+use super::rules::given;
+
+/// A field that may not change.
+#[derive(Clone, Copy, Debug)]
+pub struct Fixed {
+    /// Where it is, below `spec`.
+    pub path: &'static [&'static str],
+    /// What a missing value means.
+    pub unset: Unset,
+}
+
+/// What a missing value means, and so how values are compared.
+#[derive(Clone, Copy, Debug)]
+pub enum Unset {
+    /// This text.
+    Text(&'static str),
+    /// This number.
+    Number(i64),
+    /// This amount of bytes; `1Gi` equals `1024Mi`.
+    Size(&'static str),
+    /// This lifetime; `1h` equals `60m`.
+    Lifetime(&'static str),
+    /// An empty set of texts.
+    Set,
+    /// An empty map.
+    Map,
+    /// That there is nothing, which no value equals.
+    Nothing,
+}
+
+const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
+    Fixed { path, unset }
+}
+
+/// Fixed for a Cluster's whole life. (There is one provider, so its kind is fixed without a rule.)
+pub const ALWAYS: [Fixed; 10] = [
+    fixed(&["kubernetes", "podCIDR"], Unset::Text("10.200.0.0/16")),
+    fixed(&["kubernetes", "serviceCIDR"], Unset::Text("10.96.0.0/16")),
+    fixed(&["network", "overlay", "backend"], Unset::Text("Native")),
+    fixed(&["network", "overlay", "cidr"], Unset::Text("172.26.0.0/20")),
+    fixed(&["network", "overlay", "vni"], Unset::Number(0)),
+    fixed(&["etcd", "mode"], Unset::Text("Stacked")),
+    fixed(&["etcd", "storage", "size"], Unset::Size("8Gi")),
+    fixed(&["etcd", "storage", "className"], Unset::Text("")),
+    fixed(&["pki", "backend"], Unset::Text("Embedded")),
+    fixed(&["pki", "ca", "ttl"], Unset::Lifetime("87600h")),
+];
+
+// Fixed until nodes can be rolled, since a change would otherwise take effect unannounced, when a pod is lost.
+// To be deleted with the rollout: this table, its use in `rules::of_spec` and `valid::update`, and the version's own rule in
+// `rules::of_cluster` and `valid::update`.
+/// Fixed until nodes can be rolled.
+pub const UNTIL_ROLLOUT: [Fixed; 16] = [
+    fixed(&["kubernetes", "featureGates"], Unset::Map),
+    fixed(&["kubernetes", "apiServer", "extraArgs"], Unset::Map),
+    fixed(&["kubernetes", "apiServer", "oidc"], Unset::Nothing),
+    fixed(&["kubernetes", "apiServer", "audit", "policy"], Unset::Text("Metadata")),
+    fixed(&["kubernetes", "controllerManager", "extraArgs"], Unset::Map),
+    fixed(&["kubernetes", "scheduler", "extraArgs"], Unset::Map),
+    fixed(&["kubernetes", "kubelet", "extraArgs"], Unset::Map),
+    fixed(&["kubernetes", "proxy", "extraArgs"], Unset::Map),
+    fixed(&["provider", "kvm", "image"], Unset::Text("")),
+    fixed(&["provider", "kvm", "accelerator"], Unset::Text("Auto")),
+    fixed(&["controlPlane", "replicas"], Unset::Number(1)),
+    fixed(&["controlPlane", "machine", "cpus"], Unset::Number(2)),
+    fixed(&["controlPlane", "machine", "memory"], Unset::Size("4Gi")),
+    fixed(&["controlPlane", "machine", "disk"], Unset::Size("20Gi")),
+    fixed(&["controlPlane", "zones"], Unset::Set),
+    fixed(&["network", "overlay", "mtu"], Unset::Number(0)),
+];
+
+impl Fixed {
+    /// Why a field of [`ALWAYS`] may not change.
+    pub const FOR_GOOD: &'static str = "is immutable";
+    /// Why a field of [`UNTIL_ROLLOUT`] may not change.
+    pub const NOT_YET: &'static str = "is immutable for now: this version cannot roll nodes";
+
+    /// The whole path, such as `spec.etcd.mode`.
+    pub fn field(&self) -> String {
+        format!("spec.{}", self.path.join("."))
+    }
+
+    /// The path as rules on `spec` give it.
+    pub(super) fn field_path(&self) -> String {
+        format!(".{}", self.path.join("."))
+    }
+
+    /// The rule.
+    pub(super) fn cel(&self) -> String {
+        let [new, old] = ["self", "oldSelf"].map(|whose| {
+            let given = given(whose, self.path);
+            match self.unset {
+                Unset::Text(text) => format!("({given} : '{text}')"),
+                Unset::Number(number) => format!("({given} : {number})"),
+                Unset::Size(size) => format!("quantity({given} : '{size}')"),
+                Unset::Lifetime(lifetime) => format!("duration({given} : '{lifetime}')"),
+                Unset::Set => format!("({given} : [])"),
+                Unset::Map => format!("({given} : {{}})"),
+                Unset::Nothing => {
+                    let (has, value) = given.split_once(" ? ").unwrap_or((&given, whose));
+                    format!("({has} ? [{value}] : [])")
+                }
+            }
+        });
+        match self.unset {
+            Unset::Size(_) => format!("{new}.compareTo({old}) == 0"),
+            _ => format!("{new} == {old}"),
+        }
+    }
+
+    /// The value of a spec, or what its absence means.
+    pub fn value(&self, spec: &Value) -> Value {
+        let found = self.path.iter().try_fold(spec, |value, step| value.get(step)).filter(|value| !value.is_null());
+        match (found, self.unset) {
+            (Some(Value::Array(texts)), Unset::Set) => {
+                let mut texts = texts.clone();
+                texts.sort_by_key(|text| text.as_str().map(str::to_owned));
+                Value::Array(texts)
+            }
+            (Some(value), _) => value.clone(),
+            (None, Unset::Text(text) | Unset::Size(text) | Unset::Lifetime(text)) => json!(text),
+            (None, Unset::Number(number)) => json!(number),
+            (None, Unset::Set) => json!([]),
+            (None, Unset::Map) => json!({}),
+            (None, Unset::Nothing) => Value::Null,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `spec.pki`: the guest's certificates.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::rules;
+
+/// The guest's certificates.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::leaf_outlives_no_root())]
+pub struct PkiSpec {
+    /// Who keeps the certificate authorities. Default: `Embedded`. Changing it: immutable.
+    #[serde(default, skip_serializing_if = "PkiBackend::is_default")]
+    pub backend: PkiBackend,
+    /// The certificate authorities.
+    #[serde(default)]
+    pub ca: CaSpec,
+    /// Every other certificate.
+    #[serde(default)]
+    pub leaf: LeafSpec,
+    /// The API server's certificate.
+    #[serde(default)]
+    pub api_server: ApiServerCertificateSpec,
+}
+
+/// Who keeps a guest's certificate authorities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PkiBackend {
+    /// The controller manager, in Secrets of the guest's namespace.
+    #[default]
+    Embedded,
+}
+
+impl PkiBackend {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The certificate authorities.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CaSpec {
+    /// Lifetime in hours or minutes, such as `87600h`; 24h to 175200h. Default: 87600h, ten years. Changing it: immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
+    #[x_kube(validation = rules::lifetime("24h", "175200h"))]
+    pub ttl: Option<String>,
+}
+
+/// Certificates that are no authority.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeafSpec {
+    /// Lifetime in hours or minutes, such as `2160h`; 10m to 8760h, at most `ca.ttl`. Renewed at two thirds. Default: 2160h,
+    /// ninety days. Changing it: in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
+    #[x_kube(validation = rules::lifetime("10m", "8760h"))]
+    pub ttl: Option<String>,
+}
+
+/// The API server's certificate.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiServerCertificateSpec {
+    /// Further DNS names and IPv4 addresses that the API answers to; at most 16. Default: none. Changing them: in place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253), regex(pattern = rules::HOST_NAME)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub alt_names: Vec<String>,
+}

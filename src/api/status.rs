@@ -1,0 +1,71 @@
+//! `ClusterStatus`: what the controller manager says about a guest.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Condition;
+
+/// What the controller manager says about a guest.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Short id of the guest; its objects live in namespace `g8s-<id>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// UID of the guest's namespace. Pinned: were that namespace deleted, a new one would not hold the guest's roots.
+    #[serde(default, rename = "namespaceUID", skip_serializing_if = "Option::is_none")]
+    pub namespace_uid: Option<String>,
+    /// Image of the guest's VM pods. Pinned, as the version is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Provider of the nodes: `kvm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// Kubernetes version of the guest. Pinned: a newer controller manager alone changes no guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub version: Option<String>,
+    /// VXLAN network identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<i32>,
+    /// URL of the guest's API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// When (RFC 3339) the next certificate is renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates_renew_at: Option<String>,
+    /// Control-plane nodes, `ready/wanted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<String>,
+    /// Nodes that the guest's API lists, `ready/all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<String>,
+    /// One word for people, derived from the conditions: Pending, Provisioning, Ready, Degraded or Deleting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// What the guest waits for, or what is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The conditions; see docs/api.md for their types and reasons.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// How many nodes there are, and how many of them are Ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// Nodes whose condition Ready is True.
+    pub ready: usize,
+    /// All nodes.
+    pub total: usize,
+}
+
+impl std::fmt::Display for NodeCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.ready, self.total)
+    }
+}

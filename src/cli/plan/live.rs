@@ -1,0 +1,194 @@
+//! What the management cluster has of a Cluster's objects. Reads only.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DynamicObject, ListParams},
+};
+use serde_json::json;
+
+use super::{Change, Failure, Known, Outcome, State, Step, checked, compare::covers, document, listed, steps};
+use crate::{
+    api::{Cluster, NetworkClaim, names},
+    cluster::{Valid, valid},
+    kvm::pod::NODE_HASH_ANNOTATION,
+    network::claims::{self, Holder, VniChoice},
+    pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
+    runtime::{CallError, call},
+    settings::Settings,
+};
+
+/// Compares the Cluster with what the cluster of the current kubeconfig has.
+pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timestamp) -> Result<Outcome, Failure> {
+    let client = Client::try_default().await?;
+    let namespace = cluster.metadata.namespace.get_or_insert_with(|| client.default_namespace().to_owned()).clone();
+    let name = cluster.name_any();
+    let api = Api::<Cluster>::namespaced(client.clone(), &namespace);
+    let there = call("get", format!("Cluster {namespace}/{name}"), api.get_opt(&name)).await?;
+    if let Some(old) = &there {
+        document::succeed(old, cluster);
+        let forbidden = valid::update(old, cluster);
+        if !forbidden.is_empty() {
+            return Err(listed("this change is refused", &forbidden));
+        }
+    } else {
+        // A UID that is not the API server's belongs to a Cluster of old.
+        cluster.metadata.uid = None;
+    }
+    let valid = checked(cluster, settings)?;
+    let vni = choose_vni(&client, &valid, settings).await?;
+    let mut known = Known::nothing(&valid)?;
+    if let VniChoice::Held(vni) | VniChoice::Claim(vni) | VniChoice::InUse(vni, _) = &vni {
+        known.vni = *vni;
+    }
+    let found = match there {
+        Some(_) => observe(&client, &valid, &mut known, settings).await?,
+        None => Vec::new(),
+    };
+    let pki = pki_states(&client, &valid, &known, &found, now).await?;
+    let changes = steps::of(&valid, settings, &known)?.into_iter();
+    let changes = changes
+        .map(|step| {
+            let state = match (step.part, &vni) {
+                ("pki", _) => pki.get(&step.object.name).cloned().unwrap_or(State::Created),
+                ("guest", _) => State::Unknown("is inside the guest and was not looked at".into()),
+                ("network", VniChoice::InUse(vni, Holder::Cluster(_))) if is_claim(&step) => {
+                    State::Unknown(format!("VNI {vni} belongs to another Cluster"))
+                }
+                ("network", VniChoice::InUse(vni, Holder::Quarantine(end))) if is_claim(&step) => {
+                    State::Unknown(format!("VNI {vni} was released and stays unused before {end}"))
+                }
+                ("network", VniChoice::Exhausted) if is_claim(&step) => State::Unknown("no VNI is free".into()),
+                _ => state_of(&step, found.iter().find(|(object, _)| *object == step.object).map(|(_, live)| live)),
+            };
+            Change { step, state }
+        })
+        .collect();
+    Ok(Outcome { valid, changes, has_uid: cluster.metadata.uid.is_some() })
+}
+
+fn is_claim(step: &Step) -> bool {
+    step.object.resource.kind == "NetworkClaim"
+}
+
+async fn choose_vni(client: &Client, valid: &Valid, settings: &Settings) -> Result<VniChoice, Failure> {
+    let api = Api::<NetworkClaim>::all(client.clone());
+    let claims = call("list", "NetworkClaims", api.list(&ListParams::default())).await?;
+    let holders = claims.items.iter().filter_map(|claim| {
+        Some((claims::vni_of(&claim.name_any())?, claims::holder(claim, settings.network.quarantine)))
+    });
+    let holders: BTreeMap<_, _> = holders.collect();
+    let ours = Holder::Cluster(valid.identity.uid.clone());
+    let held = holders.iter().find(|(_, holder)| **holder == ours).map(|(vni, _)| *vni);
+    Ok(claims::choose_vni(&valid.identity, valid.requested_vni, held, |vni| holders.get(&vni).cloned()))
+}
+
+type Found = Vec<(steps::Object, DynamicObject)>;
+
+/// Reads what is there of the steps' objects. The namespace's UID and the Service's address become known on the way.
+async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &Settings) -> Result<Found, Failure> {
+    let mut found = Vec::new();
+    for step in steps::of(valid, settings, known)? {
+        let object = step.object;
+        if object.in_guest || step.part == "pki" {
+            continue;
+        }
+        if let Some(live) = get(client, &object).await? {
+            match object.resource.kind.as_str() {
+                "Namespace" => known.namespace_uid = live.uid().unwrap_or_default(),
+                "Service" => {
+                    if let Some(address) = live.data["spec"]["clusterIP"].as_str() {
+                        known.endpoint = format!("https://{address}:{}", names::API_PORT);
+                    }
+                }
+                _ => {}
+            }
+            found.push((object, live));
+        }
+    }
+    Ok(found)
+}
+
+async fn get(client: &Client, object: &steps::Object) -> Result<Option<DynamicObject>, CallError> {
+    let api: Api<DynamicObject> = match &object.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &object.resource),
+        None => Api::all_with(client.clone(), &object.resource),
+    };
+    call("get", object.to_string(), api.get_opt(&object.name)).await
+}
+
+/// What a step comes to, given the object as it is. A VM pod says by its hash what it was made for; a volume is never
+/// changed.
+fn state_of(step: &Step, live: Option<&DynamicObject>) -> State {
+    let Some(live) = live else { return State::Created };
+    let same = match step.object.resource.kind.as_str() {
+        "PersistentVolumeClaim" => true,
+        "Pod" => {
+            let wish = &step.body["metadata"]["annotations"][NODE_HASH_ANNOTATION];
+            live.annotations().get(NODE_HASH_ANNOTATION).map(String::as_str) == wish.as_str()
+        }
+        _ => {
+            let mut whole = live.data.clone();
+            whole["metadata"] = json!(live.metadata);
+            let mut wanted = step.body.clone();
+            for typed in ["apiVersion", "kind"] {
+                wanted.as_object_mut().map(|fields| fields.remove(typed));
+            }
+            covers(&whole, &wanted)
+        }
+    };
+    if same { State::Unchanged } else { State::Changed }
+}
+
+/// What becomes of each Secret of pki, by name.
+async fn pki_states(
+    client: &Client,
+    valid: &Valid,
+    known: &Known,
+    found: &Found,
+    now: Timestamp,
+) -> Result<BTreeMap<String, State>, Failure> {
+    let Some((_, namespace)) = found.iter().find(|(object, _)| object.resource.kind == "Namespace") else {
+        return Ok(BTreeMap::new());
+    };
+    let identity = &valid.identity;
+    let mut world = World {
+        namespace: true,
+        records: namespace.annotations().clone(),
+        endpoint: known.endpoint.contains('<').then_some(()).map_or_else(|| Some(known.endpoint.clone()), |()| None),
+        ..World::default()
+    };
+    world.records.retain(|name, _| name.starts_with(names::CA_ANNOTATION_PREFIX));
+    let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
+    let what = format!("Secrets of {}", identity.namespace);
+    let secrets = call("list", what, api.list_metadata(&ListParams::default())).await?;
+    world.secrets.extend(secrets.items.iter().map(|secret| (secret.name_any(), meta(&secret.metadata))));
+    let name = names::kubeconfig_secret(&identity.key.name);
+    let api = Api::<Secret>::namespaced(client.clone(), &identity.key.namespace);
+    let what = format!("Secret {}/{name}", identity.key.namespace);
+    if let Some(secret) = call("get", what, api.get_metadata_opt(&name)).await? {
+        world.secrets.insert(name, meta(&secret.metadata));
+    }
+    let plan = pki::plan(valid, &world, now);
+    let mut states: BTreeMap<_, _> = world.secrets.keys().map(|name| (name.clone(), State::Unchanged)).collect();
+    for step in &plan.steps {
+        let (_, name) = steps::secret_of(valid, step);
+        let state = if world.secrets.contains_key(&name) { State::Changed } else { State::Created };
+        states.insert(name, state);
+    }
+    for root in plan.lost {
+        states.insert(root.secret(), State::Unknown("is lost, and never made anew: restore it from a backup".into()));
+    }
+    Ok(states)
+}
+
+fn meta(meta: &ObjectMeta) -> SecretMeta {
+    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
+    SecretMeta {
+        hash: annotation(names::HASH_ANNOTATION),
+        renew_at: annotation(names::RENEW_AT_ANNOTATION).and_then(|at| at.parse().ok()),
+        fingerprint: annotation(FINGERPRINT_ANNOTATION),
+    }
+}

@@ -1,0 +1,180 @@
+//! The objects of a guest in the order in which they are made, from the same plans that the reconcilers use.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{Resource, ResourceExt as _, api::ApiResource};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Failure;
+use crate::{
+    api::names,
+    cluster::{self, Valid},
+    guest,
+    kvm::plan::{NodeObjects, Surroundings, control_plane_node},
+    network::{
+        claims::{self, VniChoice},
+        plan as network,
+    },
+    pki::plan::{self as pki, World},
+    settings::Settings,
+};
+
+/// One object that is made.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// The micro-operator that makes it.
+    pub part: &'static str,
+    /// What it is.
+    pub object: Object,
+    /// What for.
+    pub purpose: &'static str,
+    /// What must be there before.
+    pub waits_for: Vec<String>,
+    /// The object, or of Secrets what they shall hold: keys are random.
+    pub body: Value,
+    /// Whether a change of it replaces this node.
+    pub rolls: Option<String>,
+}
+
+/// Where an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Object {
+    pub resource: ApiResource,
+    pub namespace: Option<String>,
+    pub name: String,
+    /// Whether it lies in the guest's own API.
+    pub in_guest: bool,
+}
+
+impl std::fmt::Display for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kind, name) = (&self.resource.kind, &self.name);
+        match &self.namespace {
+            Some(namespace) => write!(f, "{kind} {namespace}/{name}"),
+            None => write!(f, "{kind} {name}"),
+        }
+    }
+}
+
+/// What is known of the management cluster, or assumed.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// The VNI that the guest has or gets.
+    pub vni: u32,
+    /// UID of the guest's namespace.
+    pub namespace_uid: String,
+    /// URL of the guest's API.
+    pub endpoint: String,
+}
+
+impl Known {
+    /// What is assumed if nothing exists.
+    pub(super) fn nothing(valid: &Valid) -> Result<Self, Failure> {
+        match claims::choose_vni(&valid.identity, valid.requested_vni, None, |_| None) {
+            VniChoice::Claim(vni) | VniChoice::Held(vni) => Ok(Self {
+                vni,
+                namespace_uid: "<uid of the namespace>".into(),
+                endpoint: "https://<address of Service master>:6443".into(),
+            }),
+            VniChoice::InUse(..) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
+        }
+    }
+}
+
+/// Every step for a Cluster.
+pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Vec<Step>, Failure> {
+    let identity = &valid.identity;
+    let namespace = format!("namespace {}", identity.namespace);
+    let mut steps = vec![
+        step("cluster", "the guest's namespace", &cluster::plan::namespace(identity), &[])?,
+        step("network", "the VNI", &claims::claim(identity, known.vni), &[])?,
+        step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
+    ];
+    steps.extend(pki_steps(valid, &namespace, known));
+    let around = Surroundings { vni: known.vni, namespace_uid: &known.namespace_uid, settings: &settings.kvm };
+    let NodeObjects { claim, config, pod } = control_plane_node(valid, 0, around)?;
+    let node = names::master(0);
+    let mut needs = vec!["the VNI", "the certificates"];
+    if !settings.kvm.enabled {
+        needs.push("the KVM provider, which is off in the operator's settings");
+    }
+    steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
+    steps.push(step("kvm", "the node's configuration", &config, &needs)?);
+    steps.push(Step { rolls: Some(node), ..step("kvm", "the node", &pod, &needs)? });
+    for binding in guest::plan::bindings() {
+        let mut step = step("guest", "rights, inside the guest", &binding, &["the control plane"])?;
+        step.object.in_guest = true;
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+fn step<K>(part: &'static str, purpose: &'static str, object: &K, waits_for: &[&str]) -> Result<Step, Failure>
+where
+    K: Resource<DynamicType = ()> + Serialize,
+{
+    Ok(Step {
+        part,
+        object: Object {
+            resource: ApiResource::erase::<K>(&()),
+            namespace: object.namespace(),
+            name: object.name_any(),
+            in_guest: false,
+        },
+        purpose,
+        waits_for: waits_for.iter().map(|what| (*what).to_owned()).collect(),
+        body: serde_json::to_value(object)?,
+        rolls: None,
+    })
+}
+
+/// The steps of pki as if each were carried out at once.
+fn pki_steps(valid: &Valid, namespace: &str, known: &Known) -> Vec<Step> {
+    let mut world = World { namespace: true, endpoint: Some(known.endpoint.clone()), ..World::default() };
+    let roots = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
+    for root in pki::Root::ALL {
+        world.records.insert(root.record(), "made".into());
+        let secret = pki::SecretMeta { fingerprint: Some("made".into()), ..pki::SecretMeta::default() };
+        world.secrets.insert(root.secret(), secret);
+    }
+    let leaves = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
+    roots.iter().chain(&leaves).map(|wish| pki_step(valid, wish, namespace)).collect()
+}
+
+fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Step {
+    let guest = &valid.identity.namespace;
+    let (place, name) = secret_of(valid, wish);
+    let (purpose, waits_for) = match wish {
+        pki::Step::MakeRoot(_) | pki::Step::RecordRoot(_) => ("a root, made once", vec![namespace.to_owned()]),
+        pki::Step::IssueNode { .. } => ("the node's certificates", vec!["the roots".into()]),
+        pki::Step::IssueKubeconfig { .. } => (
+            "the administrator's kubeconfig",
+            vec!["the roots".into(), format!("the address of Service {guest}/master")],
+        ),
+    };
+    Step {
+        part: "pki",
+        object: Object {
+            resource: ApiResource::erase::<k8s_openapi::api::core::v1::Secret>(&()),
+            namespace: Some(place),
+            name,
+            in_guest: false,
+        },
+        purpose,
+        waits_for,
+        body: json!(wish),
+        rolls: None,
+    }
+}
+
+/// Namespace and name of the Secret that a step of pki makes.
+pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> (String, String) {
+    let identity = &valid.identity;
+    match wish {
+        pki::Step::MakeRoot(root) | pki::Step::RecordRoot(root) => (identity.namespace.clone(), root.secret()),
+        pki::Step::IssueNode { node, .. } => (identity.namespace.clone(), names::node_secret(node)),
+        pki::Step::IssueKubeconfig { .. } => {
+            (identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name))
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The spec, checked and typed. After [`Valid::new`] nothing reads the raw spec, and no required value is an `Option`.
+//!
+//! The rules are those of the CRD, in [`crate::api`], once more: a stored object may be older than they are. What only we
+//! can check comes on top: that version and image are in the operator's catalogue. [`update`] judges a change.
+
+mod check;
+mod kubernetes;
+mod machine;
+mod network;
+mod not_yet;
+mod text;
+mod update;
+
+use k8s_openapi::jiff::Timestamp;
+
+pub use check::Violation;
+pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
+pub use machine::{ControlPlane, Machine, NodePool, Storage, Taint, parse_bytes};
+pub use network::{
+    DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR, Exposure, Mtu, Pki, Ranges, SubjectName,
+};
+pub use text::{HostName, PoolName, Zone};
+pub use update::update;
+
+use self::check::Check;
+use crate::{
+    api::{Accelerator, Cluster, ClusterStatus},
+    cluster::Identity,
+    settings::Settings,
+};
+
+/// A Cluster that was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Valid {
+    /// What the guest is called.
+    pub identity: Identity,
+    /// Version and image.
+    pub version: Version,
+    /// What Kubernetes' components are told.
+    pub kubernetes: Kubernetes,
+    /// Address ranges.
+    pub ranges: Ranges,
+    /// The VNI that the user asked for, or that the guest has.
+    pub requested_vni: Option<u32>,
+    /// Packet sizes that the user asked for.
+    pub mtu: Mtu,
+    /// Control-plane nodes.
+    pub control_plane: ControlPlane,
+    /// etcd's volume.
+    pub etcd: Storage,
+    /// Node pools, by name.
+    pub pools: Vec<NodePool>,
+    /// How QEMU runs the guest.
+    pub accelerator: Accelerator,
+    /// The way to the API from outside the management cluster.
+    pub exposure: Exposure,
+    /// Certificates.
+    pub pki: Pki,
+    /// Whether deletion is refused.
+    pub deletion_protection: bool,
+    /// Until when nothing is done but renewing certificates.
+    pub paused_until: Option<Timestamp>,
+}
+
+impl Valid {
+    /// Checks a Cluster. All violations are found at once.
+    ///
+    /// # Errors
+    /// The list of violations, never empty.
+    pub fn new(cluster: &Cluster, settings: &Settings) -> Result<Self, Vec<Violation>> {
+        let spec = &cluster.spec;
+        let mut check = Check::default();
+        let fresh = ClusterStatus::default();
+        let pinned = cluster.status.as_ref().unwrap_or(&fresh);
+        let identity = Identity::of(cluster);
+        check.cluster_name(&identity.key.name);
+        let kvm = spec.provider.kvm.clone().unwrap_or_default();
+        let valid = Self {
+            version: check.version(spec.kubernetes.version.as_deref(), kvm.image.as_deref(), pinned, settings),
+            kubernetes: check.kubernetes(&spec.kubernetes),
+            ranges: check.ranges(spec),
+            requested_vni: check.vni(spec.network.overlay.vni.or(pinned.vni)),
+            mtu: check.mtu(&spec.network),
+            control_plane: check.control_plane(&spec.control_plane),
+            etcd: check.storage("spec.etcd.storage", &spec.etcd.storage),
+            pools: check.pools(&spec.node_pools),
+            accelerator: kvm.accelerator,
+            exposure: check.exposure(&spec.exposure),
+            pki: check.pki(&spec.pki),
+            deletion_protection: spec.deletion_protection.unwrap_or_default(),
+            paused_until: check.time("spec.pausedUntil", spec.paused_until.as_deref()),
+            identity,
+        };
+        check.finish(valid)
+    }
+
+    /// What the spec asks for and this version cannot do yet: the guest is made without it.
+    pub fn not_yet(&self) -> Vec<Violation> {
+        not_yet::of(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{cluster, settings};
+
+    fn problems(spec: serde_json::Value) -> Vec<String> {
+        match Valid::new(&cluster(spec), &settings()) {
+            Ok(_) => Vec::new(),
+            Err(violations) => violations.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn an_empty_spec_is_valid() {
+        let valid = Valid::new(&cluster(json!({})), &settings()).unwrap();
+        assert_eq!(valid.version.name, "v1.36.3");
+        assert_eq!(valid.control_plane.machine, Machine { cpus: 2, memory_mib: 4096, disk_bytes: 20 << 30 });
+    }
+
+    #[test]
+    fn all_violations_are_found_at_once() {
+        let spec = json!({"network": {"overlay": {"vni": 1}}, "controlPlane": {"machine": {"cpus": 0, "disk": "1"}}});
+        assert_eq!(problems(spec).len(), 3);
+    }
+
+    #[test]
+    fn a_pinned_version_keeps_its_image_whatever_the_catalogue_says() {
+        let mut cluster = cluster(json!({}));
+        let status = cluster.status.get_or_insert_default();
+        (status.version, status.image) = (Some("v1.35.1".into()), Some("old".into()));
+        assert_eq!(Valid::new(&cluster, &settings()).unwrap().version.image, "old");
+    }
+
+    #[test]
+    fn a_guest_keeps_its_vni() {
+        let mut cluster = cluster(json!({}));
+        cluster.status.get_or_insert_default().vni = Some(4321);
+        assert_eq!(Valid::new(&cluster, &settings()).unwrap().requested_vni, Some(4321));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(cidr in ".{0,20}", size in ".{0,12}", any in any::<String>()) {
+            let component = json!({"extraArgs": {any.clone(): any, "v": size}});
+            let _ = problems(json!({
+                "kubernetes": {
+                    "podCIDR": cidr, "serviceCIDR": cidr, "version": size, "featureGates": {any.clone(): true},
+                    "apiServer": {"extraArgs": {any.clone(): any}, "oidc": {
+                        "issuerURL": format!("https://{any}"), "clientID": any, "usernamePrefix": any, "caBundle": any,
+                    }},
+                    "kubelet": component, "proxy": component,
+                },
+                "provider": {"kvm": {"image": any}},
+                "network": {"overlay": {"cidr": cidr}},
+                "etcd": {"storage": {"size": size, "className": any}},
+                "controlPlane": {"machine": {"memory": size, "disk": size}, "zones": [any.clone()]},
+                "nodePools": [{
+                    "name": any, "labels": {any.clone(): any}, "zones": [size.clone()],
+                    "taints": [{"key": any, "value": any, "effect": "NoSchedule"}],
+                }],
+                "exposure": {"type": "Ingress", "host": any, "className": any},
+                "pki": {"ca": {"ttl": size}, "leaf": {"ttl": size}, "apiServer": {"altNames": [any.clone()]}},
+                "pausedUntil": any,
+            }));
+        }
+    }
+
+    #[test]
+    fn what_is_not_done_yet_is_listed_and_the_rest_is_not() {
+        let not_yet = |spec| Valid::new(&cluster(spec), &settings()).unwrap().not_yet();
+        assert_eq!(not_yet(json!({"kubernetes": {"podCIDR": "10.128.0.0/14"}, "deletionProtection": true})), []);
+        let found = not_yet(json!({"nodePools": [{"name": "a"}], "exposure": {"type": "Ingress"}}));
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "spec.nodePools: node pools are not supported by this version yet",
+                "spec.exposure.type: an Ingress is not supported by this version yet"
+            ]
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! Address ranges, packet sizes, the way to the API, and certificates.
+
+use std::{net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+
+use ipnet::Ipv4Net;
+
+use super::{Check, HostName, text};
+use crate::api::{ClusterSpec, ExposureSpec, ExposureType, NetworkSpec, PkiBackend, PkiSpec};
+
+/// Default range of the pods' addresses.
+pub const DEFAULT_POD_CIDR: Ipv4Net = net([10, 200, 0, 0], 16);
+/// Default range of the Services' addresses.
+pub const DEFAULT_SERVICE_CIDR: Ipv4Net = net([10, 96, 0, 0], 16);
+/// Default range of the nodes' addresses.
+pub const DEFAULT_OVERLAY_CIDR: Ipv4Net = net([172, 26, 0, 0], 20);
+/// QEMU's user-mode network, which is a guest's way out. No other range of a guest may overlap it.
+pub const EGRESS_CIDR: Ipv4Net = net([10, 0, 2, 0], 24);
+
+/// Addresses that no host has, or that it must not take for its own.
+const SPECIAL: [Ipv4Net; 4] =
+    [net([0, 0, 0, 0], 8), net([127, 0, 0, 0], 8), net([169, 254, 0, 0], 16), net([224, 0, 0, 0], 3)];
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+/// Default lifetime of a certificate authority.
+pub(super) const DEFAULT_CA_TTL: Duration = Duration::from_secs(87_600 * 3600);
+/// Default lifetime of every other certificate.
+pub(super) const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(2160 * 3600);
+
+const fn net(address: [u8; 4], prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(address[0], address[1], address[2], address[3]), prefix)
+}
+
+/// The guest's address ranges; they do not overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    /// Pods.
+    pub pods: Ipv4Net,
+    /// Services.
+    pub services: Ipv4Net,
+    /// Nodes.
+    pub overlay: Ipv4Net,
+}
+
+/// Sizes of packets in bytes, where the user chose them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mtu {
+    /// Between nodes.
+    pub overlay: Option<u32>,
+    /// Between pods.
+    pub pods: Option<u32>,
+}
+
+/// The way to a guest's API from outside the management cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// There is none.
+    None,
+    /// An Ingress that passes TLS through.
+    Ingress {
+        /// Host name; `None` is made from the operator's template.
+        host: Option<HostName>,
+        /// IngressClass; `None` is the operator's.
+        class: Option<String>,
+    },
+}
+
+/// Certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pki {
+    /// Who keeps the authorities.
+    pub backend: PkiBackend,
+    /// Lifetime of an authority.
+    pub ca_ttl: Duration,
+    /// Lifetime of every other certificate.
+    pub leaf_ttl: Duration,
+    /// What else the API answers to.
+    pub alt_names: Vec<SubjectName>,
+}
+
+/// A name in a server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SubjectName {
+    /// A DNS name.
+    Dns(HostName),
+    /// An address.
+    Address(Ipv4Addr),
+}
+
+impl Check {
+    pub(super) fn ranges(&mut self, spec: &ClusterSpec) -> Ranges {
+        let (kubernetes, overlay) = (&spec.kubernetes, &spec.network.overlay);
+        let named = [
+            ("spec.kubernetes.podCIDR", kubernetes.pod_cidr.as_deref(), DEFAULT_POD_CIDR, 8..=20),
+            ("spec.kubernetes.serviceCIDR", kubernetes.service_cidr.as_deref(), DEFAULT_SERVICE_CIDR, 12..=24),
+            ("spec.network.overlay.cidr", overlay.cidr.as_deref(), DEFAULT_OVERLAY_CIDR, 16..=24),
+        ]
+        .map(|(field, text, default, prefixes)| (field, self.range(field, text, default, prefixes)));
+        for (place, (field, range)) in named.iter().enumerate() {
+            for (other_field, other) in &named[..place] {
+                if overlaps(*range, *other) {
+                    self.fail(*field, format!("{range} overlaps {other_field} {other}"));
+                }
+            }
+        }
+        let [(_, pods), (_, services), (_, overlay)] = named;
+        Ranges { pods, services, overlay }
+    }
+
+    fn range(&mut self, field: &str, value: Option<&str>, default: Ipv4Net, prefixes: RangeInclusive<u8>) -> Ipv4Net {
+        let Some(text) = value else { return default };
+        // Written as we would write it: parsers disagree on leading zeros.
+        let Some(range) = text.parse::<Ipv4Net>().ok().filter(|range| range.to_string() == text) else {
+            self.fail(field, format!("{} must be an IPv4 range such as {default}", text::shown(text)));
+            return default;
+        };
+        if range.addr() != range.network() {
+            self.fail(field, format!("{text} must have no host bits set; its network is {}", range.trunc()));
+        } else if !prefixes.contains(&range.prefix_len()) {
+            self.fail(field, format!("{text} must be between /{} and /{}", prefixes.start(), prefixes.end()));
+        } else if let Some(special) = SPECIAL.into_iter().find(|special| overlaps(*special, range)) {
+            self.fail(field, format!("{text} must be a range of unicast addresses outside of {special}"));
+        } else if overlaps(range, EGRESS_CIDR) {
+            self.fail(field, format!("{text} must not overlap {EGRESS_CIDR}, the nodes' way out"));
+        }
+        range
+    }
+
+    pub(super) fn vni(&mut self, vni: Option<i32>) -> Option<u32> {
+        let field = "spec.network.overlay.vni";
+        let vni = self.number(field, vni?, 1000..=9999);
+        if vni == 4096 {
+            self.fail(field, "4096 must not be used: it is Calico's own");
+        }
+        Some(vni)
+    }
+
+    pub(super) fn mtu(&mut self, spec: &NetworkSpec) -> Mtu {
+        let mut mtu = |field: &str, value: Option<i32>| value.map(|mtu| self.number(field, mtu, 1280..=8950));
+        let overlay = mtu("spec.network.overlay.mtu", spec.overlay.mtu);
+        let pods = mtu("spec.network.calico.mtu", spec.calico.mtu);
+        if let (Some(overlay), Some(pods)) = (overlay, pods)
+            && pods > overlay
+        {
+            self.fail("spec.network.calico.mtu", format!("{pods} must be at most network.overlay.mtu, {overlay}"));
+        }
+        Mtu { overlay, pods }
+    }
+
+    pub(super) fn exposure(&mut self, spec: &ExposureSpec) -> Exposure {
+        if let Some(host) = &spec.host {
+            self.text("spec.exposure.host", host, text::is_host_name(host), "must be a DNS name");
+        }
+        if let Some(class) = &spec.class_name {
+            let field = "spec.exposure.className";
+            self.text(field, class, text::is_object_name(class), "must be a name of an IngressClass");
+        }
+        match spec.type_ {
+            ExposureType::Ingress => {
+                Exposure::Ingress { host: spec.host.as_deref().map(HostName::checked), class: spec.class_name.clone() }
+            }
+            ExposureType::None => {
+                if spec.host.is_some() || spec.class_name.is_some() {
+                    self.fail("spec.exposure", "host and className need type Ingress");
+                }
+                Exposure::None
+            }
+        }
+    }
+
+    pub(super) fn pki(&mut self, spec: &PkiSpec) -> Pki {
+        let ca_ttl =
+            self.lifetime("spec.pki.ca.ttl", spec.ca.ttl.as_deref(), DEFAULT_CA_TTL, 24 * HOUR..=175_200 * HOUR);
+        let leaf_ttl =
+            self.lifetime("spec.pki.leaf.ttl", spec.leaf.ttl.as_deref(), DEFAULT_LEAF_TTL, 10 * MINUTE..=8760 * HOUR);
+        if leaf_ttl > ca_ttl {
+            self.fail("spec.pki.leaf.ttl", "must be at most ca.ttl: no certificate outlives what signed it");
+        }
+        let field = "spec.pki.apiServer.altNames";
+        let names = &spec.api_server.alt_names;
+        self.count(field, names.len(), 16);
+        let mut alt_names: Vec<_> = names
+            .iter()
+            .map(|name| {
+                self.text(field, name, text::is_host_name(name), "must be a DNS name or an IPv4 address");
+                name.parse().map_or_else(|_| SubjectName::Dns(HostName::checked(name)), SubjectName::Address)
+            })
+            .collect();
+        alt_names.sort();
+        if alt_names.windows(2).any(|two| two[0] == two[1]) {
+            self.fail(field, "has a name twice");
+        }
+        Pki { backend: spec.backend, ca_ttl, leaf_ttl, alt_names }
+    }
+
+    fn lifetime(
+        &mut self,
+        field: &str,
+        value: Option<&str>,
+        default: Duration,
+        bounds: RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some(text) = value else { return default };
+        match parse_lifetime(text) {
+            Some(lifetime) if bounds.contains(&lifetime) => lifetime,
+            Some(_) => {
+                let [least, most] = [bounds.start(), bounds.end()].map(|bound| match bound.as_secs() / 60 {
+                    minutes if minutes % 60 == 0 => format!("{}h", minutes / 60),
+                    minutes => format!("{minutes}m"),
+                });
+                self.fail(field, format!("{text} must be between {least} and {most}"));
+                default
+            }
+            None => {
+                self.fail(field, format!("{} must be hours or minutes such as 2160h", text::shown(text)));
+                default
+            }
+        }
+    }
+}
+
+/// A lifetime such as `2160h` or `10m`.
+pub(super) fn parse_lifetime(text: &str) -> Option<Duration> {
+    let (number, unit) = match (text.strip_suffix('h'), text.strip_suffix('m')) {
+        (Some(hours), _) => (hours, HOUR),
+        (_, Some(minutes)) => (minutes, MINUTE),
+        (None, None) => return None,
+    };
+    let plain =
+        (1..=6).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit()) && !number.starts_with('0');
+    unit.checked_mul(plain.then(|| number.parse().ok())??)
+}
+
+fn overlaps(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
