@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
+use ipnet::Ipv4Net;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
@@ -28,11 +29,14 @@ pub struct Settings {
 pub struct NetworkSettings {
     /// How long a released VNI stays unused, such as `1h`.
     pub quarantine: SignedDuration,
+    /// Private ranges that guests may reach nevertheless, such as a mirror of images. Everything that is not private they
+    /// may reach anyway.
+    pub egress_allowed: Vec<Ipv4Net>,
 }
 
 impl Default for NetworkSettings {
     fn default() -> Self {
-        Self { quarantine: SignedDuration::from_hours(1) }
+        Self { quarantine: SignedDuration::from_hours(1), egress_allowed: Vec::new() }
     }
 }
 

@@ -165,13 +165,21 @@ fn is_unprivileged(lab: &Lab, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// The machine on the bridge of the lab's hosts: the one private address that the chart's values open to guests.
+const MACHINE: &str = "10.231.0.1";
+
 fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.kubectl_input(&["apply", "-f", "-"], ROOT_IN_VM)?;
     guest.kubectl(&["wait", "--for=condition=Ready", "pod/root", "--timeout=180s"])?;
     let pod_address =
         lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"])?;
-    let status = || Run::new("curl").args(["-sS", "-m", "5", &format!("http://{pod_address}:8080/status")]).output();
-    let status: Value = serde_json::from_str(&status().context("the supervisor answers the management side")?)?;
+    let url = format!("http://{pod_address}:8080/status");
+    // The pod's own host reaches it, as kubelet's probes must; the policy keeps everybody else out.
+    let host = lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "jsonpath={.spec.nodeName}"])?;
+    let host = lab::topology::HOSTS.iter().find(|known| known.name() == host).context("a host of the lab")?;
+    let curl = || Run::line("ip netns exec").args([host.room.netns()]).args(["curl", "-sS", "-m", "5", &url]);
+    let status: Value = serde_json::from_str(&curl().output().context("the supervisor answers its host")?)?;
+    ensure!(!Run::new("curl").args(["-sS", "-m", "5", &url]).succeeds(), "the supervisor answers everybody");
     println!("    {status}");
     ensure!(status["accelerator"] == "TCG" || status["accelerator"] == "KVM", "{status}");
     ensure!(!status["acceleratorReason"].as_str().unwrap_or_default().is_empty(), "the reason is not recorded");
@@ -182,9 +190,19 @@ fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
     // What must work, or the rest would prove nothing: the same tool, to the API through the gateway.
     ensure!(reach("172.26.0.1", 6443), "the gateway's API port is closed");
     ensure!(reach("172.26.0.10", 6443), "the node does not reach itself");
-    // And by the way out, which the pod's addresses are tried over: a Service of the management cluster.
-    ensure!(reach("10.233.0.1", 443), "the way out is closed");
+    // And by the way out, over which the closed addresses are tried: what the operator's settings opened.
+    let opened = std::net::TcpListener::bind((MACHINE, 0))?;
+    let accepting = opened.try_clone()?;
+    std::thread::spawn(move || accepting.incoming().for_each(drop));
+    ensure!(reach(MACHINE, opened.local_addr()?.port()), "the way out is closed");
     for (address, port) in [
+        // The management cluster: its API's Service and address, kubelet, CoreDNS, the ingress controller.
+        ("10.233.0.1", 443),
+        ("10.231.0.11", 6443),
+        ("10.231.0.11", 10250),
+        ("10.231.0.13", 10250),
+        ("10.233.0.10", 53),
+        ("10.233.0.20", 443),
         ("10.0.2.2", 8080),
         ("10.0.2.2", 6443),
         (pod_address.as_str(), 8080),
@@ -201,10 +219,10 @@ fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.kubectl(&["exec", "root", "--", "ip", "route", "del", &pod_address])?;
     // Packets for other pods' VXLAN ports do not leave; the same tool to another port does.
     for (port, open) in [(8473_u16, true), (8472, false)] {
-        let listener = std::net::UdpSocket::bind(("10.231.0.1", port))?;
+        let listener = std::net::UdpSocket::bind((MACHINE, port))?;
         listener.set_read_timeout(Some(Duration::from_secs(3)))?;
         // The one client of the toolbox that speaks UDP to a port of choice; nobody has to answer.
-        let send = format!("timeout 3 tftp -g -l /tmp/x -r x 10.231.0.1 {port}");
+        let send = format!("timeout 3 tftp -g -l /tmp/x -r x {MACHINE} {port}");
         guest.kubectl(&["exec", "root", "--", "sh", "-c", &send]).ok();
         let came = listener.recv(&mut [0; 16]).is_ok();
         ensure!(

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Namespace, Service},
+    api::{
+        core::v1::{Namespace, Service},
+        networking::v1::NetworkPolicy,
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::{
@@ -17,7 +20,7 @@ use tracing::info;
 use super::{
     NetworkFacts,
     claims::{self, Holder, VniChoice},
-    plan,
+    plan, policies,
 };
 use crate::{
     api::{Cluster, NetworkClaim, Reason, names},
@@ -46,6 +49,9 @@ pub enum Error {
     /// Giving the VNI back.
     #[error("release the VNI")]
     Release(#[source] CallError),
+    /// The policy.
+    #[error("make the guest's NetworkPolicy")]
+    Policy(#[source] ApplyError),
     /// The Service.
     #[error("make the Service in front of the guest's API")]
     Service(#[source] ApplyError),
@@ -54,7 +60,9 @@ pub enum Error {
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
-            Self::Service(ApplyError::Foreign { .. }) => Reason::ForeignObject,
+            Self::Service(ApplyError::Foreign { .. }) | Self::Policy(ApplyError::Foreign { .. }) => {
+                Reason::ForeignObject
+            }
             _ => Reason::Error,
         }
     }
@@ -150,6 +158,11 @@ impl NetworkOperator {
             let what = format!("namespace {}", identity.namespace);
             return Ok((Report::waiting(what), Outcome::AwaitChange));
         }
+        // Before anything runs that it holds back: the VM pods wait for this operator's facts.
+        let policies = Api::<NetworkPolicy>::namespaced(self.context.client.clone(), &identity.namespace);
+        let cached = self.context.meta(&self.context.cache.policies, &identity.namespace, policies::POLICY);
+        let policy = policies::policy(identity, &self.context.settings);
+        self.applier.ensure(&policies, &identity.owner(), &policy, cached.as_ref()).await.map_err(Error::Policy)?;
         let cached = self.context.master_service(identity);
         let api = Api::<Service>::namespaced(self.context.client.clone(), &identity.namespace);
         self.applier

@@ -16,7 +16,7 @@ use super::{QEMU_ID, config::OverlayConfig};
 use crate::{api::names::API_PORT, network::addresses::GATEWAY_MAC};
 
 /// UDP port of VXLAN: the kernel's and Flannel's.
-const VXLAN_PORT: u16 = 8472;
+pub const VXLAN_PORT: u16 = 8472;
 /// What VXLAN over IPv4 adds to each packet.
 const VXLAN_OVERHEAD: u32 = 50;
 /// Smallest MTU that a guest can live with: IPv6's minimum.

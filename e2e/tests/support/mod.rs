@@ -48,7 +48,10 @@ pub fn installed() -> Lab {
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
         .args(["--set", &format!("image.repository={repository},image.tag={tag},log.filter=info\\,giantnetes=debug")])
         // One replica, of which a test may end the process, and short times to wait for.
-        .args(["--set", "replicas=1,leaseDuration=5s,settings.network.quarantine=2s"])
+        .args([
+            "--set",
+            "replicas=1,leaseDuration=5s,settings.network.quarantine=2s,settings.network.egressAllowed={10.231.0.1/32}",
+        ])
         .timeout(Duration::from_secs(150))
         .output()
         .expect("helm installs the chart");

@@ -13,7 +13,7 @@ use crate::{
     kvm::plan::{NodeObjects, Surroundings, control_plane_node},
     network::{
         claims::{self, VniChoice},
-        plan as network,
+        plan as network, policies,
     },
     pki::plan::{self as pki, World},
     settings::Settings,
@@ -88,6 +88,7 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
     let mut steps = vec![
         step("cluster", "the guest's namespace", &cluster::plan::namespace(identity), &[])?,
         step("network", "the VNI", &claims::claim(identity, known.vni), &[])?,
+        step("network", "what reaches the guest", &policies::policy(identity, settings), &[&namespace])?,
         step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
     ];
     steps.extend(pki_steps(valid, &namespace, known));
@@ -145,7 +146,7 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Step {
     let guest = &valid.identity.namespace;
     let (place, name) = secret_of(valid, wish);
     let (purpose, waits_for) = match wish {
-        pki::Step::MakeRoot(_) | pki::Step::RecordRoot(_) => ("a root, made once", vec![namespace.to_owned()]),
+        pki::Step::MakeRoot(_) | pki::Step::RecordRoots(_) => ("a root, made once", vec![namespace.to_owned()]),
         pki::Step::IssueNode { .. } => ("the node's certificates", vec!["the roots".into()]),
         pki::Step::IssueKubeconfig { .. } => (
             "the administrator's kubeconfig",
@@ -171,7 +172,11 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Step {
 pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> (String, String) {
     let identity = &valid.identity;
     match wish {
-        pki::Step::MakeRoot(root) | pki::Step::RecordRoot(root) => (identity.namespace.clone(), root.secret()),
+        pki::Step::MakeRoot(root) => (identity.namespace.clone(), root.secret()),
+        // Recorded on the namespace, and one of the Secrets stands for all.
+        pki::Step::RecordRoots(roots) => {
+            (identity.namespace.clone(), roots.first().map(|root| root.secret()).unwrap_or_default())
+        }
         pki::Step::IssueNode { node, .. } => (identity.namespace.clone(), names::node_secret(node)),
         pki::Step::IssueKubeconfig { .. } => {
             (identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name))

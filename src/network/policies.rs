@@ -1,0 +1,124 @@
+//! What may reach a guest's VM pods, and what they may reach: everything that is not named here is denied. Pure.
+//!
+//! ```text
+//!   any pod, any user ──── tcp/6443 ────► VM pods ──── any but the operator's ranges ───► the world
+//!                                          │  ▲
+//!                                          └──┘ udp/8472, tcp/6443, among the VM pods of one guest
+//! ```
+//!
+//! The management cluster's CNI enforces it. Kubelet's probes come from the pod's own host, which every CNI lets in.
+
+use std::collections::BTreeMap;
+
+use ipnet::{IpNet, Ipv4Net};
+use k8s_openapi::{
+    api::networking::v1::{
+        IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
+        NetworkPolicyPort, NetworkPolicySpec,
+    },
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+
+use crate::{api::names, cluster::Identity, settings::Settings, supervisor::network::VXLAN_PORT};
+
+/// Name of the one policy in a guest's namespace.
+pub const POLICY: &str = "guest";
+
+/// What only the operator of the management cluster may open: its API, kubelets, etcd and pods lie in private ranges, and
+/// clouds serve their metadata from link-local addresses.
+const CLOSED: [&str; 6] =
+    ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"];
+
+/// The policy of a guest's namespace.
+pub fn policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
+    NetworkPolicy {
+        metadata: ObjectMeta {
+            name: Some(POLICY.into()),
+            namespace: Some(identity.namespace.clone()),
+            labels: Some(identity.labels()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NetworkPolicySpec {
+            // All pods of the namespace, those that are not ours too.
+            pod_selector: Some(LabelSelector::default()),
+            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            ingress: Some(vec![
+                NetworkPolicyIngressRule { from: None, ports: Some(vec![port("TCP", names::API_PORT)]) },
+                NetworkPolicyIngressRule {
+                    from: Some(vec![members(identity)]),
+                    ports: Some(vec![port("UDP", VXLAN_PORT)]),
+                },
+            ]),
+            egress: Some(egress(identity, settings)),
+        }),
+    }
+}
+
+fn egress(identity: &Identity, settings: &Settings) -> Vec<NetworkPolicyEgressRule> {
+    let mut rules = vec![
+        NetworkPolicyEgressRule {
+            to: Some(vec![members(identity)]),
+            ports: Some(vec![port("UDP", VXLAN_PORT), port("TCP", names::API_PORT)]),
+        },
+        NetworkPolicyEgressRule { to: Some(vec![block("0.0.0.0/0".into(), &CLOSED)]), ports: None },
+    ];
+    let resolvers: Vec<_> =
+        settings.kvm.resolvers.iter().map(|resolver| block(IpNet::from(*resolver).to_string(), &[])).collect();
+    if !resolvers.is_empty() {
+        rules
+            .push(NetworkPolicyEgressRule { to: Some(resolvers), ports: Some(vec![port("UDP", 53), port("TCP", 53)]) });
+    }
+    let opened: Vec<_> =
+        settings.network.egress_allowed.iter().map(|range: &Ipv4Net| block(range.to_string(), &[])).collect();
+    if !opened.is_empty() {
+        rules.push(NetworkPolicyEgressRule { to: Some(opened), ports: None });
+    }
+    rules
+}
+
+/// The VM pods of this guest.
+fn members(identity: &Identity) -> NetworkPolicyPeer {
+    let label = BTreeMap::from([(names::CLUSTER_LABEL.to_owned(), identity.id.clone())]);
+    NetworkPolicyPeer {
+        pod_selector: Some(LabelSelector { match_labels: Some(label), ..LabelSelector::default() }),
+        ..NetworkPolicyPeer::default()
+    }
+}
+
+fn block(cidr: String, except: &[&str]) -> NetworkPolicyPeer {
+    let except = (!except.is_empty()).then(|| except.iter().map(|range| (*range).to_owned()).collect());
+    NetworkPolicyPeer { ip_block: Some(IPBlock { cidr, except }), ..NetworkPolicyPeer::default() }
+}
+
+fn port(protocol: &str, number: u16) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        protocol: Some(protocol.into()),
+        port: Some(IntOrString::Int(i32::from(number))),
+        ..NetworkPolicyPort::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{settings, valid};
+
+    #[test]
+    fn the_policy_is_golden() {
+        let mut settings = settings();
+        settings.kvm.resolvers = vec!["192.0.2.53".parse().unwrap()];
+        settings.network.egress_allowed = vec!["10.20.30.0/24".parse().unwrap()];
+        let policy = policy(&valid(json!({})).identity, &settings);
+        insta::assert_snapshot!(serde_saphyr::to_string(&policy).unwrap());
+    }
+
+    #[test]
+    fn every_closed_range_is_one() {
+        assert!(CLOSED.iter().all(|range| range.parse::<Ipv4Net>().is_ok_and(|net| net.addr() == net.network())));
+    }
+}
