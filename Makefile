@@ -58,6 +58,12 @@ tools: ## Build the third-party servers that are missing (ONLY="etcd helm": only
 images: deps tools build ## Build the images that are missing (ONLY="pause vm": only these)
 	@images/build.sh $(ONLY)
 
+.PHONY: bench
+bench: tools ours ## Measure what the controller manager costs, with an optimised build
+	@cargo build --release -p giantnetes
+	@cargo build --release -p giantnetes-e2e --bins
+	@cargo test --release -p giantnetes-e2e --test controller -- --ignored --nocapture --test-threads=1 bench
+
 .PHONY: lab-up
 lab-up: images ## Raise the management cluster on this machine
 	@$(LAB) up

@@ -5,6 +5,7 @@
 #   guest            one guest's whole life, and the accelerator's probe
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
 #   images           builds all images a second time, and compares
+#   controller       the controller manager against a real API server: every crash point, outages in full length
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
 # The lab's own tests raise and remove labs, so they run before the one that the others share; they are left out, with a
 # word, while somebody else's lab is running.
@@ -14,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
-groups=(guest management images lab-0 lab-1 lab-2 lab-3)
+groups=(guest management images controller lab-0 lab-1 lab-2 lab-3)
 
 step() {
   local began=$SECONDS
@@ -47,6 +48,10 @@ else
   esac
   step cargo test -p giantnetes-e2e --test lab -- --nocapture --test-threads=1
 fi
+
+# Without a lab: a real etcd and API server of its own.
+if [[ $part == all || $chosen == controller ]]; then export CONTROLLER=all,long; fi
+step cargo test -p giantnetes-e2e --test controller -- --nocapture --test-threads=1
 
 # All images once more, from the same tools and binary: what differs must be expected.
 compare_images() {

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -28,6 +29,8 @@ pub struct Facts {
     pub lab_exists: bool,
     /// Free bytes on the file system of each folder that the lab fills.
     pub free: Vec<(PathBuf, u64)>,
+    /// Bytes on disk that the hosts' image stores take already.
+    pub image_stores: u64,
     /// Bytes of memory that a new process could have; none if the kernel does not tell.
     pub memory: Option<u64>,
     /// Commands that are not installed.
@@ -107,6 +110,7 @@ pub fn gather(paths: &Paths) -> Facts {
         root,
         lab_exists: paths.state.join("lab.json").exists(),
         free: [&paths.state, &paths.cache].into_iter().filter_map(|folder| free(folder)).collect(),
+        image_stores: size(&paths.cache).unwrap_or_default(),
         memory: memory("MemAvailable"),
         missing_commands: missing_commands.collect(),
         // Only root may try the features, or see whether root's tools are there.
@@ -128,6 +132,12 @@ fn free(folder: &Path) -> Option<(PathBuf, u64)> {
     let there = folder.ancestors().find(|ancestor| ancestor.exists())?;
     let stat = rustix::fs::statvfs(there).ok()?;
     Some((folder.to_path_buf(), stat.f_bavail.saturating_mul(stat.f_frsize)))
+}
+
+/// Bytes on disk of all that is in a folder; a file with several names counts once.
+fn size(folder: &Path) -> Option<u64> {
+    let text = Run::line("du --summarize --block-size=1").arg(folder).timeout(Duration::from_secs(30)).output().ok()?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
 /// A line of /proc/meminfo, in bytes.

@@ -1,6 +1,7 @@
 //! Images in a host's containerd, which survive `lab down`, and containers of earlier lives, which must not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,7 +71,40 @@ pub fn load_everywhere(servers: &[HostServers<'_>], archives: &[PathBuf]) -> Res
             |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|_| bail!("a thread panicked"));
         threads.into_iter().map(join).collect()
     });
-    outcomes.into_iter().sum()
+    let imported = outcomes.into_iter().sum::<Result<usize>>()?;
+    if imported > 0 {
+        share_content(servers)?;
+    }
+    Ok(imported)
+}
+
+/// Makes one file of the same content in several hosts' stores. A file there is named by its digest and never written
+/// again, only unlinked, so hosts cannot disturb each other by it.
+fn share_content(servers: &[HostServers<'_>]) -> Result<()> {
+    let mut first: BTreeMap<OsString, (PathBuf, u64)> = BTreeMap::new();
+    for server in servers {
+        let folder = server.paths.image_store(server.host).join("io.containerd.content.v1.content/blobs/sha256");
+        let list = || format!("cannot list {}", folder.display());
+        for file in std::fs::read_dir(&folder).with_context(list)? {
+            let file = file.with_context(list)?;
+            let (path, inode) = (file.path(), file.metadata().with_context(list)?.ino());
+            match first.get(&file.file_name()) {
+                None => {
+                    first.insert(file.file_name(), (path, inode));
+                }
+                Some((_, known)) if *known == inode => {}
+                Some((known, _)) => {
+                    let link = folder.with_file_name("shared.link");
+                    let _ = std::fs::remove_file(&link);
+                    // By rename: whoever reads the blob meanwhile reads the old file to its end.
+                    std::fs::hard_link(known, &link)
+                        .and_then(|()| std::fs::rename(&link, &path))
+                        .with_context(|| format!("cannot link {} to {}", path.display(), known.display()))?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes the images of archives that are gone: a build replaced them, and nobody will ask for these images again.

@@ -10,8 +10,10 @@ use crate::range::Range;
 use crate::topology::{NODE_RANGE, POD_RANGE, SERVICE_RANGE};
 
 const GIB: u64 = 1 << 30;
-/// Free disk that images (on every host), logs and volumes may need.
-const DISK: u64 = 16 * GIB;
+/// Free disk that logs, volumes and the disks of a few small guests may need.
+const DISK: u64 = 4 * GIB;
+/// Disk that the image stores of all hosts need; what of it is there already need not be free.
+const IMAGES: u64 = 9 * GIB;
 /// Free memory that the control plane, the hosts and a small guest need.
 const MEMORY: u64 = 7 * GIB;
 
@@ -45,9 +47,15 @@ pub fn judge(facts: &Facts) -> Vec<Problem> {
         add("not root".into(), "namespaces and mounts need root: run it as root, for example with sudo -E");
     }
     if !facts.lab_exists {
-        for (folder, free) in facts.free.iter().filter(|(_, free)| *free < DISK) {
+        let needed = DISK + IMAGES.saturating_sub(facts.image_stores);
+        for (folder, free) in facts.free.iter().filter(|(_, free)| *free < needed) {
             add(
-                format!("only {} GiB of disk are free at {}, {} are needed", free / GIB, folder.display(), DISK / GIB),
+                format!(
+                    "only {} GiB of disk are free at {}, {} are needed",
+                    free / GIB,
+                    folder.display(),
+                    needed.div_ceil(GIB)
+                ),
                 "make room there; GIANTNETES_CACHE moves the cache",
             );
         }
@@ -144,7 +152,11 @@ mod tests {
             (problem(|facts| facts.root = false), "not root: namespaces and mounts need root: run it as root"),
             (
                 problem(|facts| facts.free[0].1 = 3 * GIB),
-                "only 3 GiB of disk are free at /var/lib/giantnetes-lab, 16 are needed: make room there",
+                "only 3 GiB of disk are free at /var/lib/giantnetes-lab, 13 are needed: make room there",
+            ),
+            (
+                problem(|facts| (facts.free[0].1, facts.image_stores) = (3 * GIB, 20 * GIB)),
+                "only 3 GiB of disk are free at /var/lib/giantnetes-lab, 4 are needed: make room there",
             ),
             (
                 problem(|facts| facts.memory = Some(GIB + GIB / 2)),

@@ -14,6 +14,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}
 export GOFLAGS=-mod=readonly
+# Sources and intermediate results of Go: more than ten gigabytes that nobody needs when the products are built.
+go_cache=$cache/tools/.go
 
 die() { echo "tools: $*" >&2; exit 1; }
 products() { for f in "$here"/*/product.sh; do basename "$(dirname "$f")"; done; }
@@ -84,4 +86,10 @@ mkdir -p "$cache/tools"
 exec 9>"$cache/tools/.lock"
 flock 9
 if [[ $# -eq 0 ]]; then mapfile -t wanted < <(products); else wanted=("$@"); fi
+export GOCACHE=$go_cache/build GOMODCACHE=$go_cache/mod
 for product in "${wanted[@]}"; do build "$product"; done
+if [[ -d $go_cache ]]; then
+  # Go keeps its sources read-only.
+  chmod -R u+w "$go_cache"
+  rm -rf "$go_cache"
+fi

@@ -98,7 +98,15 @@ impl NetworkOperator {
         match claims::choose_vni(&valid.identity, valid.requested_vni, held, holder) {
             VniChoice::Held(vni) => self.serve(valid, vni).await,
             VniChoice::Claim(vni) => self.claim(valid, vni).await,
-            VniChoice::InUse(vni, holder) => Ok((vni_in_use(vni, &holder), Outcome::After(TAKEN_PAUSE))),
+            VniChoice::InUse(vni, holder) => {
+                let pause = match holder {
+                    Holder::Cluster(_) => TAKEN_PAUSE,
+                    // A moment later than that, since the claim is deleted then.
+                    Holder::Quarantine(until) => Duration::try_from(until.duration_since(Timestamp::now()))
+                        .map_or(CLAIM_PAUSE, |left| (left + CLAIM_PAUSE).min(TAKEN_PAUSE)),
+                };
+                Ok((vni_in_use(vni, &holder), Outcome::After(pause)))
+            }
             VniChoice::Exhausted => {
                 let message = "every VNI is taken; delete a Cluster".to_owned();
                 Ok((Report::failed(Reason::VNIExhausted, message, None), Outcome::After(TAKEN_PAUSE)))

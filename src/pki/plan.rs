@@ -86,8 +86,8 @@ pub struct World {
 pub enum Step {
     /// Make a root, for the first and only time.
     MakeRoot(Root),
-    /// Record the fingerprint of a root that was made.
-    RecordRoot(Root),
+    /// Record the fingerprints of roots that were made.
+    RecordRoots(Vec<Root>),
     /// Issue all certificates of a node into its Secret.
     IssueNode {
         /// The node.
@@ -124,10 +124,11 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         plan.waiting.push(format!("namespace {}", cluster.identity.namespace));
         return plan;
     }
+    let mut unrecorded = Vec::new();
     for root in Root::ALL {
         match (world.records.get(&root.record()), world.secrets.get(&root.secret())) {
             (None, None) => plan.steps.push(Step::MakeRoot(root)),
-            (None, Some(_)) => plan.steps.push(Step::RecordRoot(root)),
+            (None, Some(_)) => unrecorded.push(root),
             (Some(record), Some(secret)) if secret.fingerprint.as_ref() == Some(record) => {}
             (Some(_), _) => plan.lost.push(root),
         }
@@ -136,6 +137,10 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         // Whatever would be issued now would not fit what the guest was built on.
         plan.steps.clear();
         return plan;
+    }
+    // In one write, when all are made: until then nothing is issued from any of them.
+    if plan.steps.is_empty() && !unrecorded.is_empty() {
+        plan.steps.push(Step::RecordRoots(unrecorded));
     }
     if !plan.steps.is_empty() {
         plan.waiting.push("the roots".into());
@@ -209,8 +214,8 @@ mod tests {
                     let secret = SecretMeta { fingerprint: Some("f".into()), ..SecretMeta::default() };
                     assert!(world.secrets.insert(root.secret(), secret).is_none(), "{root:?} was made twice");
                 }
-                Step::RecordRoot(root) => {
-                    world.records.insert(root.record(), "f".into());
+                Step::RecordRoots(roots) => {
+                    world.records.extend(roots.iter().map(|root| (root.record(), "f".into())));
                 }
                 Step::IssueNode { node, hash, .. } => {
                     let secret =

@@ -135,7 +135,7 @@ impl PkiOperator {
         let identity = &valid.identity;
         match step {
             Step::MakeRoot(root) => self.make_root(identity, *root, now).await,
-            Step::RecordRoot(root) => self.record_root(identity, *root, world).await,
+            Step::RecordRoots(roots) => self.record_roots(identity, roots, world).await,
             Step::IssueNode { node, leaves, hash } => self.issue_node(identity, world, node, leaves, hash, now).await,
             Step::IssueKubeconfig { endpoint, hash } => {
                 self.issue_kubeconfig(identity, world, endpoint, hash, now).await
@@ -173,15 +173,19 @@ impl PkiOperator {
         }
     }
 
-    async fn record_root(&self, identity: &Identity, root: Root, world: &World) -> Result<(), Error> {
-        let name = root.secret();
-        let fingerprint = world.secrets.get(&name).and_then(|secret| secret.fingerprint.clone());
-        let fingerprint = fingerprint.ok_or_else(|| Error::Lost(format!("{}/{name}", identity.namespace)))?;
+    async fn record_roots(&self, identity: &Identity, roots: &[Root], world: &World) -> Result<(), Error> {
+        let mut records = BTreeMap::new();
+        for root in roots {
+            let name = root.secret();
+            let fingerprint = world.secrets.get(&name).and_then(|secret| secret.fingerprint.clone());
+            let fingerprint = fingerprint.ok_or_else(|| Error::Lost(format!("{}/{name}", identity.namespace)))?;
+            records.insert(root.record(), fingerprint);
+        }
         let namespace = self.context.namespace(identity);
         let patch = json!({"metadata": {
             // A namesake with another UID is not ours to write to.
             "uid": namespace.and_then(|namespace| namespace.metadata.uid.clone()),
-            "annotations": {root.record(): fingerprint},
+            "annotations": records,
         }});
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let object = format!("Namespace {}", identity.namespace);

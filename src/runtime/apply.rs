@@ -7,7 +7,8 @@
 use std::{
     collections::HashMap,
     fmt::Debug,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -69,24 +70,54 @@ pub enum ApplyError {
 /// resourceVersions, by UID, at which objects were last seen to be as asked for. Saves the read, not the rule. Clones
 /// share it; whoever watches objects go owes it a [`Memory::forget`] for each.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<HashMap<String, String>>>);
+pub struct Memory(Arc<Mutex<Remembered>>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    verified: HashMap<String, String>,
+    /// UIDs of what was made a moment ago and may not be in the cache yet, by `kind namespace/name`.
+    made: HashMap<String, (String, Instant)>,
+}
+
+/// How long a cache may lag behind what was made. Later, the server is asked.
+const CACHE_LAG: Duration = Duration::from_secs(5);
 
 impl Memory {
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn remember(&self, meta: &ObjectMeta) {
         if let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), version.clone());
+            self.lock().verified.insert(uid.clone(), version.clone());
         }
     }
 
     fn is_verified(&self, meta: &ObjectMeta) -> bool {
-        let verified = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        meta.uid.as_ref().and_then(|uid| verified.get(uid)) == meta.resource_version.as_ref()
+        meta.uid.as_ref().and_then(|uid| self.lock().verified.get(uid).cloned()) == meta.resource_version
+    }
+
+    fn remember_made(&self, name: &str, meta: &ObjectMeta) {
+        let uid = meta.uid.clone().unwrap_or_default();
+        self.lock().made.insert(name.to_owned(), (uid, Instant::now()));
+    }
+
+    /// Whether the object was made a moment ago; the cache will have it soon.
+    fn was_just_made(&self, name: &str) -> bool {
+        let mut remembered = self.lock();
+        let recent = remembered.made.get(name).is_some_and(|(_, at)| at.elapsed() < CACHE_LAG);
+        if !recent {
+            remembered.made.remove(name);
+        }
+        recent
     }
 
     /// Forgets an object that is gone.
     pub fn forget(&self, meta: &ObjectMeta) {
         if let Some(uid) = &meta.uid {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+            let mut remembered = self.lock();
+            remembered.verified.remove(uid);
+            remembered.made.retain(|_, (made, _)| made != uid);
         }
     }
 }
@@ -122,9 +153,11 @@ impl Applier {
         let name = describe(desired);
         let (desired, hash) = self.complete(owner, desired, &name)?;
         let live = match cached {
+            None if self.memory.was_just_made(&name) => return Ok(Applied::Unchanged),
             None => match call("create", &name, api.create(&self.post(), &typed::<K>(&desired, &name)?)).await {
                 Ok(made) => {
                     self.memory.remember(made.meta());
+                    self.memory.remember_made(&name, made.meta());
                     return Ok(Applied::Created);
                 }
                 Err(error) if error.status() == Some(409) => {

@@ -1,0 +1,171 @@
+//! What a controller manager costs, beside a program that only creates the same objects. `make bench` runs it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt as _, stream};
+use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{
+    manager::{Manager, Options},
+    on_servers,
+    world::{SECOND, World, eventually},
+};
+
+/// Requests that are under way at a time, in the raw creator as in the manager's operators.
+const AT_A_TIME: usize = 16;
+/// How long nothing is changed, to see what is done nevertheless.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// CPU time and resident memory of a process.
+#[derive(Clone, Copy)]
+struct Usage {
+    cpu: Duration,
+    memory: u64,
+}
+
+fn usage(process: u32) -> Usage {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // After the name in brackets; utime and stime are fields 14 and 15, in hundredths of a second.
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    Usage { cpu: Duration::from_millis(ticks * 10), memory: kilobytes * 1024 }
+}
+
+/// Reads and writes of the manager by its own count.
+async fn requests(manager: &Manager) -> (u64, u64) {
+    let text = manager.get("/metrics").await.unwrap();
+    let mut counts = (0, 0);
+    for line in text.lines().filter(|line| line.starts_with("giantnetes_api_requests_total{")) {
+        let count: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        if line.contains("verb=\"get\"") || line.contains("verb=\"watch\"") {
+            counts.0 += count;
+        } else {
+            counts.1 += count;
+        }
+    }
+    counts
+}
+
+/// Creates what a Cluster without a provider comes to, with as many writes, and nothing else.
+async fn raw(world: &World, number: usize) -> Result<()> {
+    let name = format!("raw-{number}");
+    let client = || world.client.clone();
+    let post = PostParams::default();
+    world.namespace(&name).await?;
+    let annotated = json!({"metadata": {"annotations": {"a": "b"}}});
+    let patch = Patch::Merge(annotated);
+    Api::<Namespace>::all(client()).patch(&name, &PatchParams::default(), &patch).await?;
+    let service: Service = serde_json::from_value(json!({
+        "metadata": {"name": "master"}, "spec": {"ports": [{"port": 6443}]},
+    }))?;
+    Api::<Service>::namespaced(client(), &name).create(&post, &service).await?;
+    let secrets = Api::<Secret>::namespaced(client(), &name);
+    for (secret, size) in
+        [("a", 1200), ("b", 1200), ("c", 1200), ("d", 600), ("e", 300), ("node", 16_000), ("config", 4000)]
+    {
+        let value: Secret =
+            serde_json::from_value(json!({"metadata": {"name": secret}, "stringData": {"value": "x".repeat(size)}}))?;
+        secrets.create(&post, &value).await?;
+    }
+    // The claim, the finalizer and the statuses.
+    world.create("crowd", &name, json!({})).await?;
+    for round in 0..5 {
+        world.annotate(&world.clusters("crowd"), &name, "round", &round.to_string()).await?;
+    }
+    Ok(())
+}
+
+fn costs(count: usize) {
+    let mut raw_took = Duration::ZERO;
+    on_servers("raw", async |_, world| {
+        world.namespace("crowd").await.unwrap();
+        let began = Instant::now();
+        let all = stream::iter(0..count).map(|number| raw(&world, number)).buffer_unordered(AT_A_TIME);
+        all.for_each(|made| async { made.unwrap() }).await;
+        raw_took = began.elapsed();
+    });
+    on_servers("bench", async |servers, world| {
+        world.namespace("crowd").await.unwrap();
+        let names: Vec<_> = (0..count).map(|number| format!("c{number}")).collect();
+        let made = stream::iter(&names).map(|name| world.create("crowd", name, json!({}))).buffer_unordered(AT_A_TIME);
+        made.for_each(|made| async { drop(made.unwrap()) }).await;
+        let options = Options { log: "warn", lease_duration: "15s", direct: true, ..Options::default() };
+        let began = Instant::now();
+        let mut manager = Manager::start(servers, "bench", options).await;
+        let looked = eventually(SECOND * 600, "all Clusters to converge", || async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            world.all_converged(SECOND, count).await
+        });
+        looked.await.unwrap();
+        let took = began.elapsed();
+        manager.settled_by_metrics().await.unwrap();
+        let (reads, writes) = requests(&manager).await;
+        let busy = usage(manager.id());
+        let steady = {
+            let (before, requests_before) = (usage(manager.id()), requests(&manager).await.1);
+            tokio::time::sleep(STEADY).await;
+            let (after, requests_after) = (usage(manager.id()), requests(&manager).await.1);
+            let share = (after.cpu - before.cpu).as_secs_f64() / STEADY.as_secs_f64();
+            // The lease is renewed every three seconds by a client that is not counted.
+            (share * 100.0, requests_after - requests_before)
+        };
+        // One change among so many: a deleted Service returns.
+        let status = world.clusters("crowd").get("c0").await.unwrap().status.unwrap();
+        let services = Api::<Service>::namespaced(world.client.clone(), &format!("g8s-{}", status.id.unwrap()));
+        let mut changes = Vec::new();
+        let before = usage(manager.id()).cpu;
+        for _ in 0..20 {
+            let uid = services.get("master").await.unwrap().metadata.uid;
+            services.delete("master", &Default::default()).await.unwrap();
+            let (_, took) = eventually(SECOND * 10, "the Service to return", || async {
+                let there = services.get_opt("master").await?.context("it is not there")?;
+                ensure!(there.metadata.uid != uid, "it is the old one");
+                Ok(())
+            })
+            .await
+            .unwrap();
+            changes.push(took);
+        }
+        let change = (usage(manager.id()).cpu - before) / 20;
+        manager.signal("TERM");
+        tokio::task::block_in_place(|| manager.ended(SECOND * 12)).unwrap();
+        let began = Instant::now();
+        manager.restart();
+        eventually(SECOND * 30, "the manager to have caught up", || async { manager.get("/readyz").await })
+            .await
+            .unwrap();
+        let caught_up = began.elapsed();
+        let per = |value: f64| value / count as f64;
+        println!(
+            "    {count} Clusters: {took:.1?} (raw creator {raw_took:.1?}, {:.0} % of its speed); per Cluster {:.1} writes, {:.1} reads, \
+             {:.1} ms of CPU, {:.0} kB; steady {:.2} % of a core and {} writes in {STEADY:?}; one change {change:.1?} of CPU; \
+             caught up {caught_up:.1?} after a start",
+            100.0 * raw_took.as_secs_f64() / took.as_secs_f64(),
+            per(writes as f64),
+            per(reads as f64),
+            per(busy.cpu.as_secs_f64() * 1000.0),
+            per(busy.memory as f64 / 1000.0),
+            steady.0,
+            steady.1,
+        );
+        println!("    resident {:.0} MB", busy.memory as f64 / 1e6);
+        assert_eq!(steady.1, 0, "it writes though nothing changes");
+    });
+}
+
+#[test]
+#[ignore = "make bench runs it, with an optimised build"]
+fn costs_of_many_clusters() {
+    for count in [10, 100, 1000] {
+        costs(count);
+    }
+}

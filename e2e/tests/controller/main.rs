@@ -1,0 +1,34 @@
+//! The operator kit and the micro-operators that need no VM, against a real etcd and kube-apiserver, with a proxy between
+//! them and every controller manager that does what networks and servers do on bad days.
+//!
+//! CONTROLLER=all takes every crash point; else a sample. CONTROLLER=long takes outages in full length; else a tenth.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod bench;
+mod claims;
+mod crash;
+mod leadership;
+mod manager;
+mod outage;
+mod proxy;
+mod servers;
+mod steady;
+mod world;
+
+/// Whether the whole of something is asked for.
+fn asked_for(what: &str) -> bool {
+    std::env::var("CONTROLLER").is_ok_and(|asked| asked.split(',').any(|word| word == what))
+}
+
+/// Runs a test on servers of its own.
+fn on_servers(name: &str, test: impl AsyncFnOnce(&servers::Servers, world::World)) {
+    // The client's TLS must know which of the built-in implementations to take.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let servers = servers::Servers::start(name).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let world = world::World { client: servers.client().await };
+        test(&servers, world).await;
+    });
+}

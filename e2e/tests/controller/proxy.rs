@@ -1,0 +1,293 @@
+//! A proxy between one controller manager and the API server that does what networks and servers do on bad days.
+
+use std::{
+    any::Any,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http_body_util::BodyExt as _;
+use hyper::{Request, Response, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use kube::{Client, client::Body};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use crate::servers::free_port;
+
+/// What the proxy does with connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It forwards.
+    Open,
+    /// Nobody listens; what was connected is cut.
+    Refused,
+    /// It accepts and says nothing; what was connected never hears anything again, not even afterwards.
+    Silent,
+}
+
+/// Where a process is to be killed.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment {
+    /// When its write arrives here: the server never sees it.
+    BeforeForwarding,
+    /// When the server has done the write and before the answer is passed on.
+    BeforeAnswering,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Crash {
+    /// At which write, counted from 1.
+    pub at: usize,
+    pub moment: Moment,
+    pub process: u32,
+}
+
+/// A write that was forwarded: leases and events are not counted.
+#[derive(Clone)]
+pub struct Write {
+    pub at: Instant,
+    what: String,
+    status: u16,
+}
+
+impl std::fmt::Debug for Write {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} → {}", self.what, self.status)
+    }
+}
+
+struct State {
+    name: String,
+    upstream: Client,
+    mode: watch::Sender<Mode>,
+    crash: Mutex<Option<Crash>>,
+    arrived: AtomicUsize,
+    reads: AtomicUsize,
+    writes: Mutex<Vec<Write>>,
+    /// First successful list after a mark, by kind.
+    lists: Mutex<Vec<(Instant, String)>>,
+    /// Requests in a hundred that fail.
+    failing: AtomicU64,
+    /// Watches that are answered with 410 Gone.
+    gone: AtomicUsize,
+    dice: AtomicU64,
+    graveyard: Mutex<Vec<Box<dyn Any + Send>>>,
+}
+
+/// A running proxy. Dropping it ends it.
+pub struct Proxy {
+    pub port: u16,
+    state: Arc<State>,
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Starts a proxy whose requests carry `name` as user agent.
+    pub fn start(name: &str, upstream: Client) -> Self {
+        let state = Arc::new(State {
+            name: name.into(),
+            upstream,
+            mode: watch::Sender::new(Mode::Open),
+            crash: Mutex::default(),
+            arrived: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
+            writes: Mutex::default(),
+            lists: Mutex::default(),
+            failing: AtomicU64::new(0),
+            gone: AtomicUsize::new(0),
+            dice: AtomicU64::new(0x9E37_79B9_7F4A_7C15),
+            graveyard: Mutex::default(),
+        });
+        let port = free_port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listen(state.clone(), port));
+        Self { port, state, _tasks: tasks }
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.state.mode.send_replace(mode);
+    }
+
+    pub fn crash(&self, crash: Crash) {
+        self.state.arrived.store(0, Ordering::SeqCst);
+        *self.state.crash.lock().unwrap() = Some(crash);
+    }
+
+    /// Lets so many requests in a hundred fail with 429, 500 or 504; of the writes among them, half are done nevertheless.
+    pub fn fail(&self, percent: u64) {
+        self.state.failing.store(percent, Ordering::SeqCst);
+    }
+
+    /// Answers the next `count` watches with 410 Gone.
+    pub fn expire_watches(&self, count: usize) {
+        self.state.gone.store(count, Ordering::SeqCst);
+    }
+
+    pub fn watches_to_expire(&self) -> usize {
+        self.state.gone.load(Ordering::SeqCst)
+    }
+
+    pub fn writes(&self) -> Vec<Write> {
+        self.state.writes.lock().unwrap().clone()
+    }
+
+    pub fn reads(&self) -> usize {
+        self.state.reads.load(Ordering::SeqCst)
+    }
+
+    pub fn forget(&self) {
+        self.state.writes.lock().unwrap().clear();
+        self.state.lists.lock().unwrap().clear();
+        self.state.reads.store(0, Ordering::SeqCst);
+    }
+
+    /// Kinds that were listed with success since `since`, with the time of their first list.
+    pub fn lists_since(&self, since: Instant) -> std::collections::BTreeMap<String, Duration> {
+        let mut first = std::collections::BTreeMap::new();
+        for (at, kind) in self.state.lists.lock().unwrap().iter().filter(|(at, _)| *at >= since) {
+            first.entry(kind.clone()).or_insert(at.duration_since(since));
+        }
+        first
+    }
+}
+
+async fn listen(state: Arc<State>, port: u16) {
+    let mut mode = state.mode.subscribe();
+    loop {
+        // The receiver lives as long as the sender in `state`.
+        let _ = mode.wait_for(|mode| *mode != Mode::Refused).await;
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the proxy's port");
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                _ = mode.wait_for(|mode| *mode == Mode::Refused) => break,
+                accepted = listener.accept() => {
+                    if let Ok((stream, _)) = accepted {
+                        connections.spawn(serve(state.clone(), stream));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn serve(state: Arc<State>, stream: tokio::net::TcpStream) {
+    let mut mode = state.mode.subscribe();
+    if *mode.borrow() == Mode::Silent {
+        state.graveyard.lock().unwrap().push(Box::new(stream));
+        return;
+    }
+    let answering = state.clone();
+    let service = service_fn(move |request| {
+        let state = answering.clone();
+        async move { Ok::<_, Infallible>(answer(state, request).await) }
+    });
+    let mut connection = Box::pin(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        _ = mode.wait_for(|mode| *mode == Mode::Silent) => {}
+    }
+    // Open, and never polled again.
+    state.graveyard.lock().unwrap().push(Box::new(connection));
+}
+
+async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body> {
+    let (mut head, body) = request.into_parts();
+    let Ok(body) = body.collect().await else { return refusal(400) };
+    let path = head.uri.path().to_owned();
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let is_read = head.method == hyper::Method::GET;
+    let counts = !is_read && !path.contains("/leases") && !path.contains("/events");
+    let failure = state.roll(&path);
+    if is_read {
+        state.reads.fetch_add(1, Ordering::SeqCst);
+        if query.contains("watch=true") && state.take_gone() {
+            return refusal(410);
+        }
+        if let Some(status) = failure {
+            return refusal(status);
+        }
+    }
+    let crash = if counts { state.crash_of_next() } else { None };
+    if let Some(Crash { moment: Moment::BeforeForwarding, process, .. }) = crash {
+        return kill(process).await;
+    }
+    if let Some(status) = failure.filter(|status| *status != 504) {
+        return refusal(status);
+    }
+    let what = format!("{} {path}", head.method);
+    head.headers.insert(header::USER_AGENT, state.name.parse().expect("a name"));
+    head.headers.remove(header::HOST);
+    let forwarded = Request::from_parts(head, Body::from(body.to_bytes().to_vec()));
+    let answer = match state.upstream.send(forwarded).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            eprintln!("proxy {}: {what}: {error}", state.name);
+            return refusal(502);
+        }
+    };
+    let status = answer.status().as_u16();
+    if counts {
+        state.writes.lock().unwrap().push(Write { at: Instant::now(), what, status });
+    } else if is_read && status == 200 && query.contains("limit=") && !query.contains("watch=true") {
+        let kind = path.rsplit('/').next().unwrap_or_default().to_owned();
+        state.lists.lock().unwrap().push((Instant::now(), kind));
+    }
+    if let Some(Crash { process, .. }) = crash {
+        return kill(process).await;
+    }
+    match failure {
+        Some(status) if !is_read => refusal(status),
+        _ => answer,
+    }
+}
+
+impl State {
+    /// The status with which a request fails, if it does.
+    fn roll(&self, path: &str) -> Option<u16> {
+        let failing = self.failing.load(Ordering::SeqCst);
+        // xorshift: the same faults in every run.
+        let mut dice = self.dice.load(Ordering::SeqCst);
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        self.dice.store(dice, Ordering::SeqCst);
+        let fails = dice % 100 < failing && path != "/version";
+        fails.then(|| [429, 500, 504, 504][(dice >> 32) as usize % 4])
+    }
+
+    fn take_gone(&self) -> bool {
+        self.gone.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+
+    fn crash_of_next(&self) -> Option<Crash> {
+        let number = self.arrived.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut crash = self.crash.lock().unwrap();
+        if crash.as_ref().is_some_and(|crash| number >= crash.at) { crash.take() } else { None }
+    }
+}
+
+/// Kills a process as nothing but `kill -9` does; the connection says nothing any more.
+async fn kill(process: u32) -> Response<Body> {
+    let _ = std::process::Command::new("kill").args(["-9", &process.to_string()]).status();
+    std::future::pending().await
+}
+
+fn refusal(status: u16) -> Response<Body> {
+    let reason = match status {
+        410 => "Expired",
+        429 => "TooManyRequests",
+        504 => "Timeout",
+        _ => "InternalError",
+    };
+    let body = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "a fault of the test's", "reason": reason, "code": status,
+    });
+    let body = Body::from(body.to_string().into_bytes());
+    Response::builder().status(status).header(header::CONTENT_TYPE, "application/json").body(body).expect("a response")
+}

@@ -1,0 +1,197 @@
+//! Clusters as the tests make and look at them, and waiting for what should become of them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use giantnetes::api::{Cluster, NetworkClaim};
+use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// Looks until `ready` says `Ok`, at most for `limit`. Answers its value and how long that took.
+pub async fn eventually<T, F: Future<Output = Result<T>>>(
+    limit: Duration,
+    what: &str,
+    mut ready: impl FnMut() -> F,
+) -> Result<(T, Duration)> {
+    let began = Instant::now();
+    loop {
+        match ready().await {
+            Ok(value) => return Ok((value, began.elapsed())),
+            Err(reason) if began.elapsed() >= limit => bail!("{what} did not come true within {limit:?}: {reason:#}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Everything that a controller manager may make or change.
+#[derive(Clone)]
+pub struct World {
+    pub client: Client,
+}
+
+impl World {
+    pub fn clusters(&self, namespace: &str) -> Api<Cluster> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub async fn namespace(&self, name: &str) -> Result<()> {
+        let namespace = Namespace {
+            metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        };
+        match Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            other => other.map(drop).context("create a namespace"),
+        }
+    }
+
+    pub async fn create(&self, namespace: &str, name: &str, spec: Value) -> Result<Cluster> {
+        let cluster = serde_json::from_value(json!({
+            "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec,
+        }))?;
+        Ok(self.clusters(namespace).create(&PostParams::default(), &cluster).await?)
+    }
+
+    pub async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
+        self.clusters(namespace).delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Waits until everything of a Cluster is done that needs no provider.
+    pub async fn converged(&self, limit: Duration, namespace: &str, name: &str) -> Result<Duration> {
+        let (_, took) = eventually(limit, &format!("{namespace}/{name} to converge"), || async {
+            let cluster = self.clusters(namespace).get(name).await?;
+            is_converged(&cluster)
+        })
+        .await?;
+        Ok(took)
+    }
+
+    pub async fn all_converged(&self, limit: Duration, count: usize) -> Result<Duration> {
+        let (_, took) = eventually(limit, &format!("{count} Clusters to converge"), || async {
+            let clusters = Api::<Cluster>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+            ensure!(clusters.len() == count, "there are {} Clusters", clusters.len());
+            let late = clusters.iter().filter(|cluster| is_converged(cluster).is_err()).count();
+            ensure!(late == 0, "{late} are not there yet");
+            Ok(())
+        })
+        .await?;
+        Ok(took)
+    }
+
+    pub async fn gone(&self, limit: Duration, namespace: &str, name: &str) -> Result<Duration> {
+        let (_, took) = eventually(limit, &format!("{namespace}/{name} to be gone"), || async {
+            let left = self.clusters(namespace).get_opt(name).await?;
+            ensure!(left.is_none(), "{:?}", left.and_then(|cluster| cluster.status).and_then(|status| status.message));
+            Ok(())
+        })
+        .await?;
+        Ok(took)
+    }
+
+    /// Waits until a condition has this status and reason. Answers its message.
+    pub async fn condition(
+        &self,
+        limit: Duration,
+        (namespace, name): (&str, &str),
+        (type_, status, reason): (&str, &str, &str),
+    ) -> Result<(String, Duration)> {
+        eventually(limit, &format!("{namespace}/{name}: {type_}={status} {reason}"), || async {
+            let cluster = self.clusters(namespace).get(name).await?;
+            let found = condition(&cluster, type_).with_context(|| format!("no condition {type_} yet"))?;
+            ensure!(found.0 == status && found.1 == reason, "it is {found:?}");
+            Ok(found.2)
+        })
+        .await
+    }
+
+    pub async fn claims(&self) -> Result<Vec<NetworkClaim>> {
+        Ok(Api::<NetworkClaim>::all(self.client.clone()).list(&ListParams::default()).await?.items)
+    }
+
+    /// Names and identities of everything of a Cluster that must not depend on how often its manager died: kinds and
+    /// names of objects with the guest's label.
+    pub async fn inventory(&self) -> Result<Vec<String>> {
+        let ours = ListParams::default().labels("giantnetes.io/cluster");
+        let mut found = Vec::new();
+        let client = || self.client.clone();
+        for object in Api::<Namespace>::all(client()).list(&ours).await? {
+            found.push(format!("Namespace {}", place(&object.metadata)));
+        }
+        for object in Api::<Secret>::all(client()).list(&ours).await? {
+            found.push(format!("Secret {}", place(&object.metadata)));
+        }
+        for object in Api::<Service>::all(client()).list(&ours).await? {
+            found.push(format!("Service {}", place(&object.metadata)));
+        }
+        for object in self.claims().await? {
+            let released = if object.spec.released_at.is_some() { " (released)" } else { "" };
+            found.push(format!("NetworkClaim{released}"));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Fingerprints of the roots of all guests, as their Secrets say, by Secret and UID.
+    pub async fn roots(&self) -> Result<BTreeMap<String, String>> {
+        let ours = ListParams::default().labels("giantnetes.io/cluster");
+        let secrets = Api::<Secret>::all(self.client.clone()).list(&ours).await?;
+        let root = |secret: &Secret| {
+            let fingerprint = secret.annotations().get("giantnetes.io/fingerprint")?.clone();
+            let name = format!("{}/{}", secret.namespace().unwrap_or_default(), secret.name_any());
+            Some((name, format!("{fingerprint} {}", secret.uid().unwrap_or_default())))
+        };
+        Ok(secrets.iter().filter_map(root).collect())
+    }
+
+    /// Adds an annotation, as a user would edit an object.
+    pub async fn annotate<K>(&self, api: &Api<K>, name: &str, key: &str, value: &str) -> Result<()>
+    where
+        K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let patch = json!({"metadata": {"annotations": {key: value}}});
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+}
+
+/// `g8s-<id>` differs from run to run: a name says which of the guest's namespaces it is.
+fn place(meta: &ObjectMeta) -> String {
+    let generic = |text: &String| if text.starts_with("g8s-") { "g8s".to_owned() } else { text.clone() };
+    let namespace = meta.namespace.as_ref().map(generic);
+    let name = meta.name.as_ref().map(generic).unwrap_or_default();
+    namespace.map_or(name.clone(), |namespace| format!("{namespace}/{name}"))
+}
+
+/// Status, reason and message of a condition.
+pub fn condition(cluster: &Cluster, type_: &str) -> Option<(String, String, String)> {
+    let conditions = &cluster.status.as_ref()?.conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == type_)?;
+    Some((found.status.clone(), found.reason.clone(), found.message.clone()))
+}
+
+fn is_converged(cluster: &Cluster) -> Result<()> {
+    for (type_, status, reason) in [
+        ("NetworkReady", "True", "AsExpected"),
+        ("PKIReady", "True", "AsExpected"),
+        ("ControlPlaneReady", "False", "ProviderPending"),
+    ] {
+        let found = condition(cluster, type_).with_context(|| format!("no condition {type_} yet"))?;
+        ensure!((found.0.as_str(), found.1.as_str()) == (status, reason), "{type_} is {found:?}");
+    }
+    Ok(())
+}
