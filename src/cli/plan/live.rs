@@ -174,9 +174,14 @@ async fn pki_states(
     let plan = pki::plan(valid, &world, now);
     let mut states: BTreeMap<_, _> = world.secrets.keys().map(|name| (name.clone(), State::Unchanged)).collect();
     for step in &plan.steps {
-        let (_, name) = steps::secret_of(valid, step);
-        let state = if world.secrets.contains_key(&name) { State::Changed } else { State::Created };
-        states.insert(name, state);
+        if let pki::Step::RecordRoots(roots) = step {
+            let recorded_next = State::Unknown("was made, and is recorded on the namespace next".into());
+            states.extend(roots.iter().map(|root| (root.secret(), recorded_next.clone())));
+        }
+        if let Some((_, name)) = steps::secret_of(valid, step) {
+            let state = if world.secrets.contains_key(&name) { State::Changed } else { State::Created };
+            states.insert(name, state);
+        }
     }
     for root in plan.lost {
         states.insert(root.secret(), State::Unknown("is lost, and never made anew: restore it from a backup".into()));

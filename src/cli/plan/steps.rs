@@ -139,12 +139,12 @@ fn pki_steps(valid: &Valid, namespace: &str, known: &Known) -> Vec<Step> {
         world.secrets.insert(root.secret(), secret);
     }
     let leaves = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
-    roots.iter().chain(&leaves).map(|wish| pki_step(valid, wish, namespace)).collect()
+    roots.iter().chain(&leaves).filter_map(|wish| pki_step(valid, wish, namespace)).collect()
 }
 
-fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Step {
+fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
     let guest = &valid.identity.namespace;
-    let (place, name) = secret_of(valid, wish);
+    let (place, name) = secret_of(valid, wish)?;
     let (purpose, waits_for) = match wish {
         pki::Step::MakeRoot(_) | pki::Step::RecordRoots(_) => ("a root, made once", vec![namespace.to_owned()]),
         pki::Step::IssueNode { .. } => ("the node's certificates", vec!["the roots".into()]),
@@ -153,7 +153,7 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Step {
             vec!["the roots".into(), format!("the address of Service {guest}/master")],
         ),
     };
-    Step {
+    Some(Step {
         part: "pki",
         object: Object {
             resource: ApiResource::erase::<k8s_openapi::api::core::v1::Secret>(&()),
@@ -165,21 +165,18 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Step {
         waits_for,
         body: json!(wish),
         rolls: None,
-    }
+    })
 }
 
-/// Namespace and name of the Secret that a step of pki makes.
-pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> (String, String) {
+/// Namespace and name of the Secret that a step of pki makes, if it makes one.
+pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> Option<(String, String)> {
     let identity = &valid.identity;
     match wish {
-        pki::Step::MakeRoot(root) => (identity.namespace.clone(), root.secret()),
-        // Recorded on the namespace, and one of the Secrets stands for all.
-        pki::Step::RecordRoots(roots) => {
-            (identity.namespace.clone(), roots.first().map(|root| root.secret()).unwrap_or_default())
-        }
-        pki::Step::IssueNode { node, .. } => (identity.namespace.clone(), names::node_secret(node)),
+        pki::Step::MakeRoot(root) => Some((identity.namespace.clone(), root.secret())),
+        pki::Step::RecordRoots(_) => None,
+        pki::Step::IssueNode { node, .. } => Some((identity.namespace.clone(), names::node_secret(node))),
         pki::Step::IssueKubeconfig { .. } => {
-            (identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name))
+            Some((identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name)))
         }
     }
 }
