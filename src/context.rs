@@ -3,8 +3,10 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service},
@@ -199,6 +201,13 @@ impl Target {
     /// Whether the user has deleted the Cluster.
     pub fn is_deleting(&self) -> bool {
         self.cluster.metadata.deletion_timestamp.is_some()
+    }
+
+    /// How long nothing but renewing certificates is to be done at `now`, deletion included.
+    pub fn paused(&self, now: Timestamp) -> Option<Duration> {
+        let until = self.valid.as_ref().ok()?.paused_until?;
+        let left = Duration::try_from(until.duration_since(now)).ok()?;
+        (!left.is_zero()).then_some(left)
     }
 
     /// The checked spec, if work may begin: the finalizer must be there before anything that it protects.

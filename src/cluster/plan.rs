@@ -93,6 +93,24 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
     }
 }
 
+/// The status of a Cluster with which nothing is done until `until`: what was said before, and that.
+pub fn paused_status(old: &ClusterStatus, generation: i64, until: Timestamp, now: Timestamp) -> ClusterStatus {
+    let mut conditions = Conditions::new(&old.conditions, generation, now);
+    let message = format!("nothing but renewing certificates is done until {until}");
+    conditions.set(ConditionType::Paused, Status::True, Reason::Paused, message.clone());
+    let paused = conditions.finish();
+    let others = old.conditions.iter().filter(|condition| condition.type_ != ConditionType::Paused.name());
+    let mut conditions: Vec<_> = others.cloned().chain(paused).collect();
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    ClusterStatus {
+        observed_generation: Some(generation),
+        phase: Some("Paused".into()),
+        message: Some(message),
+        conditions,
+        ..old.clone()
+    }
+}
+
 fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let Observed { generation, old, valid, reports, deleting, failure, .. } = observed;
     let mut conditions = Conditions::new(&old.conditions, *generation, now);
@@ -107,6 +125,7 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
         (ConditionType::GuestReady, judge(guest.as_ref())),
     ];
+    let not_yet = valid.as_ref().map(Valid::not_yet).unwrap_or_default();
     let mut trouble = failure.clone();
     if let Err(violations) = valid {
         let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
@@ -123,6 +142,12 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
             _ => trouble = trouble.or_else(|| Some((*reason, format!("{}: {message}", type_.name())))),
         }
     }
+    if !not_yet.is_empty() {
+        let list: Vec<_> = not_yet.iter().map(ToString::to_string).collect();
+        waiting = waiting.or_else(|| Some((Reason::NotSupportedYet, list.join("; "))));
+    }
+    let (pools, reason, message) = pools(valid.as_ref().ok(), &not_yet);
+    conditions.set(ConditionType::NodePoolsReady, pools, reason, message);
     let available = reports.nodes().is_some_and(|nodes| nodes.ready > 0) && judge(kvm.as_ref()).0 == Status::True;
     conditions.set(ConditionType::Available, available.into(), reason_of(available), "");
     let (ready, reason, message) = match (&trouble, &waiting) {
@@ -144,6 +169,15 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         trouble.map_or((Status::False, Reason::AsExpected, String::new()), |(r, m)| (Status::True, r, m));
     conditions.set(ConditionType::Degraded, degraded, reason, message);
     conditions.finish()
+}
+
+fn pools(valid: Option<&Valid>, not_yet: &[Violation]) -> (Status, Reason, String) {
+    let asked = not_yet.iter().find(|violation| violation.field == "spec.nodePools");
+    match (valid, asked) {
+        (None, _) => (Status::Unknown, Reason::InvalidSpec, "the spec is not valid".into()),
+        (Some(_), Some(violation)) => (Status::False, Reason::NotSupportedYet, violation.to_string()),
+        (Some(_), None) => (Status::True, Reason::AsExpected, "there are no node pools".into()),
+    }
 }
 
 fn reason_of(holds: bool) -> Reason {
@@ -256,6 +290,39 @@ mod tests {
         assert_eq!(status.message.as_deref(), Some("PKIReady: ca-kubernetes-1 is missing"));
         // The guest still answers.
         assert_eq!(condition(&status, "Available").status, "True");
+    }
+
+    #[test]
+    fn what_is_asked_for_and_not_done_is_told() {
+        let checked = valid(json!({"nodePools": [{"name": "a"}]}));
+        let identity = checked.identity.clone();
+        let observed = Observed {
+            identity: &identity,
+            generation: 3,
+            old: &ClusterStatus::default(),
+            valid: &Ok(checked),
+            reports: &good(),
+            deleting: None,
+            namespace_uid: None,
+            failure: None,
+        };
+        let status = status(&observed, Timestamp::UNIX_EPOCH);
+        for type_ in ["Ready", "NodePoolsReady"] {
+            let found = condition(&status, type_);
+            assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", "NotSupportedYet"), "{type_}");
+            assert!(found.message.contains("spec.nodePools"), "{}", found.message);
+        }
+        assert_eq!(condition(&status, "Available").status, "True");
+    }
+
+    #[test]
+    fn a_pause_leaves_what_was_said_before() {
+        let before = status_of(&good(), None);
+        let paused = paused_status(&before, 4, Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        assert_eq!(condition(&paused, "Ready"), condition(&before, "Ready"));
+        assert_eq!(condition(&paused, "Paused").status, "True");
+        assert_eq!(paused.phase.as_deref(), Some("Paused"));
+        assert_eq!(paused_status(&paused, 4, Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH), paused);
     }
 
     #[test]

@@ -108,6 +108,16 @@ impl ClusterOperator {
         }
     }
 
+    /// Says that nothing is done, and leaves what was said before.
+    async fn pause(&self, key: &ClusterKey, target: &Target, left: Duration) -> Result<Outcome, Error> {
+        let fresh = ClusterStatus::default();
+        let old = target.cluster.status.as_ref().unwrap_or(&fresh);
+        let until = target.valid.as_ref().ok().and_then(|valid| valid.paused_until).unwrap_or_default();
+        let generation = target.cluster.meta().generation.unwrap_or_default();
+        self.replace_status(key, target, plan::paused_status(old, generation, until, Timestamp::now())).await?;
+        Ok(Outcome::After(left))
+    }
+
     /// Says so if the pinned namespace is no more. It is not made anew: with it went the roots that the guest lives on.
     async fn lost_namespace(&self, identity: &Identity) -> Result<Option<String>, CallError> {
         let Some(pinned) = &identity.namespace_uid else { return Ok(None) };
@@ -207,6 +217,17 @@ impl ClusterOperator {
         if pins(&new) == pins(old) && !wait.is_zero() {
             return Ok(Some(wait));
         }
+        self.replace_status(key, target, new).await?;
+        Ok(None)
+    }
+
+    /// Writes a status unless it is so already, and tells what is news in it.
+    async fn replace_status(&self, key: &ClusterKey, target: &Target, new: ClusterStatus) -> Result<(), Error> {
+        let fresh = ClusterStatus::default();
+        let old = target.cluster.status.as_ref().unwrap_or(&fresh);
+        if new == *old {
+            return Ok(());
+        }
         info!(phase = new.phase.as_deref(), message = new.message.as_deref(), "status");
         let said = news(old, &new);
         let mut cluster = Cluster::clone(&target.cluster);
@@ -217,14 +238,14 @@ impl ClusterOperator {
             .await
         {
             // Somebody was faster, or it is gone: the watch brings the newer object and with it the next look.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(None),
+            Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(()),
             Err(error) => return Err(Error::Status(error)),
             Ok(_) => {}
         }
         for news in said {
             self.context.events.say(&*target.cluster, news.weight, &news.reason, "Reconcile", &news.note).await;
         }
-        Ok(None)
+        Ok(())
     }
 }
 
@@ -239,6 +260,9 @@ impl Reconciler for ClusterOperator {
             self.pace.forget(key);
             return Ok(Outcome::AwaitChange);
         };
+        if let Some(left) = target.paused(Timestamp::now()) {
+            return self.pause(key, &target, left).await;
+        }
         if target.is_deleting() { self.delete(key, &target).await } else { self.keep(key, &target).await }
     }
 }

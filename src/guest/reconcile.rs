@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Node, ServiceAccount},
     rbac::v1::ClusterRoleBinding,
@@ -187,6 +188,9 @@ impl Reconciler for GuestOperator {
             self.forget(key);
             return Ok(Outcome::AwaitChange);
         };
+        if let Some(left) = target.paused(Timestamp::now()) {
+            return Ok(Outcome::After(left));
+        }
         let reports = self.context.reports.of(&target.identity);
         if !target.is_deleting() && (reports.network.is_none() || reports.kvm.is_none()) {
             // After a start: what was reported before the start still stands in the status.

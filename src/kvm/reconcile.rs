@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::{
     Metadata as _,
     api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
@@ -202,6 +203,9 @@ impl Reconciler for KvmOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
+        if let Some(left) = target.paused(Timestamp::now()) {
+            return Ok(Outcome::After(left));
+        }
         if !target.is_deleting() && self.context.reports.of(&target.identity).network.is_none() {
             // After a start: what was reported before the start still stands in the status.
             return Ok(Outcome::AwaitChange);

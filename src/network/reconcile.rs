@@ -279,6 +279,9 @@ impl Reconciler for NetworkOperator {
         let target = self.context.target(key);
         let next = self.collect(key, target.as_ref()).await?;
         let Some(target) = target else { return Ok(sooner(Outcome::AwaitChange, next)) };
+        if let Some(left) = target.paused(Timestamp::now()) {
+            return Ok(sooner(Outcome::After(left), next));
+        }
         let look = self.look(key, &target).await;
         let outcome = self.context.reports.conclude(&target.identity, |reports| &mut reports.network, look)?;
         Ok(sooner(outcome, next))

@@ -381,6 +381,10 @@ impl Reconciler for PkiOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
+        // Certificates are renewed in a pause, too; nothing is deleted.
+        if let Some(left) = target.paused(Timestamp::now()).filter(|_| target.is_deleting()) {
+            return Ok(Outcome::After(left));
+        }
         let look = self.look(key, &target).await;
         self.context.reports.conclude(&target.identity, |reports| &mut reports.pki, look)
     }
