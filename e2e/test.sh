@@ -6,6 +6,7 @@
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
 #   images           builds all images a second time, and compares
 #   controller       the controller manager against a real API server: every crash point, outages in full length
+#   mutants          breaks the product on purpose, rule by rule: a test must notice each
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
 # The lab's own tests raise and remove labs, so they run before the one that the others share; they are left out, with a
 # word, while somebody else's lab is running.
@@ -15,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
-groups=(guest management images controller lab-0 lab-1 lab-2 lab-3)
+groups=(guest management images controller mutants lab-0 lab-1 lab-2 lab-3)
 
 step() {
   local began=$SECONDS
@@ -52,6 +53,8 @@ fi
 # Without a lab: a real etcd and API server of its own.
 if [[ $part == all || $chosen == controller ]]; then export CONTROLLER=all,long; fi
 step cargo test -p giantnetes-e2e --test controller -- --nocapture --test-threads=1
+
+if [[ $part == all || $chosen == mutants ]]; then step e2e/mutants.py; fi
 
 # All images once more, from the same tools and binary: what differs must be expected.
 compare_images() {

@@ -102,14 +102,17 @@ async fn no_key_is_told(world: &World, manager: &Manager, home: &str) {
     for namespace in [home, "a"] {
         for secret in world.secrets(namespace).list(&ListParams::default()).await.unwrap() {
             for (key, value) in secret.data.unwrap_or_default() {
-                if !key.ends_with(".key") && !key.starts_with("encryption") {
+                if !key.ends_with(".key") && !key.starts_with("encryption") && key != "value" {
                     continue;
                 }
                 let text = String::from_utf8_lossy(&value.0).into_owned();
+                let text = text.replace("client-key-data: ", "\n");
                 // A line of the key itself: the first is the same in all.
-                for line in text.lines().filter(|line| line.len() >= 40 && !line.starts_with("-----")) {
+                let lines = text.lines().map(str::trim).filter(|line| line.len() >= 40 && !line.starts_with("-----"));
+                // What of a kubeconfig is no key everybody may know.
+                for line in lines.filter(|line| !line.starts_with("cert") && !line.starts_with("client-cert")) {
                     looked_for += 1;
-                    assert!(!told.contains(line.trim()), "a line of {key} was told");
+                    assert!(!told.contains(line), "a line of {key} was told");
                 }
             }
         }

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Breaks the product on purpose, one rule at a time, and expects a test to notice.
+
+    mutants.py            every mutant
+    mutants.py NAME…      these only
+    mutants.py --table    docs/mutants.md, from the list below
+
+Works in a copy of what is committed, with a build folder of its own. A mutant that does not apply any more is an error, as
+is one that no test notices.
+"""
+import os, pathlib, shutil, subprocess, sys, time
+
+UNIT = ["cargo", "test", "-q", "-p", "giantnetes", "--lib", "--"]
+# With the product's binary built first, since these tests start it.
+END_TO_END = ["cargo", "test", "-q", "-p", "giantnetes-e2e", "--test"]
+CONTROLLER = END_TO_END + ["controller", "--", "--test-threads=1"]
+ADMISSION = END_TO_END + ["admission", "--"]
+
+# name, kind of rule, what is broken, file, old text, new text, test that must fail
+MUTANTS = [
+    ("cel", "admission", "the API server takes two control-plane nodes",
+     "manifests/crds/giantnetes.io.yaml", "rule: self in [1, 3, 5]", "rule: self in [1, 2, 3, 5]", ADMISSION),
+    ("deletion-protection", "admission", "the policy lets every deletion pass",
+     "charts/giantnetes/templates/deletion-protection.yaml", '"!(has(oldObject.spec.deletionProtection) && oldObject.spec.deletionProtection)"', '"true"', ADMISSION),
+    ("ranges", "validation", "ranges may overlap",
+     "src/cluster/valid/network.rs", "if overlaps(*range, *other) {", "if false && overlaps(*range, *other) {", UNIT),
+    ("vni", "claims", "a VNI is taken though somebody holds it",
+     "src/network/claims.rs", "*vni != RESERVED && holder(*vni).is_none()", "*vni != RESERVED", UNIT + ["network::claims"]),
+    ("quarantine", "claims", "a released VNI is free at once",
+     "src/network/claims.rs", "Some(at) => Holder::Quarantine(at),", "Some(_) => Holder::Cluster(String::new()),", UNIT + ["network::claims"]),
+    ("root", "roots", "a root that is recorded and gone is made anew",
+     "src/pki/plan.rs", "(Some(_), _) => plan.lost.push(root),", "(Some(_), None) => plan.steps.push(Step::MakeRoot(root)),\n            (Some(_), _) => plan.lost.push(root),", UNIT + ["pki"]),
+    ("finalizer", "deletion", "the finalizer goes while the namespace is there",
+     "src/cluster/plan.rs", "(namespace_is_gone, \"namespace\"),", "(namespace_is_gone || true, \"namespace\"),", UNIT + ["cluster::plan"]),
+    ("outage", "outage", "nobody notices that the server is back",
+     "src/runtime/cache/pulse.rs", "returns.send_modify(|count| *count += 1);", "let _ = &returns;", CONTROLLER + ["every_watch"]),
+    ("lease", "leadership", "the holder writes for longer than the others wait",
+     "src/runtime/lease/plan.rs", "sent + length * 3 / 4", "sent + length * 2", UNIT + ["lease"]),
+    ("guard", "leadership", "patches are sent without leadership",
+     "src/runtime/link.rs", "!matches!(self, Self::Get | Self::Watch)", "!matches!(self, Self::Get | Self::Watch | Self::Patch)", UNIT + ["link"]),
+    ("steady", "steady state", "what is so already is written again",
+     "src/runtime/apply.rs", "if contains(&seen, &desired) {", "if false && contains(&seen, &desired) {", CONTROLLER + ["nothing_is_written"]),
+    ("owner", "ownership", "everybody's objects are ours",
+     "src/runtime/apply.rs", "annotation(meta, self.annotation) == Some(&self.uid)", "annotation(meta, self.annotation).is_some()", UNIT + ["apply"]),
+    ("fair", "fairness", "one namespace may hold all workers",
+     "src/runtime/queue/fair.rs", "share: workers.div_ceil(2).max(1)", "share: workers.max(1)", UNIT + ["fair"]),
+    ("secret", "secrets", "a kubeconfig is logged",
+     "src/pki/reconcile.rs", 'info!("kubeconfig issued");', 'info!(text = text.expose_secret(), "kubeconfig issued");', CONTROLLER + ["nothing_is_written"]),
+]
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CACHE = pathlib.Path(os.environ.get("GIANTNETES_CACHE") or pathlib.Path.home() / ".cache/giantnetes")
+
+
+def table():
+    print("# Mutants\n\nRules that were broken on purpose, and the test that notices. `e2e/mutants.py` does it again; this page is what")
+    print("`e2e/mutants.py --table` prints.\n\n| Mutant | Kind | What is broken | Where | Noticed by |\n|---|---|---|---|---|")
+    for name, kind, what, path, _, _, test in MUTANTS:
+        words = [word for word in test[2:] if not word.startswith("-")]
+        print(f"| {name} | {kind} | {what} | `{path}` | {' '.join(words)} |")
+
+
+def run(copy, environment, mutant):
+    name, _, what, path, old, new, test = mutant
+    file = copy / path
+    text = file.read_text()
+    if text.count(old) != 1:
+        return f"{name}: {path} has the text it changes {text.count(old)} times: {old}"
+    file.write_text(text.replace(old, new))
+    began = time.monotonic()
+    try:
+        build = ["cargo", "build", "-q", "--workspace", "--bins"]
+        # Of a mutant that does not even compile nobody knows whether a test would notice it.
+        for command in [build, test[: test.index("--")] + ["--no-run"]]:
+            made = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=900)
+            if made.returncode != 0:
+                return f"{name}: it does not compile\n{made.stderr[-2000:]}"
+        tried = subprocess.run(test, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+        if tried.returncode == 0:
+            return f"{name}: no test notices that {what}"
+        failed = [line.split()[0].lstrip("-") for line in tried.stdout.splitlines() if line.startswith("    ") and "::" in line][:1]
+        print(f"mutant {name}: noticed in {time.monotonic() - began:.0f} s {' '.join(failed)}", flush=True)
+        return None
+    finally:
+        file.write_text(text)
+
+
+def main():
+    if sys.argv[1:] == ["--table"]:
+        return table()
+    wanted = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant[0] in sys.argv[1:]]
+    copy = CACHE / "mutants" / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
+    environment = dict(os.environ, CARGO_BUILD_BUILD_DIR=str(CACHE / "mutants" / "build"), GIANTNETES_CACHE=str(CACHE), RUST_BACKTRACE="0")
+    environment.pop("CARGO_TARGET_DIR", None)
+    problems = [problem for problem in (run(copy, environment, mutant) for mutant in wanted) if problem]
+    shutil.rmtree(copy)
+    for problem in problems:
+        print(f"mutants: {problem}", file=sys.stderr)
+    print(f"mutants: {len(wanted) - len(problems)} of {len(wanted)} were noticed")
+    sys.exit(bool(problems))
+
+
+main()
