@@ -21,9 +21,9 @@ fn the_example_operator_does_what_it_says() {
     on_servers("example", async |servers, world| {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_lab")).with_file_name("examples").join("welcome");
         assert!(program.exists(), "{} is missing: `cargo build -p giantnetes --examples` makes it", program.display());
-        let kubeconfig = servers.folder.0.join("admin.kubeconfig");
+        let kubeconfig = servers.kubeconfig();
         let _operator =
-            spawn(Command::new(program).env("KUBECONFIG", kubeconfig), &servers.folder.0.join("welcome.log")).unwrap();
+            spawn(Command::new(program).env("KUBECONFIG", kubeconfig), &servers.folder().join("welcome.log")).unwrap();
         world.namespace("guests").await.unwrap();
         let label = json!({"metadata": {"labels": {"welcome": "Ada"}}});
         let namespaces = Api::<Namespace>::all(world.client.clone());

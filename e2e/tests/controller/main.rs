@@ -16,6 +16,8 @@ mod pause;
 mod proxy;
 mod servers;
 mod steady;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;
 
 /// Whether the whole of something is asked for.

@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     proxy::Proxy,
     servers::{Process, Servers, free_port, spawn},
+    support::giantnetes,
     world::{SECOND, eventually},
 };
 
@@ -50,16 +51,10 @@ pub struct Manager {
     command: Command,
 }
 
-pub fn binary() -> PathBuf {
-    let binary = PathBuf::from(env!("CARGO_BIN_EXE_lab")).with_file_name("giantnetes");
-    assert!(binary.exists(), "{} is missing: `make build` makes it", binary.display());
-    binary
-}
-
 impl Manager {
     /// Starts a manager called `name`.
     pub async fn start(servers: &Servers, name: &str, options: Options) -> Self {
-        let folder = &servers.folder.0;
+        let folder = servers.folder();
         let proxy = Proxy::start(name, servers.client().await);
         let settings = folder.join(format!("{name}-settings.yaml"));
         let text = format!(
@@ -75,12 +70,12 @@ impl Manager {
             "contexts": [{"name": "core", "context": {"cluster": "core", "user": "", "namespace": "default"}}],
         });
         if options.direct {
-            std::fs::copy(folder.join("admin.kubeconfig"), &kubeconfig).unwrap();
+            std::fs::copy(servers.kubeconfig(), &kubeconfig).unwrap();
         } else {
             std::fs::write(&kubeconfig, config.to_string()).unwrap();
         }
         let (listen, log) = (free_port(), folder.join(format!("{name}.log")));
-        let mut command = Command::new(binary());
+        let mut command = Command::new(giantnetes());
         command
             .env("KUBECONFIG", &kubeconfig)
             .args(["--log", options.log, "run", "--lease", options.lease, "--lease-duration", options.lease_duration])

@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use lab::{command::Run, paths::Paths, pki, tools::Tools, wait_for};
+use lab::tools::Tools;
+
+use crate::support::apiserver::ApiServer;
 
 /// Ends a process when it is dropped.
 #[derive(Debug)]
@@ -27,25 +29,9 @@ impl Drop for Process {
 
 /// The servers. Dropping them ends them and removes what they wrote.
 pub struct Servers {
-    // Fields are dropped in this order: clients of the API server first.
+    // Dropped first: it is a client of the other.
     _controllers: Process,
-    _apiserver: Process,
-    _etcd: Process,
-    pub folder: Folder,
-}
-
-/// A folder of its own, removed when it is dropped.
-#[derive(Debug)]
-pub struct Folder(pub PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("    what the servers and managers wrote is kept in {}", self.0.display());
-        } else {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+    api: ApiServer,
 }
 
 /// A port of the loopback address that nobody listens on.
@@ -66,91 +52,52 @@ const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy"
 impl Servers {
     /// Starts the servers and installs the CustomResourceDefinitions.
     pub fn start(test: &str) -> Result<Self> {
-        let state = std::env::temp_dir().join(format!("giantnetes-controller-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&state)?;
-        let folder = Folder(state.clone());
-        let paths = Paths { state: state.clone(), cache: state.clone() };
-        pki::ensure(&paths)?;
-        let tools = Tools::locate()?;
-        let (clients, peers, port) = (free_port(), free_port(), free_port());
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let etcd = spawn(
-            Command::new(tools.etcd.join("etcd"))
-                .arg("--name=core")
-                .arg(format!("--data-dir={}", state.join("etcd").display()))
-                .args([
-                    format!("--listen-client-urls={}", url(clients)),
-                    format!("--advertise-client-urls={}", url(clients)),
-                ])
-                .args([
-                    format!("--listen-peer-urls={}", url(peers)),
-                    format!("--initial-advertise-peer-urls={}", url(peers)),
-                ])
-                .arg(format!("--initial-cluster=core={}", url(peers)))
-                .args(["--log-level=warn", "--unsafe-no-fsync"]),
-            &state.join("etcd.log"),
-        )?;
-        std::fs::write(state.join("audit-policy.json"), AUDIT_POLICY)?;
-        let file = |name: &str| paths.pki().join(name).display().to_string();
-        let apiserver = spawn(
-            Command::new(tools.kubernetes.join("kube-apiserver"))
-                .arg(format!("--etcd-servers={}", url(clients)))
-                .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
-                .arg(format!("--secure-port={port}"))
-                .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
-                // Service accounts are made by a controller that does not run here.
-                .arg("--disable-admission-plugins=ServiceAccount")
-                .arg(format!("--client-ca-file={}", file("ca.crt")))
-                .arg(format!("--tls-cert-file={}", file("apiserver.crt")))
-                .arg(format!("--tls-private-key-file={}", file("apiserver.key")))
-                .arg("--service-account-issuer=https://kubernetes.default.svc")
-                .arg(format!("--service-account-key-file={}", file("service-accounts.pub")))
-                .arg(format!("--service-account-signing-key-file={}", file("service-accounts.key")))
-                .arg(format!("--audit-policy-file={}", state.join("audit-policy.json").display()))
-                .arg(format!("--audit-log-path={}", state.join("audit.log").display()))
-                .arg("--profiling=false"),
-            &state.join("apiserver.log"),
-        )?;
-        let kubeconfig = state.join("admin.kubeconfig");
-        pki::write_kubeconfig(&paths, "admin", &kubeconfig)?;
-        let text = std::fs::read_to_string(&kubeconfig)?;
-        let at = text.find("https://").context("a server in the kubeconfig")?;
-        let end = at + text[at..].find('"').context("the end of the server's URL")?;
-        std::fs::write(&kubeconfig, format!("{}https://127.0.0.1:{port}{}", &text[..at], &text[end..]))?;
-        let kubectl = || {
-            Run::new(tools.kubernetes.join("kubectl"))
-                .args(["--kubeconfig".to_owned(), kubeconfig.display().to_string()])
-        };
-        wait_for(Duration::from_secs(90), "the API server to be ready", || {
-            let answer = kubectl().args(["get", "--raw", "/readyz", "--request-timeout=5s"]).output()?;
-            ensure!(answer.trim() == "ok", "{answer}");
-            Ok(())
-        })?;
+        let policy = std::env::temp_dir().join(format!("giantnetes-audit-{}.json", std::process::id()));
+        std::fs::write(&policy, AUDIT_POLICY)?;
+        let args = [
+            // Service accounts are made by a controller that does not run here.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            format!("--audit-policy-file={}", policy.display()),
+            // In the folder of its data, where it is started.
+            "--audit-log-path=audit.log".to_owned(),
+        ];
+        let api = ApiServer::start(&format!("controller-{test}"), &args.each_ref().map(String::as_str));
+        let _ = std::fs::remove_file(&policy);
+        let api = api?;
         let controllers = spawn(
-            Command::new(tools.kubernetes.join("kube-controller-manager"))
-                .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "--"])
+                .arg(Tools::locate()?.kubernetes.join("kube-controller-manager"))
+                .arg(format!("--kubeconfig={}", api.kubeconfig().display()))
                 .args(["--controllers=namespace-controller", "--leader-elect=false", "--secure-port=0"]),
-            &state.join("controllers.log"),
+            &api.folder().join("controllers.log"),
         )?;
-        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/crds/giantnetes.io.yaml");
-        kubectl().args(["apply", "--server-side", "-f"]).arg(crds).output()?;
-        kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).output()?;
-        Ok(Self { _controllers: controllers, _apiserver: apiserver, _etcd: etcd, folder })
+        api.install_crds()?;
+        Ok(Self { _controllers: controllers, api })
+    }
+
+    /// Where the servers and the managers write.
+    pub fn folder(&self) -> &Path {
+        self.api.folder()
+    }
+
+    /// The administrator's kubeconfig, straight to the API server.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.api.kubeconfig()
     }
 
     /// The administrator's client, straight to the API server.
     pub async fn client(&self) -> Client {
-        let file = self.folder.0.join("admin.kubeconfig");
-        let kubeconfig = Kubeconfig::read_from(file).unwrap();
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         config.default_retry = false;
         config.read_timeout = Some(Duration::from_secs(600));
         Client::try_from(config).unwrap()
     }
 
-    /// Writes on record, but for reads.
+    /// What the API server put on record: everything but reads.
     pub fn audit(&self) -> Vec<Audited> {
-        let text = std::fs::read_to_string(self.folder.0.join("audit.log")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 /// How long a server may take to be ready, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(90);
 
-/// A running API server. Dropping it ends it, and etcd, and removes the folder.
+/// A running API server. Dropping it ends it, and etcd, and removes the folder, unless the test failed.
 pub struct ApiServer {
     paths: Paths,
     tools: Tools,
@@ -197,7 +197,11 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         let _ = end(&mut self.apiserver);
         let _ = end(&mut self.etcd);
-        let _ = std::fs::remove_dir_all(self.folder());
+        if std::thread::panicking() {
+            println!("    what the servers wrote is kept in {}", self.folder().display());
+        } else {
+            let _ = std::fs::remove_dir_all(self.folder());
+        }
     }
 }
 
