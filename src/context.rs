@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service},
-        networking::v1::NetworkPolicy,
+        networking::v1::{Ingress, NetworkPolicy},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -44,6 +44,7 @@ pub struct Cache {
     pub services: Store<Service>,
     pub secrets: Store<PartialObjectMeta<Secret>>,
     pub config_maps: Store<PartialObjectMeta<ConfigMap>>,
+    pub ingresses: Store<PartialObjectMeta<Ingress>>,
     pub policies: Store<PartialObjectMeta<NetworkPolicy>>,
     pub volume_claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
     pub pods: Store<VmPod>,
@@ -136,7 +137,7 @@ impl Cache {
             })
         };
         let (service, namespace, config_map, volume_claim) = (follow(None), follow(None), follow(None), follow(None));
-        let policy = follow(None);
+        let (policy, ingress) = (follow(None), follow(None));
         let (secret, pod) = (follow(Some(&secrets_by_namespace)), follow(Some(&pods_by_namespace)));
         Self {
             clusters,
@@ -146,6 +147,7 @@ impl Cache {
             namespaces: watches.metadata("namespaces", OURS, move |object, change| namespace(&object.metadata, change)),
             secrets: watches.metadata("secrets", OURS, move |object, change| secret(&object.metadata, change)),
             config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),
+            ingresses: watches.metadata("ingresses", OURS, move |o, change| ingress(&o.metadata, change)),
             policies: watches.metadata("networkpolicies", OURS, move |o, change| policy(&o.metadata, change)),
             volume_claims: watches
                 .metadata("persistentvolumeclaims", OURS, move |o, change| volume_claim(&o.metadata, change)),

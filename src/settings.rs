@@ -18,9 +18,33 @@ pub struct Settings {
     /// What guests share.
     #[serde(default)]
     pub network: NetworkSettings,
+    /// How guests' APIs are reached from outside.
+    #[serde(default)]
+    pub exposure: ExposureSettings,
     /// The KVM provider.
     #[serde(default)]
     pub kvm: KvmSettings,
+}
+
+/// How guests' APIs are reached from outside the management cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ExposureSettings {
+    /// Host name of a guest that asks for an Ingress and names none. `{name}`, `{namespace}` and `{id}` stand for the
+    /// guest's; without a template a guest must name its host.
+    pub host_template: Option<String>,
+    /// IngressClass of a guest that names none. None: the management cluster's default class.
+    pub class_name: Option<String>,
+    /// Port at which the ingress controller is reached.
+    pub port: u16,
+    /// Further annotations of every Ingress.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Default for ExposureSettings {
+    fn default() -> Self {
+        Self { host_template: None, class_name: None, port: 443, annotations: BTreeMap::new() }
+    }
 }
 
 /// What guests share.

@@ -6,7 +6,7 @@ use crate::{api::Cluster, cluster::Valid, settings::Settings};
 
 /// Settings with one version.
 pub(crate) fn settings() -> Settings {
-    serde_saphyr::from_str("kubernetes: {defaultVersion: v1.36.3, images: {v1.36.3: \"giantnetes/vm:v1.36.3\"}}")
+    serde_saphyr::from_str("kubernetes: {defaultVersion: v1.36.3, images: {v1.36.3: \"giantnetes/vm:v1.36.3\"}}\nexposure: {hostTemplate: \"{name}.{namespace}.guests.example.com\"}")
         .unwrap()
 }
 

@@ -69,6 +69,8 @@ pub enum Reason {
     ProviderPending,
     /// The requested VNI belongs to another Cluster.
     VNIInUse,
+    /// The host name belongs to another Cluster.
+    HostInUse,
     /// No VNI is free.
     VNIExhausted,
     /// An object of our name belongs to somebody else.
@@ -92,6 +94,7 @@ impl Reason {
             Self::Paused => "Paused",
             Self::ProviderPending => "ProviderPending",
             Self::VNIInUse => "VNIInUse",
+            Self::HostInUse => "HostInUse",
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum ClaimKind {
     /// A VXLAN network identifier; the claim's name is `vni-<number>`.
     VNI,
+    /// A host name of an Ingress; the claim's name is `host-<hash of it>`.
+    Host,
 }
 
 /// The Cluster that holds a claim.
@@ -33,6 +35,7 @@ pub struct ClusterRef {
     doc = "A claim on a resource that no two guests may share. Its name is the resource. Made and removed by the controller manager; not for users.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.kind"),
     printcolumn(name = "Value", type_ = "integer", json_path = ".spec.value"),
+    printcolumn(name = "Host", type_ = "string", json_path = ".spec.host"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.clusterRef.namespace"),
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name"),
     printcolumn(name = "Released", type_ = "date", json_path = ".spec.releasedAt"),
@@ -43,8 +46,13 @@ pub struct NetworkClaimSpec {
     /// What is claimed.
     pub kind: ClaimKind,
     /// The claimed number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16_777_215))]
-    pub value: i32,
+    pub value: Option<i32>,
+    /// The claimed host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub host: Option<String>,
     /// Who holds it.
     #[x_kube(validation = Rule::new("self == oldSelf").message("a claim cannot change hands"))]
     pub cluster_ref: ClusterRef,

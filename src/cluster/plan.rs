@@ -77,9 +77,7 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         // Pinned at the first look; a version that is no longer valid stays what the guest runs.
         version: valid.as_ref().ok().map(|valid| valid.version.name.clone()).or_else(|| old.version.clone()),
         vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
-        endpoint: network
-            .map(|facts| format!("https://{}:{}", facts.api_address, names::API_PORT))
-            .or_else(|| old.endpoint.clone()),
+        endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
         certificates_renew_at: pki
             .and_then(|facts| facts.renew_at.clone())
             .or_else(|| old.certificates_renew_at.clone()),
@@ -229,7 +227,11 @@ mod tests {
 
     fn good() -> ClusterReports {
         ClusterReports {
-            network: Some(Report::Ready(NetworkFacts { vni: 1234, api_address: [10, 0, 0, 1].into() })),
+            network: Some(Report::Ready(NetworkFacts {
+                vni: 1234,
+                api_address: [10, 0, 0, 1].into(),
+                endpoint: Some("https://10.0.0.1:6443".into()),
+            })),
             pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()) })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1 })),
             guest: Some(Report::Ready(GuestFacts { nodes: NodeCounts { ready: 1, total: 1 } })),

@@ -5,6 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     api::{ClaimKind, NetworkClaim, NetworkClaimSpec},
     cluster::Identity,
+    runtime::apply::hash,
 };
 
 /// VNIs that guests get. `flannel.<VNI>` and `flannel-v6.<VNI>` must fit the kernel's 15 characters, and 1 and 4096 are
@@ -12,7 +13,7 @@ use crate::{
 pub const VNIS: std::ops::RangeInclusive<u32> = 1000..=9999;
 const RESERVED: u32 = 4096;
 
-/// Whose a VNI is.
+/// Whose a claimed resource is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// The Cluster with this UID.
@@ -77,7 +78,8 @@ pub fn claim(identity: &Identity, vni: u32) -> NetworkClaim {
         NetworkClaimSpec {
             kind: ClaimKind::VNI,
             // VNIs are at most 9999 here.
-            value: i32::try_from(vni).unwrap_or(i32::MAX),
+            value: Some(i32::try_from(vni).unwrap_or(i32::MAX)),
+            host: None,
             cluster_ref: identity.cluster_ref(),
             released_at: None,
         },
@@ -86,7 +88,26 @@ pub fn claim(identity: &Identity, vni: u32) -> NetworkClaim {
     claim
 }
 
-/// Whose a claimed VNI is, with this quarantine.
+/// Name of the claim on a host name: a hash of it, since a name of 253 characters fits no object's name with a prefix.
+pub fn host_claim_name(host: &str) -> String {
+    format!("host-{}", hash(&host.into()))
+}
+
+/// The claim on a host name.
+pub fn host_claim(identity: &Identity, host: &str) -> NetworkClaim {
+    let spec = NetworkClaimSpec {
+        kind: ClaimKind::Host,
+        value: None,
+        host: Some(host.into()),
+        cluster_ref: identity.cluster_ref(),
+        released_at: None,
+    };
+    let mut claim = NetworkClaim::new(&host_claim_name(host), spec);
+    claim.metadata.labels = Some(identity.labels());
+    claim
+}
+
+/// Whose a claimed resource is, with this quarantine.
 pub fn holder(claim: &NetworkClaim, quarantine: SignedDuration) -> Holder {
     match free_at(claim, quarantine) {
         Some(at) => Holder::Quarantine(at),

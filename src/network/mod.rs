@@ -2,12 +2,16 @@
 //!
 //! - [`addresses`]: static addresses on the overlay
 //! - [`claims`]: which VNI a guest gets, and what becomes of one that is given back; pure
+//! - [`exposure`]: the Ingress to its API; pure
+//! - `holdings`: effects of claims
 //! - [`plan`]: which objects there are; pure
 //! - [`policies`]: what may reach a guest, and what it may reach; pure
 //! - [`reconcile`]: the effects
 
 pub mod addresses;
 pub mod claims;
+pub mod exposure;
+mod holdings;
 pub mod plan;
 pub mod policies;
 pub mod reconcile;
@@ -15,10 +19,12 @@ pub mod reconcile;
 use std::net::IpAddr;
 
 /// What the network operator tells the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkFacts {
     /// The guest's VXLAN network identifier; a claim of the guest's holds it.
     pub vni: u32,
     /// Address of the Service in front of the guest's API, inside the management cluster.
     pub api_address: IpAddr,
+    /// URL of the guest's API for people; none while its host name belongs to somebody else.
+    pub endpoint: Option<String>,
 }

@@ -1,35 +1,25 @@
 //! Effects of the network operator: the VNI claim and the Service.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        core::v1::{Namespace, Service},
-        networking::v1::NetworkPolicy,
-    },
-    apimachinery::pkg::apis::meta::v1::Time,
-};
-use kube::{
-    Api, ResourceExt as _,
-    api::{ListParams, Patch, PatchParams, PostParams},
-};
-use serde_json::json;
-use tracing::info;
+use k8s_openapi::{api::networking::v1::Ingress, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{Api, ResourceExt as _};
 
 use super::{
     NetworkFacts,
     claims::{self, Holder, VniChoice},
+    exposure,
+    holdings::{Holdings, Taken, is_held_by},
     plan, policies,
 };
 use crate::{
-    api::{Cluster, NetworkClaim, Reason, names},
-    cluster::{Blames, ClusterKey, Identity, Report, Valid},
+    api::{Reason, names},
+    cluster::{Blames, ClusterKey, Identity, Report, Valid, valid::Exposure},
     context::{Context, Target},
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError},
-        cache, call,
         operator::Reconciler,
         queue::Outcome,
     },
@@ -44,14 +34,20 @@ const TAKEN_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The claim on a VNI.
-    #[error("claim a VNI")]
+    #[error("claim a VNI or host name")]
     Claim(#[source] CallError),
     /// Giving the VNI back.
-    #[error("release the VNI")]
+    #[error("release a claim")]
     Release(#[source] CallError),
     /// The policy.
     #[error("make the guest's NetworkPolicy")]
     Policy(#[source] ApplyError),
+    /// The Ingress.
+    #[error("make the Ingress to the guest's API")]
+    Expose(#[source] ApplyError),
+    /// An Ingress that is not wanted any more.
+    #[error("remove the Ingress to the guest's API")]
+    Unexpose(#[source] CallError),
     /// The Service.
     #[error("make the Service in front of the guest's API")]
     Service(#[source] ApplyError),
@@ -60,9 +56,9 @@ pub enum Error {
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
-            Self::Service(ApplyError::Foreign { .. }) | Self::Policy(ApplyError::Foreign { .. }) => {
-                Reason::ForeignObject
-            }
+            Self::Service(ApplyError::Foreign { .. })
+            | Self::Policy(ApplyError::Foreign { .. })
+            | Self::Expose(ApplyError::Foreign { .. }) => Reason::ForeignObject,
             _ => Reason::Error,
         }
     }
@@ -83,10 +79,6 @@ impl NetworkOperator {
         Self { context, applier }
     }
 
-    fn claims(&self) -> Api<NetworkClaim> {
-        Api::all(self.context.client.clone())
-    }
-
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
             return self.release(&target.identity).await;
@@ -94,26 +86,21 @@ impl NetworkOperator {
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
-        let held = self.claims_of(key).iter().find_map(|claim| {
-            let ours = claim.spec.cluster_ref.uid == valid.identity.uid && claim.spec.released_at.is_none();
-            if ours { claims::vni_of(&claim.name_any()) } else { None }
-        });
-        let quarantine = self.context.settings.network.quarantine;
-        let holder = |vni| {
-            let claim = cache::get(&self.context.cache.claims, None, &claims::claim_name(vni))?;
-            Some(claims::holder(&claim, quarantine))
-        };
+        let holdings = Holdings(&self.context);
+        let ours = holdings.of(key).into_iter().filter(|claim| is_held_by(claim, &valid.identity));
+        let held = ours.filter_map(|claim| claims::vni_of(&claim.name_any())).next();
+        let holder = |vni| holdings.holder(&claims::claim_name(vni));
         match claims::choose_vni(&valid.identity, valid.requested_vni, held, holder) {
-            VniChoice::Held(vni) => self.serve(valid, vni).await,
-            VniChoice::Claim(vni) => self.claim(valid, vni).await,
+            VniChoice::Held(vni) => self.serve(key, valid, vni).await,
+            VniChoice::Claim(vni) => {
+                match holdings.take(&valid.identity, &claims::claim(&valid.identity, vni)).await? {
+                    Taken::Ours => self.serve(key, valid, vni).await,
+                    Taken::Others => Ok((Report::waiting("a VNI"), Outcome::After(CLAIM_PAUSE))),
+                }
+            }
             VniChoice::InUse(vni, holder) => {
-                let pause = match holder {
-                    Holder::Cluster(_) => TAKEN_PAUSE,
-                    // A moment later than that, since the claim is deleted then.
-                    Holder::Quarantine(until) => Duration::try_from(until.duration_since(Timestamp::now()))
-                        .map_or(CLAIM_PAUSE, |left| (left + CLAIM_PAUSE).min(TAKEN_PAUSE)),
-                };
-                Ok((vni_in_use(vni, &holder), Outcome::After(pause)))
+                let message = in_use(&format!("VNI {vni}"), &holder);
+                Ok((Report::failed(Reason::VNIInUse, message, None), Outcome::After(pause(&holder))))
             }
             VniChoice::Exhausted => {
                 let message = "every VNI is taken; delete a Cluster".to_owned();
@@ -122,113 +109,84 @@ impl NetworkOperator {
         }
     }
 
-    fn claims_of(&self, key: &ClusterKey) -> Vec<Arc<NetworkClaim>> {
-        let names = self.context.cache.claims_by_cluster.names(&key.to_string());
-        names.iter().filter_map(|name| cache::get(&self.context.cache.claims, None, name)).collect()
-    }
-
-    async fn claim(&self, valid: &Valid, vni: u32) -> Result<Answer, Error> {
-        let claim = claims::claim(&valid.identity, vni);
-        let name = claims::claim_name(vni);
-        match call("create", format!("NetworkClaim {name}"), self.claims().create(&PostParams::default(), &claim)).await
-        {
-            Ok(_) => {
-                info!(vni, "claimed");
-                self.serve(valid, vni).await
-            }
-            Err(error) if error.status() == Some(409) => {
-                // Ours, if the cache lags behind our own claim; else somebody was faster.
-                let holder = call("get", format!("NetworkClaim {name}"), self.claims().get_opt(&name)).await;
-                match holder.map_err(Error::Claim)? {
-                    Some(held)
-                        if held.spec.cluster_ref.uid == valid.identity.uid && held.spec.released_at.is_none() =>
-                    {
-                        self.serve(valid, vni).await
-                    }
-                    _ => Ok((Report::waiting("a VNI"), Outcome::After(CLAIM_PAUSE))),
-                }
-            }
-            Err(error) => Err(Error::Claim(error)),
-        }
-    }
-
-    async fn serve(&self, valid: &Valid, vni: u32) -> Result<Answer, Error> {
+    async fn serve(&self, key: &ClusterKey, valid: &Valid, vni: u32) -> Result<Answer, Error> {
         let identity = &valid.identity;
         if self.context.namespace(identity).is_none() {
             let what = format!("namespace {}", identity.namespace);
             return Ok((Report::waiting(what), Outcome::AwaitChange));
         }
         // Before anything runs that it holds back: the VM pods wait for this operator's facts.
-        let policies = Api::<NetworkPolicy>::namespaced(self.context.client.clone(), &identity.namespace);
-        let cached = self.context.meta(&self.context.cache.policies, &identity.namespace, policies::POLICY);
         let policy = policies::policy(identity, &self.context.settings);
-        self.applier.ensure(&policies, &identity.owner(), &policy, cached.as_ref()).await.map_err(Error::Policy)?;
-        let cached = self.context.master_service(identity);
-        let api = Api::<Service>::namespaced(self.context.client.clone(), &identity.namespace);
-        self.applier
-            .ensure(&api, &identity.owner(), &plan::master_service(valid), cached.as_ref().map(|s| &s.metadata))
-            .await
-            .map_err(Error::Service)?;
-        let address = cached.as_ref().and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
-        Ok(match address {
-            Some(api_address) => (Report::Ready(NetworkFacts { vni, api_address }), Outcome::AwaitChange),
-            None => (Report::waiting("the Service's address"), Outcome::AwaitChange),
+        let cached = self.context.meta(&self.context.cache.policies, &identity.namespace, policies::POLICY);
+        self.ensure(identity, &policy, cached).await.map_err(Error::Policy)?;
+        let service = self.context.master_service(identity);
+        let cached = service.as_ref().map(|service| service.metadata.clone());
+        self.ensure(identity, &plan::master_service(valid), cached).await.map_err(Error::Service)?;
+        let address = service.as_ref().and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
+        let Some(api_address) = address else {
+            return Ok((Report::waiting("the Service's address"), Outcome::AwaitChange));
+        };
+        let endpoint = exposure::endpoint(&valid.exposure, api_address, &self.context.settings.exposure);
+        Ok(match self.expose(key, valid).await? {
+            None => {
+                let facts = NetworkFacts { vni, api_address, endpoint: Some(endpoint) };
+                (Report::Ready(facts), Outcome::AwaitChange)
+            }
+            // The guest is made nevertheless; only people do not reach it by this name.
+            Some((message, pause)) => {
+                let facts = Some(NetworkFacts { vni, api_address, endpoint: None });
+                (Report::Failed { reason: Reason::HostInUse, message, facts }, Outcome::After(pause))
+            }
         })
     }
 
-    /// Cares for claims of former Clusters of this name: deletes those whose quarantine is over, and releases one whose
-    /// creation was answered too late to be seen. Answers when the next quarantine ends.
-    async fn collect(&self, key: &ClusterKey, current: Option<&Target>) -> Result<Option<Duration>, Error> {
-        let now = Timestamp::now();
-        let mut next = None;
-        for claim in self.claims_of(key) {
-            let uid = &claim.spec.cluster_ref.uid;
-            if let Some(free_at) = claims::free_at(&claim, self.context.settings.network.quarantine) {
-                match Duration::try_from(free_at.duration_since(now)) {
-                    Ok(left) if !left.is_zero() => next = Some(next.map_or(left, |next: Duration| next.min(left))),
-                    _ => self.give_free(&claim).await?,
+    /// Makes the Ingress, or removes it. Answers why its host name cannot be had, and when to ask again.
+    async fn expose(&self, key: &ClusterKey, valid: &Valid) -> Result<Option<(String, Duration)>, Error> {
+        let (identity, holdings) = (&valid.identity, Holdings(&self.context));
+        let cached = self.context.meta(&self.context.cache.ingresses, &identity.namespace, exposure::INGRESS);
+        let mut kept = None;
+        match &valid.exposure {
+            Exposure::None => {
+                if let Some(meta) = cached.filter(|meta| identity.owner().owns(meta)) {
+                    let api = Api::<Ingress>::namespaced(self.context.client.clone(), &identity.namespace);
+                    apply::delete(&api, &meta, None).await.map_err(Error::Unexpose)?;
                 }
-            } else if current.is_none_or(|target| target.identity.uid != *uid) && !self.may_live(key, uid).await? {
-                info!(claim = claim.name_any(), "its Cluster is no more");
-                self.mark_released(&claim, now).await?;
+            }
+            Exposure::Ingress { host, class } => {
+                let name = claims::host_claim_name(host.as_str());
+                let taken = match holdings.holder(&name) {
+                    Some(Holder::Cluster(uid)) if uid == identity.uid => Taken::Ours,
+                    Some(holder) => return Ok(Some((in_use(&format!("host {host}"), &holder), pause(&holder)))),
+                    None => holdings.take(identity, &claims::host_claim(identity, host.as_str())).await?,
+                };
+                if taken == Taken::Others {
+                    return Ok(Some((format!("host {host} was taken by another Cluster"), CLAIM_PAUSE)));
+                }
+                let ingress = exposure::ingress(identity, host, class.as_deref(), &self.context.settings.exposure);
+                self.ensure(identity, &ingress, cached).await.map_err(Error::Expose)?;
+                kept = Some(name);
             }
         }
-        Ok(next)
-    }
-
-    /// Whether the server has the Cluster with this UID, or a trace of it.
-    async fn may_live(&self, key: &ClusterKey, uid: &str) -> Result<bool, Error> {
-        let clusters = Api::<Cluster>::namespaced(self.context.client.clone(), &key.namespace);
-        let live = call("get", format!("Cluster {key}"), clusters.get_metadata_opt(&key.name)).await;
-        if live.map_err(Error::Release)?.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid)) {
-            return Ok(true);
+        // A former host name: nothing leads there any more.
+        for claim in holdings.of(key) {
+            let name = claim.name_any();
+            if is_held_by(&claim, identity) && claims::vni_of(&name).is_none() && Some(&name) != kept.as_ref() {
+                holdings.mark_released(&claim, Timestamp::now()).await?;
+            }
         }
-        let namespace = Identity::new(key.clone(), uid.to_owned()).namespace;
-        let namespaces = Api::<Namespace>::all(self.context.client.clone());
-        let left = call("get", format!("Namespace {namespace}"), namespaces.get_metadata_opt(&namespace)).await;
-        Ok(left.map_err(Error::Release)?.is_some())
+        Ok(None)
     }
 
-    async fn give_free(&self, claim: &NetworkClaim) -> Result<(), Error> {
-        info!(claim = claim.name_any(), "its quarantine is over");
-        apply::delete(&self.claims(), &claim.metadata, None).await.map_err(Error::Release)
-    }
-
-    async fn mark_released(&self, claim: &NetworkClaim, now: Timestamp) -> Result<(), Error> {
-        let name = claim.name_any();
-        let patch = json!({
-            "metadata": {"uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version},
-            "spec": {"releasedAt": Time(now)},
-        });
-        let params = PatchParams { field_manager: Some("giantnetes.network".into()), ..PatchParams::default() };
-        match call("release", format!("NetworkClaim {name}"), self.claims().patch(&name, &params, &Patch::Merge(patch)))
-            .await
-        {
-            // Gone, or changed by somebody: the watch brings what is now.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
-            Err(error) => Err(Error::Release(error)),
-            Ok(_) => Ok(()),
-        }
+    async fn ensure<K>(&self, identity: &Identity, desired: &K, cached: Option<ObjectMeta>) -> Result<(), ApplyError>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + serde::de::DeserializeOwned
+            + serde::Serialize
+            + std::fmt::Debug,
+    {
+        let api = Api::<K>::namespaced(self.context.client.clone(), &identity.namespace);
+        self.applier.ensure(&api, &identity.owner(), desired, cached.as_ref()).await.map(drop)
     }
 
     /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone.
@@ -236,29 +194,29 @@ impl NetworkOperator {
         if !self.context.reports.of(identity).kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
         }
-        // From the server, not from the cache: what is not in the cache yet must not be left behind.
-        let params = ListParams::default().labels(&identity.selector());
-        let held = call("list", "NetworkClaims", self.claims().list(&params)).await.map_err(Error::Release)?;
-        let ours =
-            |claim: &&NetworkClaim| claim.spec.cluster_ref.uid == identity.uid && claim.spec.released_at.is_none();
-        let ours: Vec<_> = held.items.iter().filter(ours).collect();
-        if ours.is_empty() {
+        if Holdings(&self.context).release_all(identity).await? {
             return Ok((Report::Gone, Outcome::AwaitChange));
-        }
-        let now = Timestamp::now();
-        for claim in ours {
-            self.mark_released(claim, now).await?;
         }
         Ok((Report::waiting("the claims to be released"), Outcome::After(CLAIM_PAUSE)))
     }
 }
 
-fn vni_in_use(vni: u32, holder: &Holder) -> Report<NetworkFacts> {
+fn in_use(what: &str, holder: &Holder) -> String {
     let why = match holder {
         Holder::Cluster(_) => "belongs to another Cluster".to_owned(),
         Holder::Quarantine(until) => format!("was given back and is in quarantine until {until:.0}"),
     };
-    Report::failed(Reason::VNIInUse, format!("VNI {vni} {why}; ask for another, or for none"), None)
+    format!("{what} {why}; ask for another, or for none")
+}
+
+/// When to ask again for what is taken.
+fn pause(holder: &Holder) -> Duration {
+    match holder {
+        Holder::Cluster(_) => TAKEN_PAUSE,
+        // A moment later than that, since the claim is deleted then.
+        Holder::Quarantine(until) => Duration::try_from(until.duration_since(Timestamp::now()))
+            .map_or(CLAIM_PAUSE, |left| (left + CLAIM_PAUSE).min(TAKEN_PAUSE)),
+    }
 }
 
 /// The earlier of what a look asked for and `next`.
@@ -277,7 +235,7 @@ impl Reconciler for NetworkOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let target = self.context.target(key);
-        let next = self.collect(key, target.as_ref()).await?;
+        let next = Holdings(&self.context).collect(key, target.as_ref()).await?;
         let Some(target) = target else { return Ok(sooner(Outcome::AwaitChange, next)) };
         if let Some(left) = target.paused(Timestamp::now()) {
             return Ok(sooner(Outcome::After(left), next));

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     api::names,
-    cluster::Valid,
+    cluster::{Valid, valid::Exposure},
     network::addresses::{gateway, master, nth},
 };
 
@@ -139,7 +139,11 @@ fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {
 fn api_server_names(cluster: &Valid) -> Vec<String> {
     let namespace = &cluster.identity.namespace;
     let service = names::MASTER_SERVICE;
-    vec![
+    let exposed = match &cluster.exposure {
+        Exposure::Ingress { host, .. } => Some(host.to_string()),
+        Exposure::None => None,
+    };
+    let mut names = vec![
         "kubernetes".into(),
         "kubernetes.default".into(),
         "kubernetes.default.svc".into(),
@@ -147,7 +151,9 @@ fn api_server_names(cluster: &Valid) -> Vec<String> {
         "localhost".into(),
         format!("{service}.{namespace}"),
         format!("{service}.{namespace}.svc"),
-    ]
+    ];
+    names.extend(exposed);
+    names
 }
 
 /// The administrator that the kubeconfig beside the Cluster belongs to.

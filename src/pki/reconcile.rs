@@ -123,11 +123,7 @@ impl PkiOperator {
             secrets.insert(name, secret_meta(meta));
         }
         let reports = self.context.reports.of(identity);
-        let endpoint = reports
-            .network
-            .as_ref()
-            .and_then(Report::facts)
-            .map(|facts| format!("https://{}:{}", facts.api_address, names::API_PORT));
+        let endpoint = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.endpoint.clone());
         Ok(World { namespace: namespace.is_some(), records, secrets, endpoint })
     }
 

@@ -4,6 +4,11 @@ use std::collections::BTreeSet;
 
 use anyhow::ensure;
 use futures::future::try_join_all;
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::json;
 
 use crate::{
@@ -63,5 +68,64 @@ fn a_vni_in_use_is_told_and_rests_after_its_guest() {
         // Creation times are whole seconds.
         assert!(taken.duration_since(freed).as_secs() >= 14, "taken at {taken}, given back at {freed}");
         println!("    the VNI was taken {:.0?} after it was asked for, 15 s of quarantine before", took);
+    });
+}
+
+#[test]
+fn a_host_name_has_one_guest_and_follows_its_cluster() {
+    on_servers("host", async |servers, world| {
+        let _manager = Manager::start(servers, "one", Options::default()).await;
+        world.namespace("a").await.unwrap();
+        world.namespace("b").await.unwrap();
+        let spec = |host: &str| json!({"exposure": {"type": "Ingress", "host": host}});
+        world.create("a", "first", spec("api.example.com")).await.unwrap();
+        world.converged(SECOND * 30, "a", "first").await.unwrap();
+        world.create("b", "second", spec("api.example.com")).await.unwrap();
+        let in_use = ("NetworkReady", "False", "HostInUse");
+        let (message, took) = world.condition(SECOND * 30, ("b", "second"), in_use).await.unwrap();
+        assert!(message.contains("api.example.com belongs to another Cluster"), "{message}");
+        println!("    a taken host name is told after {took:.1?}");
+        let ingresses = Api::<Ingress>::all(world.client.clone());
+        let hosts = async || -> Vec<String> {
+            let found = ingresses.list(&ListParams::default()).await.unwrap();
+            let rules = found.into_iter().flat_map(|ingress| ingress.spec.unwrap().rules.unwrap());
+            rules.filter_map(|rule| rule.host).collect()
+        };
+        assert_eq!(hosts().await, ["api.example.com"]);
+        let kubeconfig = world.secrets("b").get_opt("second-kubeconfig").await.unwrap();
+        assert!(kubeconfig.is_none(), "a kubeconfig leads to somebody else's guest");
+
+        // The first moves away; after the quarantine its old name is the second's.
+        let moved = json!({"spec": spec("other.example.com")});
+        world.clusters("a").patch("first", &PatchParams::default(), &Patch::Merge(moved)).await.unwrap();
+        world.converged(SECOND * 90, "b", "second").await.unwrap();
+        world.converged(SECOND * 30, "a", "first").await.unwrap();
+        let mut both = hosts().await;
+        both.sort();
+        assert_eq!(both, ["api.example.com", "other.example.com"]);
+        let kubeconfig = world.secrets("a").get("first-kubeconfig").await.unwrap().data.unwrap()["value"].clone();
+        let text = String::from_utf8(kubeconfig.0).unwrap();
+        assert!(text.contains("server: https://other.example.com"), "the kubeconfig did not follow");
+
+        let closed = json!({"spec": {"exposure": null}});
+        world.clusters("a").patch("first", &PatchParams::default(), &Patch::Merge(closed)).await.unwrap();
+        eventually(SECOND * 15, "the Ingress to go", || async {
+            let left = hosts().await;
+            ensure!(left == ["api.example.com"], "{left:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        for (namespace, name) in [("a", "first"), ("b", "second")] {
+            world.delete(namespace, name).await.unwrap();
+            world.gone(SECOND * 30, namespace, name).await.unwrap();
+        }
+        eventually(SECOND * 20, "the claims' quarantine to end", || async {
+            let left = world.claims().await?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
     });
 }

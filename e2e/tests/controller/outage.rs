@@ -14,9 +14,10 @@ use crate::{
 };
 
 /// Every watch of the manager, by the resource that it lists.
-const WATCHES: [&str; 9] = [
+const WATCHES: [&str; 10] = [
     "clusters",
     "configmaps",
+    "ingresses",
     "namespaces",
     "networkclaims",
     "networkpolicies",

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use super::Failure;
 use crate::{
     api::names,
-    cluster::{self, Valid},
+    cluster::{self, Valid, valid::Exposure},
     guest,
     kvm::plan::{NodeObjects, Surroundings, control_plane_node},
     network::{
         claims::{self, VniChoice},
-        plan as network, policies,
+        exposure, plan as network, policies,
     },
     pki::plan::{self as pki, World},
     settings::Settings,
@@ -91,6 +91,11 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         step("network", "what reaches the guest", &policies::policy(identity, settings), &[&namespace])?,
         step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
     ];
+    if let Exposure::Ingress { host, class } = &valid.exposure {
+        let ingress = exposure::ingress(identity, host, class.as_deref(), &settings.exposure);
+        steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
+        steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
+    }
     steps.extend(pki_steps(valid, &namespace, known));
     let around = Surroundings { vni: known.vni, namespace_uid: &known.namespace_uid, settings: &settings.kvm };
     let NodeObjects { claim, config, pod } = control_plane_node(valid, 0, around)?;

@@ -85,7 +85,7 @@ impl Valid {
             etcd: check.storage("spec.etcd.storage", &spec.etcd.storage),
             pools: check.pools(&spec.node_pools),
             accelerator: kvm.accelerator,
-            exposure: check.exposure(&spec.exposure),
+            exposure: check.exposure(&spec.exposure, &identity, &settings.exposure),
             pki: check.pki(&spec.pki),
             deletion_protection: spec.deletion_protection.unwrap_or_default(),
             paused_until: check.time("spec.pausedUntil", spec.paused_until.as_deref()),
@@ -174,13 +174,13 @@ mod tests {
     fn what_is_not_done_yet_is_listed_and_the_rest_is_not() {
         let not_yet = |spec| Valid::new(&cluster(spec), &settings()).unwrap().not_yet();
         assert_eq!(not_yet(json!({"kubernetes": {"podCIDR": "10.128.0.0/14"}, "deletionProtection": true})), []);
-        let found = not_yet(json!({"nodePools": [{"name": "a"}], "exposure": {"type": "Ingress"}}));
+        let found = not_yet(json!({"nodePools": [{"name": "a"}], "controlPlane": {"replicas": 3}}));
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
             found,
             [
                 "spec.nodePools: node pools are not supported by this version yet",
-                "spec.exposure.type: an Ingress is not supported by this version yet"
+                "spec.controlPlane.replicas: more than one control-plane node is not supported by this version yet"
             ]
         );
     }

@@ -5,7 +5,11 @@ use std::{net::Ipv4Addr, ops::RangeInclusive, time::Duration};
 use ipnet::Ipv4Net;
 
 use super::{Check, HostName, text};
-use crate::api::{ClusterSpec, ExposureSpec, ExposureType, NetworkSpec, PkiBackend, PkiSpec};
+use crate::{
+    api::{ClusterSpec, ExposureSpec, ExposureType, NetworkSpec, PkiBackend, PkiSpec},
+    cluster::Identity,
+    settings::ExposureSettings,
+};
 
 /// Default range of the pods' addresses.
 pub const DEFAULT_POD_CIDR: Ipv4Net = net([10, 200, 0, 0], 16);
@@ -58,8 +62,8 @@ pub enum Exposure {
     None,
     /// An Ingress that passes TLS through.
     Ingress {
-        /// Host name; `None` is made from the operator's template.
-        host: Option<HostName>,
+        /// Host name: the user's, or made from the operator's template.
+        host: HostName,
         /// IngressClass; `None` is the operator's.
         class: Option<String>,
     },
@@ -147,7 +151,12 @@ impl Check {
         Mtu { overlay, pods }
     }
 
-    pub(super) fn exposure(&mut self, spec: &ExposureSpec) -> Exposure {
+    pub(super) fn exposure(
+        &mut self,
+        spec: &ExposureSpec,
+        identity: &Identity,
+        settings: &ExposureSettings,
+    ) -> Exposure {
         if let Some(host) = &spec.host {
             self.text("spec.exposure.host", host, text::is_host_name(host), "must be a DNS name");
         }
@@ -157,7 +166,8 @@ impl Check {
         }
         match spec.type_ {
             ExposureType::Ingress => {
-                Exposure::Ingress { host: spec.host.as_deref().map(HostName::checked), class: spec.class_name.clone() }
+                let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
+                Exposure::Ingress { host: HostName::checked(&host), class: spec.class_name.clone() }
             }
             ExposureType::None => {
                 if spec.host.is_some() || spec.class_name.is_some() {
@@ -166,6 +176,21 @@ impl Check {
                 Exposure::None
             }
         }
+    }
+
+    fn templated_host(&mut self, identity: &Identity, settings: &ExposureSettings) -> String {
+        let field = "spec.exposure.host";
+        let Some(template) = &settings.host_template else {
+            self.fail(field, "must be given: the operator's settings have no template for it");
+            return String::new();
+        };
+        let host = template
+            .replace("{name}", &identity.key.name)
+            .replace("{namespace}", &identity.key.namespace)
+            .replace("{id}", &identity.id);
+        let problem = "must be given: the operator's template makes no DNS name of this one's name and namespace";
+        self.text(field, &host, text::is_host_name(&host), problem);
+        host
     }
 
     pub(super) fn pki(&mut self, spec: &PkiSpec) -> Pki {

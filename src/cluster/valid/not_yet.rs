@@ -1,7 +1,7 @@
 //! What the API has and this version does not do.
 
 use super::{
-    Exposure, Valid, Violation,
+    Valid, Violation,
     network::{DEFAULT_CA_TTL, DEFAULT_LEAF_TTL},
 };
 use crate::api::AuditPolicy;
@@ -28,7 +28,6 @@ pub(super) fn of(valid: &Valid) -> Vec<Violation> {
         (!kubernetes.proxy.is_empty(), "spec.kubernetes.proxy.extraArgs", "flags are"),
         (valid.mtu.overlay.is_some(), "spec.network.overlay.mtu", "another MTU is"),
         (valid.mtu.pods.is_some(), "spec.network.calico.mtu", "Calico is"),
-        (valid.exposure != Exposure::None, "spec.exposure.type", "an Ingress is"),
         (valid.pki.ca_ttl != DEFAULT_CA_TTL, "spec.pki.ca.ttl", "another lifetime is"),
         (valid.pki.leaf_ttl != DEFAULT_LEAF_TTL, "spec.pki.leaf.ttl", "another lifetime is"),
         (!valid.pki.alt_names.is_empty(), "spec.pki.apiServer.altNames", "further names are"),
