@@ -28,7 +28,7 @@ type Step = fn(&Lab, &Guest) -> Result<()>;
 fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
-    let guest = Guest::create(&lab, "e2e-guest", "alpha", "{}");
+    let guest = Guest::create(&lab, "e2e-guest", "alpha", "{exposure: {type: Ingress}}");
     let steps: [(&str, Step); 10] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready in time", becomes_ready),
@@ -69,7 +69,7 @@ fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
         parts.iter().all(|part| line.contains(part))
     });
     ensure!(made.count() == 5, "a root was made twice");
-    ensure!(list(lab, &["networkclaims"])?.len() == 1, "there is more than one claim");
+    ensure!(list(lab, &["networkclaims"])?.len() == 2, "there are other claims than one VNI and one host name");
     ensure!(list(lab, &["-n", &home, "pods"])?.len() == 1, "there is more than one VM pod");
     Ok(())
 }
@@ -78,6 +78,9 @@ fn becomes_ready(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.await_condition(READY, "Ready", "True")?;
     let object = guest.object()?;
     ensure!(object["status"]["phase"] == "Ready", "{}", object["status"]);
+    // Everything below that talks to the guest comes this way.
+    let endpoint = object["status"]["endpoint"].as_str().unwrap_or_default();
+    ensure!(endpoint == "https://alpha.e2e-guest.guests.test:10443", "the endpoint is {endpoint}");
     ensure!(object["status"]["nodes"] == "1/1", "{}", object["status"]);
     let nodes = guest.kubectl(&["get", "nodes", "-o", "wide", "--no-headers"])?;
     println!("    {}", nodes.trim());
