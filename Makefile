@@ -25,7 +25,7 @@ demo-down: build ## Remove the demo's guest, the controller manager and the lab
 	@$(LAB) down
 
 .PHONY: test
-test: deps ## Set everything up and run all tests (TEST=fast: without virtual machines)
+test: deps ## Set everything up and run all tests (TEST=fast: without virtual machines; TEST=guest: one slow group)
 	@e2e/test.sh
 
 # Cargo tells a checkout's crates from another's by nothing but the age of their files: after another checkout has built,

@@ -60,18 +60,22 @@ pub struct Cache {
 #[derive(Clone, Debug, Default)]
 pub struct Wake {
     queues: Vec<Queue<ClusterKey>>,
+    leadership: Leadership,
     /// Which Cluster a guest's id belongs to.
     ids: Arc<Mutex<HashMap<String, ClusterKey>>>,
 }
 
 impl Wake {
-    /// Wakes whoever works on one of `queues`.
-    pub fn new(queues: Vec<Queue<ClusterKey>>) -> Self {
-        Self { queues, ids: Arc::default() }
+    /// Wakes whoever works on one of `queues`, while this process leads: a new leader looks at everything anyway.
+    pub fn new(queues: Vec<Queue<ClusterKey>>, leadership: Leadership) -> Self {
+        Self { queues, leadership, ids: Arc::default() }
     }
 
     /// Wakes all for the Cluster with this key.
     pub fn cluster(&self, key: &ClusterKey) {
+        if !self.leadership.holds() {
+            return;
+        }
         for queue in &self.queues {
             queue.add(key.clone());
         }
@@ -207,7 +211,8 @@ impl Target {
 
     /// How long nothing but renewing certificates is to be done at `now`, deletion included.
     pub fn paused(&self, now: Timestamp) -> Option<Duration> {
-        let until = self.valid.as_ref().ok()?.paused_until?;
+        // As it was written: a spec that became invalid is paused nevertheless.
+        let until: Timestamp = self.cluster.spec.paused_until.as_deref()?.parse().ok()?;
         let left = Duration::try_from(until.duration_since(now)).ok()?;
         (!left.is_zero()).then_some(left)
     }

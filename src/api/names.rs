@@ -20,6 +20,8 @@ pub const OWNER_UID_ANNOTATION: &str = "giantnetes.io/cluster-uid";
 pub const OWNER_NAME_ANNOTATION: &str = "giantnetes.io/cluster-name";
 /// Annotation on every object that we apply: hash of what was asked for.
 pub const HASH_ANNOTATION: &str = "giantnetes.io/hash";
+/// Annotation on key Secrets: hash of what is inside, so that an edit is seen.
+pub const DATA_HASH_ANNOTATION: &str = "giantnetes.io/data-hash";
 /// Annotation on key Secrets: when (RFC 3339) the controller renews what is inside.
 pub const RENEW_AT_ANNOTATION: &str = "giantnetes.io/renew-at";
 /// Prefix of annotations on the guest's namespace that record the SHA-256 of each root CA that was ever made.

@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Longest time that work under way may take when leadership ends. With the lease's release it is less than ten seconds.
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -57,7 +57,7 @@ pub(super) struct RunArgs {
     #[arg(long, env = "GIANTNETES_CALL_TIMEOUT", default_value = "15s", value_parser = duration)]
     call_timeout: Duration,
     /// Time without a sign of life after which another replica takes over: whole seconds, at least one.
-    #[arg(long, env = "GIANTNETES_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    #[arg(long, env = "GIANTNETES_LEASE_DURATION", default_value = "15s", value_parser = whole_seconds)]
     lease_duration: Duration,
     /// Namespace of the lease. Default: that of the pod or of the kubeconfig's context.
     #[arg(long, env = "GIANTNETES_NAMESPACE")]
@@ -80,6 +80,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A lease says its length in whole seconds.
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration.subsec_nanos() == 0 { Ok(duration) } else { Err(format!("{text} is not whole seconds")) }
+}
+
 /// The queues, in the order of the micro-operators: cluster, network, pki, kvm, guest.
 type Queues = [Queue<ClusterKey>; 5];
 
@@ -98,7 +104,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let workers = usize::from(args.workers);
     let queues: Queues = std::array::from_fn(|_| Queue::new(workers));
-    let wake = Wake::new(queues.to_vec());
+    let wake = Wake::new(queues.to_vec(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
     let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
     let cache = Cache::start(&watches, &wake, &memory, &events);
@@ -116,39 +122,46 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let work = tokio::spawn(work(context, queues, wake, readiness, stop.clone()));
+    let mut work = tokio::spawn(work(context, queues, wake, stop.clone()));
     // Released last: nobody else may write before our last write has ended.
     let elections_end = CancellationToken::new();
-    let elections = tokio::spawn(elector.run(elections_end.clone()));
-    let ended = tokio::select! {
+    let mut elections = tokio::spawn(elect(elector, readiness, elections_end.clone()));
+    let ended: Result<(), Failure> = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        ended = &mut server => Err(ended),
+        ended = &mut server => Err(match ended {
+            Ok(Ok(())) => "the HTTP server ended".into(),
+            Ok(Err(error)) => format!("listen on {}: {error}", args.listen).into(),
+            Err(join) => join.into(),
+        }),
+        // Only by a defect: a leader that does nothing would keep others from leading.
+        ended = &mut work => return Err(format!("the work ended: {ended:?}").into()),
+        ended = &mut elections => return Err(format!("the election ended: {ended:?}").into()),
     };
     info!("stopping");
     stop.cancel();
     work.await?;
     elections_end.cancel();
     elections.await?;
-    match ended {
-        Ok(()) => Ok(()),
-        Err(Ok(Ok(()))) => Err("the HTTP server ended".into()),
-        Err(Ok(Err(error))) => Err(format!("listen on {}: {error}", args.listen).into()),
-        Err(Err(join)) => Err(join.into()),
-    }
+    ended
 }
 
-/// Works whenever this process leads, until `stop`.
-async fn work(context: Context, queues: Queues, wake: Wake, readiness: Readiness, stop: CancellationToken) {
+/// Takes part in the election once everything is listed: a replica that knows nothing keeps nobody else from leading.
+async fn elect(elector: Elector, readiness: Readiness, end: CancellationToken) {
     let caught_up = async {
         while !readiness.waiting_for().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::select! {
-        () = stop.cancelled() => return,
+        () = end.cancelled() => return,
         () = caught_up => info!("caught up"),
     }
+    elector.run(end).await;
+}
+
+/// Works whenever this process leads, until `stop`.
+async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -184,6 +197,7 @@ mod tests {
     #[test]
     fn durations_are_checked() {
         assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
+        assert!(whole_seconds("1500ms").is_err() && whole_seconds("2s").is_ok());
         for bad in ["0s", "15", "-1s", "2h", "soon"] {
             assert!(duration(bad).is_err(), "{bad}");
         }

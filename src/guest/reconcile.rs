@@ -29,7 +29,7 @@ use crate::{
     context::{Context, Target},
     runtime::{
         CallError,
-        apply::{Applier, ApplyError},
+        apply::{Applier, ApplyError, Memory},
         call, chain,
         operator::Reconciler,
         queue::Outcome,
@@ -75,6 +75,8 @@ impl Error {
 #[derive(Clone)]
 struct Session {
     client: Client,
+    /// What it remembers is about this guest: names in another one are others.
+    applier: Applier,
     uid: String,
     address: std::net::IpAddr,
     expires: Instant,
@@ -83,7 +85,6 @@ struct Session {
 /// The guest operator.
 pub struct GuestOperator {
     context: Context,
-    applier: Applier,
     sessions: Mutex<HashMap<ClusterKey, Session>>,
 }
 
@@ -92,8 +93,7 @@ type Answer = (Report<GuestFacts>, Outcome);
 impl GuestOperator {
     /// A guest operator.
     pub fn new(context: Context) -> Self {
-        let applier = Applier::new("giantnetes.guest", names::HASH_ANNOTATION, &context.memory);
-        Self { context, applier, sessions: Mutex::default() }
+        Self { context, sessions: Mutex::default() }
     }
 
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
@@ -110,8 +110,8 @@ impl GuestOperator {
         let Some(address) = address.filter(|_| running) else {
             return Ok((Report::waiting("the control plane"), Outcome::AwaitChange));
         };
-        let client = self.session(key, valid, address).await?;
-        self.rights(&client, valid).await?;
+        let Session { client, applier, .. } = self.session(key, valid, address).await?;
+        self.rights(&client, &applier, valid).await?;
         let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
             .await
             .map_err(Error::Nodes)?
@@ -140,7 +140,7 @@ impl GuestOperator {
         })
     }
 
-    async fn rights(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
+    async fn rights(&self, client: &Client, applier: &Applier, valid: &Valid) -> Result<(), Error> {
         let api = Api::<ClusterRoleBinding>::all(client.clone());
         let owner = valid.identity.owner();
         for binding in plan::bindings() {
@@ -148,7 +148,7 @@ impl GuestOperator {
             let live = call("get", format!("ClusterRoleBinding {name}"), api.get_metadata_opt(&name))
                 .await
                 .map_err(|error| Error::Rights(error.into()))?;
-            self.applier
+            applier
                 .ensure(&api, &owner, &binding, live.as_ref().map(|object| &object.metadata))
                 .await
                 .map_err(Error::Rights)?;
@@ -157,20 +157,21 @@ impl GuestOperator {
     }
 
     /// A client for this guest; a new one when the certificate has less than a quarter of its life left.
-    async fn session(&self, key: &ClusterKey, valid: &Valid, address: std::net::IpAddr) -> Result<Client, Error> {
+    async fn session(&self, key: &ClusterKey, valid: &Valid, address: std::net::IpAddr) -> Result<Session, Error> {
         let known = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
         if let Some(session) = known
             && session.uid == valid.identity.uid
             && session.address == address
             && session.expires > Instant::now() + client::TTL / 4
         {
-            return Ok(session.client);
+            return Ok(session);
         }
         let expires = Instant::now() + client::TTL;
         let client = client::connect(&self.context, &valid.identity, address).await?;
-        let session = Session { client: client.clone(), uid: valid.identity.uid.clone(), address, expires };
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session);
-        Ok(client)
+        let applier = Applier::new("giantnetes.guest", names::HASH_ANNOTATION, &Memory::default());
+        let session = Session { client, applier, uid: valid.identity.uid.clone(), address, expires };
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session.clone());
+        Ok(session)
     }
 
     fn forget(&self, key: &ClusterKey) {

@@ -118,10 +118,12 @@ impl NetworkOperator {
         // Before anything runs that it holds back: the VM pods wait for this operator's facts.
         let policy = policies::policy(identity, &self.context.settings);
         let cached = self.context.meta(&self.context.cache.policies, &identity.namespace, policies::POLICY);
-        self.ensure(identity, &policy, cached).await.map_err(Error::Policy)?;
+        self.ensure(identity, &policy, cached, &["/spec"]).await.map_err(Error::Policy)?;
         let service = self.context.master_service(identity);
         let cached = service.as_ref().map(|service| service.metadata.clone());
-        self.ensure(identity, &plan::master_service(valid), cached).await.map_err(Error::Service)?;
+        self.ensure(identity, &plan::master_service(valid), cached, &["/spec/selector"])
+            .await
+            .map_err(Error::Service)?;
         let address = service.as_ref().and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
         let Some(api_address) = address else {
             return Ok((Report::waiting("the Service's address"), Outcome::AwaitChange));
@@ -163,7 +165,7 @@ impl NetworkOperator {
                     return Ok(Some((format!("host {host} was taken by another Cluster"), CLAIM_PAUSE)));
                 }
                 let ingress = exposure::ingress(identity, host, class.as_deref(), &self.context.settings.exposure);
-                self.ensure(identity, &ingress, cached).await.map_err(Error::Expose)?;
+                self.ensure(identity, &ingress, cached, &["/spec/rules"]).await.map_err(Error::Expose)?;
                 kept = Some(name);
             }
         }
@@ -177,7 +179,14 @@ impl NetworkOperator {
         Ok(None)
     }
 
-    async fn ensure<K>(&self, identity: &Identity, desired: &K, cached: Option<ObjectMeta>) -> Result<(), ApplyError>
+    /// At `exact` nothing of others may be: what they add to a selector or a rule decides who reaches whom.
+    async fn ensure<K>(
+        &self,
+        identity: &Identity,
+        desired: &K,
+        cached: Option<ObjectMeta>,
+        exact: &[&str],
+    ) -> Result<(), ApplyError>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
@@ -186,7 +195,7 @@ impl NetworkOperator {
             + std::fmt::Debug,
     {
         let api = Api::<K>::namespaced(self.context.client.clone(), &identity.namespace);
-        self.applier.ensure(&api, &identity.owner(), desired, cached.as_ref()).await.map(drop)
+        self.applier.ensure_exactly(&api, &identity.owner(), desired, cached.as_ref(), exact).await.map(drop)
     }
 
     /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone.
@@ -235,7 +244,12 @@ impl Reconciler for NetworkOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let target = self.context.target(key);
-        let next = Holdings(&self.context).collect(key, target.as_ref()).await?;
+        let next = match (Holdings(&self.context).collect(key, target.as_ref()).await, &target) {
+            (Err(error), Some(target)) => {
+                return self.context.reports.conclude(&target.identity, |reports| &mut reports.network, Err(error));
+            }
+            (next, _) => next?,
+        };
         let Some(target) = target else { return Ok(sooner(Outcome::AwaitChange, next)) };
         if let Some(left) = target.paused(Timestamp::now()) {
             return Ok(sooner(Outcome::After(left), next));

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::{Namespace, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{
@@ -20,7 +21,7 @@ use super::{
     kubeconfig,
     leaf::{self, Authority, LEAF_TTL, Leaf},
     plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World},
-    secrets::{bytes, issued, pair_of, root_data, secret, secret_meta},
+    secrets::{bytes, is_intact, issued, pair_of, root_data, secret, secret_meta},
 };
 use crate::{
     api::{Reason, names},
@@ -83,7 +84,8 @@ impl PkiOperator {
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
-        let world = self.observe(key, valid)?;
+        let world =
+            self.observe(key, valid, target.cluster.status.as_ref().and_then(|status| status.endpoint.clone())).await?;
         let now = Timestamp::now();
         let plan = plan::plan(valid, &world, now);
         if let Some(root) = plan.lost.first() {
@@ -101,7 +103,7 @@ impl PkiOperator {
         Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))))
     }
 
-    fn observe(&self, key: &ClusterKey, valid: &Valid) -> Result<World, Error> {
+    async fn observe(&self, key: &ClusterKey, valid: &Valid, pinned_endpoint: Option<String>) -> Result<World, Error> {
         let identity = &valid.identity;
         let namespace = self.context.namespace(identity);
         let records = namespace
@@ -120,11 +122,31 @@ impl PkiOperator {
             if !identity.owner().owns(meta) {
                 return Err(Error::Foreign(name));
             }
-            secrets.insert(name, secret_meta(meta));
+            let mut seen = secret_meta(meta);
+            if seen.hash.is_some() && !self.context.memory.is_verified(meta) && !self.verify(meta).await? {
+                // Somebody edited it: it is issued anew.
+                seen.hash = None;
+            }
+            secrets.insert(name, seen);
         }
         let reports = self.context.reports.of(identity);
         let endpoint = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.endpoint.clone());
+        // In a pause nobody reports, and certificates are renewed nevertheless.
+        let endpoint = endpoint.or_else(|| pinned_endpoint.filter(|_| reports.network.is_none()));
         Ok(World { namespace: namespace.is_some(), records, secrets, endpoint })
+    }
+
+    /// Reads a Secret that changed, and answers whether it holds what was issued.
+    async fn verify(&self, meta: &ObjectMeta) -> Result<bool, Error> {
+        let (namespace, name) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_opt(name)).await?;
+        // One that is gone is told by the watch.
+        let intact = live.as_ref().is_none_or(is_intact);
+        if let Some(live) = live.filter(|_| intact) {
+            self.context.memory.remember(&live.metadata);
+        }
+        Ok(intact)
     }
 
     async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
@@ -259,9 +281,13 @@ impl PkiOperator {
         now: Timestamp,
     ) -> Result<bool, Error> {
         let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_metadata_opt(name)).await?;
-        Ok(live.is_some_and(|live| {
+        let Some(live) = live else { return Ok(false) };
+        // Without its labels the cache does not know it; and its content is looked at again after every change.
+        let labels = live.metadata.labels.clone().unwrap_or_default();
+        let labelled = identity.labels().iter().all(|(key, value)| labels.get(key) == Some(value));
+        Ok(labelled && self.verify(&live.metadata).await? && {
             identity.owner().owns(&live.metadata) && !plan::is_due(Some(&secret_meta(&live.metadata)), hash, now)
-        }))
+        })
     }
 
     /// Reads the roots and compares each with its record.
@@ -307,7 +333,17 @@ impl PkiOperator {
 
     async fn delete_kubeconfig(&self, identity: &Identity) -> Result<Answer, Error> {
         let (api, owner) = (self.secrets(&identity.key.namespace), identity.owner());
-        if apply::prune(&api, &identity.selector(), &owner, None, |_| false).await?.is_empty() {
+        let mut left = apply::prune(&api, &identity.selector(), &owner, None, |_| false).await?;
+        // By its name, too: it may have lost its labels.
+        let name = names::kubeconfig_secret(&identity.key.name);
+        let named = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
+        if let Some(named) = named.filter(|named| owner.owns(&named.metadata)) {
+            if !left.contains(&name) {
+                apply::delete(&api, &named.metadata, None).await?;
+            }
+            left.push(name);
+        }
+        if left.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
         Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_secs(2))))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
 use tracing::warn;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     leaf::LEAF_TTL,
     plan::{self, FINGERPRINT_ANNOTATION, Root, SecretMeta},
 };
-use crate::{api::names, cluster::Identity};
+use crate::{api::names, cluster::Identity, runtime::apply::hash};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -53,6 +54,7 @@ pub(super) fn secret(
 ) -> Secret {
     let owner = identity.owner();
     annotations.insert(owner.annotation.into(), owner.uid);
+    annotations.insert(names::DATA_HASH_ANNOTATION.into(), data_hash(&data));
     Secret {
         metadata: ObjectMeta {
             name: Some(name.into()),
@@ -81,6 +83,17 @@ pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
             .ok()
     });
     SecretMeta { hash: annotation(names::HASH_ANNOTATION), renew_at, fingerprint: annotation(FINGERPRINT_ANNOTATION) }
+}
+
+/// Whether a Secret holds what was put into it.
+pub(super) fn is_intact(secret: &Secret) -> bool {
+    let recorded = secret.metadata.annotations.as_ref().and_then(|all| all.get(names::DATA_HASH_ANNOTATION));
+    recorded == Some(&data_hash(secret.data.as_ref().unwrap_or(&BTreeMap::new())))
+}
+
+/// Of keys nobody can guess, so it tells nothing about them.
+fn data_hash(data: &BTreeMap<String, ByteString>) -> String {
+    hash(&json!(data))
 }
 
 pub(super) fn bytes(text: &str) -> ByteString {

@@ -87,19 +87,23 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, meta: &ObjectMeta) {
+    /// Takes note that an object is as asked for at this resourceVersion.
+    pub fn remember(&self, meta: &ObjectMeta) {
         if let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) {
             self.lock().verified.insert(uid.clone(), version.clone());
         }
     }
 
-    fn is_verified(&self, meta: &ObjectMeta) -> bool {
+    /// Whether an object was seen to be as asked for at this resourceVersion.
+    pub fn is_verified(&self, meta: &ObjectMeta) -> bool {
         meta.uid.as_ref().and_then(|uid| self.lock().verified.get(uid).cloned()) == meta.resource_version
     }
 
     fn remember_made(&self, name: &str, meta: &ObjectMeta) {
         let uid = meta.uid.clone().unwrap_or_default();
-        self.lock().made.insert(name.to_owned(), (uid, Instant::now()));
+        let mut remembered = self.lock();
+        remembered.made.retain(|_, (_, at)| at.elapsed() < CACHE_LAG);
+        remembered.made.insert(name.to_owned(), (uid, Instant::now()));
     }
 
     /// Whether the object was made a moment ago; the cache will have it soon.
@@ -150,6 +154,25 @@ impl Applier {
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
     {
+        self.ensure_exactly(api, owner, desired, cached, &[]).await
+    }
+
+    /// As [`Applier::ensure`], but at the JSON pointers `exact` nothing may be beside what is desired: what others added there
+    /// is taken away, which an apply alone would leave.
+    ///
+    /// # Errors
+    /// [`ApplyError`]
+    pub async fn ensure_exactly<K>(
+        &self,
+        api: &Api<K>,
+        owner: &Owner,
+        desired: &K,
+        cached: Option<&ObjectMeta>,
+        exact: &[&str],
+    ) -> Result<Applied, ApplyError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
+    {
         let name = describe(desired);
         let (desired, hash) = self.complete(owner, desired, &name)?;
         let live = match cached {
@@ -185,9 +208,27 @@ impl Applier {
             return Ok(Applied::Terminating);
         }
         let seen = serde_json::to_value(&live).map_err(|source| ApplyError::Encode { object: name.clone(), source })?;
-        if contains(&seen, &desired) {
+        let changed: Vec<_> = exact.iter().filter(|path| seen.pointer(path) != desired.pointer(path)).collect();
+        if changed.is_empty() && contains(&seen, &desired) {
             self.memory.remember(live.meta());
             return Ok(Applied::Unchanged);
+        }
+        if !changed.is_empty() {
+            let mut whole = seen;
+            for path in changed {
+                if let (Some(place), Some(value)) = (whole.pointer_mut(path), desired.pointer(path)) {
+                    *place = value.clone();
+                }
+            }
+            // Carries the UID and resourceVersion that were read.
+            let made =
+                call("replace", &name, api.replace(&live.name_any(), &self.post(), &typed(&whole, &name)?)).await?;
+            let seen =
+                serde_json::to_value(&made).map_err(|source| ApplyError::Encode { object: name.clone(), source })?;
+            if contains(&seen, &desired) {
+                self.memory.remember(made.meta());
+                return Ok(Applied::Updated);
+            }
         }
         let mut patch = desired;
         // Server-side apply refuses (409) when the UID is not that of the object it meets.

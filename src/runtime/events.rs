@@ -65,7 +65,8 @@ impl Events {
             },
             reason: reason.into(),
             note: Some(shortened(note)),
-            action: action.into(),
+            // kube counts up an event of the same action and reason, whatever its note: another note is another action.
+            action: format!("{action}-{}", super::apply::hash(&note.into())),
             secondary: None,
         };
         let reference = object.object_ref(&());

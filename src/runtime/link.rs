@@ -29,9 +29,9 @@ pub struct NotLeading;
 
 /// A client for the server that `config` names.
 ///
-/// With `leadership`, every request that is not a read asks for it right before it is sent. What is already on the wire
-/// when leadership ends cannot be called back: of a process that is frozen between the question and the sending, that is
-/// one request of each connection at most.
+/// With `leadership`, requests are counted, and every one that is not a read asks for it right before it is sent; it is given
+/// up when leadership ends. What is already on the wire then cannot be called back: of a process that is frozen between the
+/// question and the sending, that is one request of each connection at most.
 ///
 /// # Errors
 /// If the configuration is unusable.
@@ -97,9 +97,22 @@ where
             _ => None,
         };
         let answer = self.inner.call(request);
+        let Some(leadership) = self.leadership.clone() else { return Box::pin(answer) };
         Box::pin(async move {
-            let answer = answer.await;
-            drop(permit);
+            let answer = match permit {
+                None => answer.await,
+                Some(permit) => {
+                    // Looked at before the request goes on, each time: one that waits for a connection, or a process that
+                    // was frozen, does not send what it was allowed to send long ago.
+                    let answer = tokio::select! {
+                        biased;
+                        () = leadership.lost() => Err(NotLeading.into()),
+                        answer = answer => answer,
+                    };
+                    drop(permit);
+                    answer
+                }
+            };
             let code = answer.as_ref().map_or("none", |answer| class(answer.status()));
             telemetry::API_REQUESTS.with_label_values(&[verb.name(), code]).inc();
             answer

@@ -31,22 +31,28 @@ pub trait Reconciler: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Shift {
     tasks: TaskTracker,
+    /// No reconciliation begins any more.
     stop: CancellationToken,
+    /// None goes on any more.
+    cut_off: CancellationToken,
 }
 
 impl Default for Shift {
     fn default() -> Self {
-        Self { tasks: TaskTracker::new(), stop: CancellationToken::new() }
+        Self { tasks: TaskTracker::new(), stop: CancellationToken::new(), cut_off: CancellationToken::new() }
     }
 }
 
 impl Shift {
     /// Begins no reconciliation any more and waits for those under way. Answers whether all of them ended in time; the
-    /// others go on, but cannot write.
+    /// others were cut off.
     pub async fn end(&self, limit: Duration) -> bool {
         self.stop.cancel();
         self.tasks.close();
-        tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
+        let in_time = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
+        self.cut_off.cancel();
+        self.tasks.wait().await;
+        in_time
     }
 }
 
@@ -56,7 +62,7 @@ impl Shift {
 pub fn start<R: Reconciler>(reconciler: Arc<R>, queue: &Queue<R::Key>, shift: &Shift) {
     for _ in 0..queue.workers() {
         let (reconciler, queue, stop) = (reconciler.clone(), queue.clone(), shift.stop.clone());
-        let inner = shift.tasks.clone();
+        let (inner, cut_off) = (shift.tasks.clone(), shift.cut_off.clone());
         shift.tasks.spawn(async move {
             loop {
                 let key = tokio::select! {
@@ -64,7 +70,7 @@ pub fn start<R: Reconciler>(reconciler: Arc<R>, queue: &Queue<R::Key>, shift: &S
                     () = stop.cancelled() => return,
                     key = queue.next() => key,
                 };
-                let outcome = once(reconciler.clone(), key.clone(), &inner).await;
+                let outcome = once(reconciler.clone(), key.clone(), &inner, &cut_off).await;
                 queue.done(&key, outcome);
                 telemetry::QUEUE_DEPTH
                     .with_label_values(&[R::NAME])
@@ -74,11 +80,22 @@ pub fn start<R: Reconciler>(reconciler: Arc<R>, queue: &Queue<R::Key>, shift: &S
     }
 }
 
-async fn once<R: Reconciler>(reconciler: Arc<R>, key: R::Key, tasks: &TaskTracker) -> Outcome {
+async fn once<R: Reconciler>(
+    reconciler: Arc<R>,
+    key: R::Key,
+    tasks: &TaskTracker,
+    cut_off: &CancellationToken,
+) -> Outcome {
+    let cut_off = cut_off.clone();
     let started = Instant::now();
     let span = info_span!("reconcile", operator = R::NAME, object = %key);
     let task = async move {
-        match reconciler.reconcile(&key).await {
+        let result = tokio::select! {
+            biased;
+            () = cut_off.cancelled() => return (Outcome::Failed, "not leading"),
+            result = reconciler.reconcile(&key) => result,
+        };
+        match result {
             Ok(outcome) => (outcome, "ok"),
             Err(error) if super::is_not_leading(&error) => {
                 debug!("this process leads no more; the leader goes on");

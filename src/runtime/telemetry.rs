@@ -46,9 +46,10 @@ pub fn set_log_filter(filter: &str) -> Result<(), String> {
     handle.reload(filter).map_err(|error| error.to_string())
 }
 
-/// kube logs every refused connection as an error by itself; whoever made the call says it, with more meaning.
+/// kube logs every refused connection as an error by itself; whoever made the call says it, with more meaning. And it logs
+/// an answer that it cannot read with its whole body, which may be a Secret's.
 fn whole(filter: &str) -> String {
-    format!("{filter},kube_client::client::builder=off")
+    format!("{filter},kube_client::client=error,kube_client::client::builder=off")
 }
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);

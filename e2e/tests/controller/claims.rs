@@ -30,6 +30,11 @@ fn a_hundred_clusters_under_two_managers_share_no_vni() {
         let claims = world.claims().await.unwrap();
         let holders: BTreeSet<_> = claims.iter().map(|claim| claim.spec.cluster_ref.uid.clone()).collect();
         assert_eq!((claims.len(), holders.len()), (100, 100), "a Cluster holds two claims, or none");
+        let clusters = Api::<giantnetes::api::Cluster>::all(world.client.clone());
+        let clusters = clusters.list(&ListParams::default()).await.unwrap();
+        let told: BTreeSet<_> = clusters.iter().filter_map(|cluster| cluster.status.as_ref()?.vni).collect();
+        let claimed: BTreeSet<_> = claims.iter().filter_map(|claim| claim.spec.value).collect();
+        assert!(told.len() == 100 && told == claimed, "what is told is not what is claimed");
         let writes = one.proxy.writes();
         println!("    100 Clusters under two managers in {took:.1?}, {} writes by one of them", writes.len());
         assert!(!one.log_text().contains("panicked"));

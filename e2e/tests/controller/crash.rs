@@ -46,7 +46,12 @@ async fn no_claims(world: &World) {
 /// Of `steps` writes those that this run takes.
 fn points(steps: usize) -> Vec<usize> {
     // In a sample, the first and the last, and a few between.
-    if asked_for("all") { (1..=steps).collect() } else { (1..=steps).step_by(steps.div_ceil(4).max(1)).collect() }
+    if asked_for("all") {
+        return (1..=steps).collect();
+    }
+    let mut few: Vec<_> = (1..=steps).step_by(steps.div_ceil(4).max(1)).collect();
+    few.push(steps);
+    few
 }
 
 /// Kills the manager at its `at`-th write from now on and starts it again. Answers whether it came so far.
@@ -54,6 +59,7 @@ async fn killed(manager: &mut Manager, at: usize, moment: Moment, trigger: impl 
     manager.proxy.crash(Crash { at, moment, process: manager.id() });
     trigger().await;
     let ended = tokio::task::block_in_place(|| manager.ended(SECOND * 8)).is_ok();
+    manager.proxy.spare();
     manager.restart();
     ended
 }

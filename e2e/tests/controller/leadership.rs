@@ -68,6 +68,7 @@ fn a_frozen_leader_does_not_write_after_its_successor() {
         let mut late = 0;
         for round in 0..rounds {
             let (leader, other) = if leads(&one).await { (&one, &two) } else { (&two, &one) };
+            assert!(leads(leader).await, "nobody leads");
             // Anywhere between two renewals.
             tokio::time::sleep(Duration::from_millis(137 * (round * 7 % 11))).await;
             leader.signal("STOP");

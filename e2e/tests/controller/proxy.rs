@@ -117,6 +117,11 @@ impl Proxy {
         *self.state.crash.lock().unwrap() = Some(crash);
     }
 
+    /// Forgets about a crash that was not come to.
+    pub fn spare(&self) {
+        *self.state.crash.lock().unwrap() = None;
+    }
+
     /// Lets so many requests in a hundred fail with 429, 500 or 504; of the writes among them, half are done nevertheless.
     pub fn fail(&self, percent: u64) {
         self.state.failing.store(percent, Ordering::SeqCst);
@@ -160,7 +165,13 @@ async fn listen(state: Arc<State>, port: u16) {
     loop {
         // The receiver lives as long as the sender in `state`.
         let _ = mode.wait_for(|mode| *mode != Mode::Refused).await;
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the proxy's port");
+        let listener = loop {
+            // A connection that was tried meanwhile may hold the port for a moment.
+            match TcpListener::bind(("127.0.0.1", port)).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {

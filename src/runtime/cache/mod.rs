@@ -141,7 +141,7 @@ impl Watches {
 }
 
 fn config(label: Option<&str>) -> watcher::Config {
-    let all = watcher::Config::default().timeout(WATCH_SECONDS);
+    let all = watcher::Config::default().timeout(WATCH_SECONDS).page_size(250);
     match label {
         Some(label) => all.labels(label),
         None => all,

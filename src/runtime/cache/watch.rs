@@ -20,8 +20,9 @@ use crate::runtime::{chain, telemetry};
 
 /// First and longest pause before a failed watch is repeated.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
-/// Longest time that a list may be silent, between its pages too.
-const LIST_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time that a list may be silent at first, between its pages too; it doubles with every list that was, up to a minute,
+/// since a server may be slow and not dead.
+const LIST_PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 pub(super) type Events<K> = BoxStream<'static, watcher::Result<Event<Entry<K>>>>;
 
@@ -40,6 +41,7 @@ pub(super) struct Watch<K: Lookup<DynamicType = ()> + Clone + 'static, F> {
     writer: Writer<K>,
     readiness: Readiness,
     changed: F,
+    patience: Duration,
     /// resourceVersions before the list that is being read.
     before: HashMap<ObjectRef<K>, (Arc<K>, Option<String>)>,
 }
@@ -52,7 +54,18 @@ where
     pub(super) fn new(name: &'static str, readiness: Readiness, changed: F) -> (Self, Store<K>) {
         let writer = Writer::<K>::default();
         let store = writer.as_reader();
-        (Self { name, store: store.clone(), writer, readiness, changed, before: HashMap::new() }, store)
+        (
+            Self {
+                name,
+                store: store.clone(),
+                writer,
+                readiness,
+                changed,
+                patience: LIST_PATIENCE.0,
+                before: HashMap::new(),
+            },
+            store,
+        )
     }
 
     pub(super) async fn run(mut self, begin: impl Fn() -> Events<K>, mut pulse: Pulse, stop: CancellationToken) {
@@ -60,14 +73,20 @@ where
         loop {
             match self.follow(begin(), &mut pulse, &mut pauses, &stop).await {
                 End::Stopped => return,
-                End::Returned => pauses = Pauses::new(),
+                End::Returned => {
+                    pauses = Pauses::new();
+                    self.patience = LIST_PATIENCE.0;
+                }
                 End::Broken(why) => {
                     let pause = pauses.next();
                     warn!(watch = self.name, error = why, ?pause, "watch failed; it is repeated");
                     telemetry::WATCH_FAILURES.with_label_values(&[self.name]).inc();
                     tokio::select! {
                         () = stop.cancelled() => return,
-                        () = pulse.returned() => pauses = Pauses::new(),
+                        () = pulse.returned() => {
+                            pauses = Pauses::new();
+                            self.patience = LIST_PATIENCE.0;
+                        }
                         () = tokio::time::sleep(pause) => {}
                     }
                 }
@@ -85,12 +104,13 @@ where
     ) -> End {
         // It begins with a list.
         let mut listing = true;
+        let patience = self.patience;
         loop {
             let next = async {
                 if !listing {
                     return Ok(events.next().await);
                 }
-                tokio::time::timeout(LIST_PATIENCE, events.next()).await
+                tokio::time::timeout(patience, events.next()).await
             };
             let event = tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
@@ -98,7 +118,10 @@ where
                 event = next => event,
             };
             match event {
-                Err(_) => return End::Broken(format!("the list was silent for {} s", LIST_PATIENCE.as_secs())),
+                Err(_) => {
+                    self.patience = (self.patience * 2).min(LIST_PATIENCE.1);
+                    return End::Broken(format!("the list was silent for {} s", patience.as_secs()));
+                }
                 Ok(None) => return End::Broken("it ended".into()),
                 Ok(Some(Ok(event))) => {
                     listing = match event {
@@ -111,6 +134,8 @@ where
                     }
                     self.handle(event);
                 }
+                // kube would go on with a resourceVersion that is gone, if the server says so with a plain status.
+                Ok(Some(Err(error))) if is_expired(&error) => return End::Broken(chain(&error)),
                 Ok(Some(Err(error))) => {
                     // kube's stream goes on by itself: with a watch where it stood, or with a list.
                     let pause = pauses.next();
@@ -144,13 +169,17 @@ where
             Event::InitDone => {
                 self.writer.apply_watcher_event(&Event::InitDone);
                 self.readiness.set(self.name, true);
+                self.patience = LIST_PATIENCE.0;
                 debug!(watch = self.name, objects = self.store.len(), "listed");
                 self.tell_differences();
             }
             Event::Apply(entry) => {
                 let known = self.known(&entry.meta);
                 match self.readable(entry) {
-                    Some(object) => self.apply(Event::Apply(object)),
+                    Some(object) => {
+                        self.tell_replaced(known.as_ref(), &object);
+                        self.apply(Event::Apply(object));
+                    }
                     None => known.map(|object| self.apply(Event::Delete(object))).unwrap_or_default(),
                 }
             }
@@ -188,14 +217,22 @@ where
             .ok()
     }
 
+    /// A namesake with another UID is another object: the old one is gone.
+    fn tell_replaced(&self, old: Option<&K>, new: &K) {
+        if let Some(old) = old.filter(|old| old.meta().uid != new.meta().uid) {
+            (self.changed)(old, Change::Gone);
+        }
+    }
+
     fn tell_differences(&mut self) {
         let mut before = std::mem::take(&mut self.before);
         for object in self.store.state() {
             let known = before.remove(&ObjectRef::from_obj(object.as_ref()));
-            let same = known.is_some_and(|(old, version)| {
-                version == object.meta().resource_version && old.meta().uid == object.meta().uid
+            let same = known.as_ref().is_some_and(|(old, version)| {
+                *version == object.meta().resource_version && old.meta().uid == object.meta().uid
             });
             if !same {
+                self.tell_replaced(known.as_ref().map(|(old, _)| old.as_ref()), &object);
                 (self.changed)(&object, Change::Is);
             }
         }
@@ -203,6 +240,10 @@ where
             (self.changed)(object, Change::Gone);
         }
     }
+}
+
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 struct Pauses(backon::ExponentialBackoff);

@@ -32,7 +32,9 @@ use self::plan::{Move, Sighting, next_move};
 use super::{CallError, call_within, chain};
 
 /// Longest time that writes under way may take when leadership is given up; then the lease runs out by itself.
-const LAST_WRITES: Duration = Duration::from_secs(8);
+const LAST_WRITES: Duration = Duration::from_secs(2);
+/// Longest time that the release of a lease may take.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// Takes part in the election of a leader.
 pub struct Elector {
@@ -75,7 +77,10 @@ impl Elector {
         let changes = watcher::watch_object(self.leases.clone(), &self.name).default_backoff();
         let mut changes = std::pin::pin!(changes);
         while !stop.is_cancelled() {
-            let pause = self.step().await;
+            let pause = tokio::select! {
+                () = stop.cancelled() => break,
+                pause = self.step() => pause,
+            };
             let is_candidate = !self.leadership.holds();
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -97,6 +102,8 @@ impl Elector {
         }
         match next_move(&self.me, self.seen.as_ref(), self.started.elapsed()) {
             Move::Wait(left) => {
+                // Somebody else holds it, whatever we believed: even if it was taken before its time.
+                self.leadership.set(None);
                 self.held = None;
                 left.min(self.length)
             }
@@ -112,9 +119,14 @@ impl Elector {
         }
     }
 
+    /// How long a call may take: a second at least, where that leaves time for another one.
+    fn patience(&self) -> Duration {
+        plan::renew_every(self.length).max(Duration::from_secs(1).min(self.length / 3))
+    }
+
     async fn look(&mut self) -> Result<(), CallError> {
         let request = self.leases.get_opt(&self.name);
-        let lease = call_within(plan::renew_every(self.length), "get", format!("Lease {}", self.name), request).await?;
+        let lease = call_within(self.patience(), "get", format!("Lease {}", self.name), request).await?;
         let seen = lease.as_ref().map(|lease| self.sighting(lease));
         self.seen = seen.map(|seen| seen.follow(self.seen.as_ref()));
         self.held = lease;
@@ -137,7 +149,7 @@ impl Elector {
         let sent = Instant::now();
         let desired = self.desired(Some(self.me.clone()));
         let was_holder = self.seen.as_ref().is_some_and(|seen| seen.holder.as_ref() == Some(&self.me));
-        let written = self.put(desired).await?;
+        let written = self.put(desired, self.patience()).await?;
         let until = self.started + plan::valid_until(sent - self.started, self.length);
         self.seen = Some(self.sighting(&written));
         self.held = Some(written);
@@ -148,8 +160,7 @@ impl Elector {
         Ok(())
     }
 
-    async fn put(&self, desired: Lease) -> Result<Lease, CallError> {
-        let limit = plan::renew_every(self.length);
+    async fn put(&self, desired: Lease, limit: Duration) -> Result<Lease, CallError> {
         let object = format!("Lease {}", self.name);
         let params = PostParams::default();
         if desired.metadata.resource_version.is_some() {
@@ -191,7 +202,7 @@ impl Elector {
             warn!(lease = self.name, "a write is still under way: the lease is not released, it runs out");
             return;
         }
-        match self.put(self.desired(None)).await {
+        match self.put(self.desired(None), RELEASE).await {
             Ok(_) => info!(lease = self.name, "released"),
             Err(error) => warn!(error = chain(&error), "the lease is not released, it runs out"),
         }
