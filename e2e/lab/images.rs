@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -87,24 +88,33 @@ fn share_content(servers: &[HostServers<'_>]) -> Result<()> {
         let list = || format!("cannot list {}", folder.display());
         for file in std::fs::read_dir(&folder).with_context(list)? {
             let file = file.with_context(list)?;
-            let (path, inode) = (file.path(), file.metadata().with_context(list)?.ino());
-            match first.get(&file.file_name()) {
-                None => {
-                    first.insert(file.file_name(), (path, inode));
-                }
-                Some((_, known)) if *known == inode => {}
-                Some((known, _)) => {
-                    let link = folder.with_file_name("shared.link");
-                    let _ = std::fs::remove_file(&link);
-                    // By rename: whoever reads the blob meanwhile reads the old file to its end.
-                    std::fs::hard_link(known, &link)
-                        .and_then(|()| std::fs::rename(&link, &path))
-                        .with_context(|| format!("cannot link {} to {}", path.display(), known.display()))?;
-                }
+            let path = file.path();
+            // containerd collects what no image needs any more, also while this goes on.
+            let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { continue };
+            let linked = match first.get(&file.file_name()) {
+                Some((_, known)) if *known == inode => true,
+                Some((known, _)) => link_in_place_of(known, &path)?,
+                None => false,
+            };
+            if !linked {
+                first.insert(file.file_name(), (path, inode));
             }
         }
     }
     Ok(())
+}
+
+/// Makes `path` another name of `known`. Answers whether `known` was there.
+fn link_in_place_of(known: &Path, path: &Path) -> Result<bool> {
+    let link = path.with_file_name("shared.link");
+    let _ = std::fs::remove_file(&link);
+    match std::fs::hard_link(known, &link) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        // By rename: whoever reads the blob meanwhile reads the old file to its end.
+        linked => linked.and_then(|()| std::fs::rename(&link, path)),
+    }
+    .with_context(|| format!("cannot link {} to {}", path.display(), known.display()))?;
+    Ok(true)
 }
 
 /// Removes the images of archives that are gone: a build replaced them, and nobody will ask for these images again.
