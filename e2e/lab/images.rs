@@ -106,7 +106,9 @@ fn share_content(servers: &[HostServers<'_>]) -> Result<()> {
 
 /// Makes `path` another name of `known`. Answers whether `known` was there.
 fn link_in_place_of(known: &Path, path: &Path) -> Result<bool> {
-    let link = path.with_file_name("shared.link");
+    // Beside the folder of blobs: whatever lies inside is a blob to containerd.
+    let blobs = path.ancestors().nth(2).unwrap_or(path);
+    let link = blobs.with_file_name("shared.link");
     let _ = std::fs::remove_file(&link);
     match std::fs::hard_link(known, &link) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
