@@ -17,7 +17,8 @@ pub use check::Violation;
 pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
 pub use machine::{ControlPlane, Machine, NodePool, Storage, Taint, parse_bytes};
 pub use network::{
-    DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR, Exposure, Mtu, Pki, Ranges, SubjectName,
+    DEFAULT_CA_TTL, DEFAULT_LEAF_TTL, DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR,
+    Exposure, Mtu, Pki, Ranges, SubjectName,
 };
 pub use text::{HostName, PoolName, Zone};
 pub use update::update;
