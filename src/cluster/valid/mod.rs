@@ -138,6 +138,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bundle_that_the_api_server_could_not_read_is_refused() {
+        let oidc = |bundle: &str| {
+            let oidc = json!({"issuerURL": "https://a.example", "clientID": "b", "caBundle": bundle});
+            problems(json!({"kubernetes": {"apiServer": {"oidc": oidc}}}))
+        };
+        let good = crate::testing::certificate();
+        assert_eq!(oidc(&good), Vec::<String>::new());
+        assert_eq!(oidc(&format!("{good}{good}")), Vec::<String>::new());
+        let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        let torn = &good[..good.len() / 2];
+        for bad in [torn, "-----BEGIN CERTIFICATE-----\n", &format!("{good}{key}"), &format!("{good}{torn}")] {
+            assert_eq!(oidc(bad).len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
     fn a_guest_keeps_its_vni() {
         let mut cluster = cluster(json!({}));
         cluster.status.get_or_insert_default().vni = Some(4321);
