@@ -35,7 +35,7 @@ step cargo test -p giantnetes-e2e --lib
 step make --no-print-directory images
 
 # These raise an API server of their own.
-for test in admission plan; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
+for test in admission plan node_flags; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
 
 if "$target/debug/lab" status >/dev/null 2>&1; then
   echo '=== SKIPPED: the tests of the lab itself, because a lab is running; the others use it'
