@@ -22,13 +22,12 @@ pub(super) fn files(node: &Node) -> Vec<File> {
         File::new("/etc/containerd/config.toml", containerd_config()),
         File::new("/etc/cni/net.d/10-giantnetes.conflist", cni_config(node)),
         File::new(KUBELET, kubelet_config(node)),
-        kubeconfig("kubelet", "https://127.0.0.1:6443"),
-        kubeconfig("kube-proxy", "https://127.0.0.1:6443"),
     ];
     if !proxy_takes_flags(node) {
-        // Where it always was: the order of a node's files is part of its hash.
-        files.insert(4, File::new(KUBE_PROXY, kube_proxy_config(node)));
+        files.push(File::new(KUBE_PROXY, kube_proxy_config(node)));
     }
+    files.push(kubeconfig("kubelet", "https://127.0.0.1:6443"));
+    files.push(kubeconfig("kube-proxy", "https://127.0.0.1:6443"));
     files
 }
 
