@@ -48,7 +48,7 @@ step make --no-print-directory images
 
 # These raise an API server of their own.
 if $fast; then
-  for test in admission plan; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
+  for test in admission plan node_flags; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
 fi
 
 if ! $fast && [[ $chosen != lab-* ]]; then

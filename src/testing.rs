@@ -28,3 +28,16 @@ pub(crate) fn cluster(spec: Value) -> Cluster {
 pub(crate) fn valid(spec: Value) -> Valid {
     Valid::new(&cluster(spec), &settings()).unwrap()
 }
+
+/// An example of manifests/examples, validated, as `team-a/demo` of these settings.
+pub(crate) fn example(file: &str) -> Valid {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples").join(file);
+    let parsed: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    valid(parsed["spec"].clone())
+}
+
+/// A certificate (PEM) of an authority that nobody knows.
+pub(crate) fn certificate() -> String {
+    let now = k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap();
+    crate::pki::embedded::root("test", "nobody", now, std::time::Duration::from_secs(3600)).unwrap().certificate
+}

@@ -1,8 +1,9 @@
 //! Flags that Giantnetes sets itself, by the command line or by a configuration file, or that would undo what it sets.
-//! `extraArgs` may not name them.
+//! `extraArgs` may not name them. (Nor those with which a program does something else than its work and ends.)
 
 /// Flags of kube-apiserver.
 pub const API_SERVER: &[&str] = &[
+    "admission-control",
     "advertise-address",
     "allow-privileged",
     "anonymous-auth",
@@ -27,6 +28,7 @@ pub const API_SERVER: &[&str] = &[
     "etcd-servers",
     "etcd-servers-overrides",
     "feature-gates",
+    "help",
     "kubelet-certificate-authority",
     "kubelet-client-certificate",
     "kubelet-client-key",
@@ -52,6 +54,7 @@ pub const API_SERVER: &[&str] = &[
     "secure-port",
     "service-account-issuer",
     "service-account-key-file",
+    "service-account-signing-endpoint",
     "service-account-signing-key-file",
     "service-cluster-ip-range",
     "storage-backend",
@@ -60,6 +63,7 @@ pub const API_SERVER: &[&str] = &[
     "tls-private-key-file",
     "tls-sni-cert-key",
     "token-auth-file",
+    "version",
 ];
 
 /// Flags of kube-controller-manager.
@@ -75,10 +79,12 @@ pub const CONTROLLER_MANAGER: &[&str] = &[
     "cluster-signing-cert-file",
     "cluster-signing-key-file",
     "feature-gates",
+    "help",
     "kubeconfig",
     "leader-elect",
     "master",
     "node-cidr-mask-size",
+    "node-cidr-mask-size-ipv4",
     "profiling",
     "requestheader-client-ca-file",
     "root-ca-file",
@@ -88,6 +94,7 @@ pub const CONTROLLER_MANAGER: &[&str] = &[
     "tls-cert-file",
     "tls-private-key-file",
     "use-service-account-credentials",
+    "version",
 ];
 
 /// Flags of kube-scheduler.
@@ -99,6 +106,7 @@ pub const SCHEDULER: &[&str] = &[
     "client-ca-file",
     "config",
     "feature-gates",
+    "help",
     "kubeconfig",
     "leader-elect",
     "master",
@@ -107,6 +115,8 @@ pub const SCHEDULER: &[&str] = &[
     "secure-port",
     "tls-cert-file",
     "tls-private-key-file",
+    "version",
+    "write-config-to",
 ];
 
 /// Flags of kubelet.
@@ -129,6 +139,7 @@ pub const KUBELET: &[&str] = &[
     "feature-gates",
     "healthz-bind-address",
     "healthz-port",
+    "help",
     "hostname-override",
     "image-gc-high-threshold",
     "kubeconfig",
@@ -146,32 +157,46 @@ pub const KUBELET: &[&str] = &[
     "tls-cert-file",
     "tls-min-version",
     "tls-private-key-file",
+    "version",
     "volume-plugin-dir",
 ];
 
 /// Flags of kube-proxy.
 pub const PROXY: &[&str] = &[
     "bind-address",
+    "cleanup",
     "cluster-cidr",
     "config",
     "feature-gates",
     "healthz-bind-address",
+    "help",
     "hostname-override",
+    "init-only",
     "kubeconfig",
     "master",
     "metrics-bind-address",
     "proxy-mode",
+    "version",
     "write-config-to",
 ];
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::{node_config, testing::valid};
+    use crate::{
+        node_config,
+        testing::{example, valid},
+    };
 
     #[test]
     fn every_flag_that_a_node_sets_is_owned() {
-        let config = node_config::control_plane(&valid(serde_json::json!({})), 0);
+        // With a flag of a user's kube-proxy is given no file, and with the maximal example all other forms there are.
+        let bare = valid(json!({"kubernetes": {"proxy": {"extraArgs": {"v": "2"}}}}));
+        let gates =
+            valid(json!({"kubernetes": {"featureGates": {"AllAlpha": true}, "proxy": {"extraArgs": {"v": "2"}}}}));
+        let all = [(valid(json!({})), 0), (bare, 1), (gates, 1), (example("maximal.yaml"), 5)];
         let owners = [
             ("kube-apiserver", API_SERVER),
             ("kube-controller-manager", CONTROLLER_MANAGER),
@@ -179,19 +204,58 @@ mod tests {
             ("kubelet", KUBELET),
             ("kube-proxy", PROXY),
         ];
-        let mut checked = 0;
-        for (component, owned) in owners {
-            let unit = format!("/etc/systemd/system/{component}.service");
-            let unit = config.files.iter().find(|file| file.path == unit).unwrap();
-            for word in unit.content.split_whitespace() {
-                if let Some(flag) = word.strip_prefix("--") {
-                    let flag = flag.split('=').next().unwrap();
-                    assert!(owned.contains(&flag), "{component} gets --{flag}, and users may set it too");
+        for (cluster, of_users) in all {
+            let config = node_config::control_plane(&cluster, 0);
+            let (mut checked, mut foreign) = (0, Vec::new());
+            for (component, owned) in owners {
+                for argument in config.argv(component).unwrap() {
+                    let Some(flag) = argument.strip_prefix("--") else { continue };
+                    let flag = flag.split('=').next().unwrap().to_owned();
                     checked += 1;
+                    if !owned.contains(&flag.as_str()) {
+                        foreign.push(format!("{component} --{flag}"));
+                    }
                 }
             }
+            assert!(checked > 50, "only {checked} flags were found");
+            assert_eq!(foreign.len(), of_users, "these are given, and users may give them too: {foreign:?}");
         }
-        assert!(checked > 50, "only {checked} flags were found");
+    }
+
+    /// Where a configuration file says what a flag could say too, the flag would win.
+    #[test]
+    fn every_field_of_a_configuration_file_is_owned_by_its_flag() {
+        let config = node_config::control_plane(&valid(json!({})), 0);
+        let flags = [
+            ("/etc/kubernetes/kubelet.yaml", "tlsCertFile", KUBELET, "tls-cert-file"),
+            ("/etc/kubernetes/kubelet.yaml", "tlsPrivateKeyFile", KUBELET, "tls-private-key-file"),
+            ("/etc/kubernetes/kubelet.yaml", "tlsMinVersion", KUBELET, "tls-min-version"),
+            ("/etc/kubernetes/kubelet.yaml", "authentication", KUBELET, "anonymous-auth"),
+            ("/etc/kubernetes/kubelet.yaml", "authorization", KUBELET, "authorization-mode"),
+            ("/etc/kubernetes/kubelet.yaml", "readOnlyPort", KUBELET, "read-only-port"),
+            ("/etc/kubernetes/kubelet.yaml", "cgroupDriver", KUBELET, "cgroup-driver"),
+            ("/etc/kubernetes/kubelet.yaml", "containerRuntimeEndpoint", KUBELET, "container-runtime-endpoint"),
+            ("/etc/kubernetes/kubelet.yaml", "clusterDomain", KUBELET, "cluster-domain"),
+            ("/etc/kubernetes/kubelet.yaml", "clusterDNS", KUBELET, "cluster-dns"),
+            ("/etc/kubernetes/kubelet.yaml", "resolvConf", KUBELET, "resolv-conf"),
+            ("/etc/kubernetes/kubelet.yaml", "protectKernelDefaults", KUBELET, "protect-kernel-defaults"),
+            ("/etc/kubernetes/kubelet.yaml", "imageGCHighThresholdPercent", KUBELET, "image-gc-high-threshold"),
+            ("/etc/kubernetes/kubelet.yaml", "evictionHard", KUBELET, "eviction-hard"),
+            ("/etc/kubernetes/kube-proxy.yaml", "mode", PROXY, "proxy-mode"),
+            ("/etc/kubernetes/kube-proxy.yaml", "clientConnection", PROXY, "kubeconfig"),
+            ("/etc/kubernetes/kube-proxy.yaml", "clusterCIDR", PROXY, "cluster-cidr"),
+            ("/etc/kubernetes/kube-proxy.yaml", "hostnameOverride", PROXY, "hostname-override"),
+        ];
+        for file in ["/etc/kubernetes/kubelet.yaml", "/etc/kubernetes/kube-proxy.yaml"] {
+            let parsed: serde_json::Value = serde_saphyr::from_str(&config.file(file).unwrap().content).unwrap();
+            for field in
+                parsed.as_object().unwrap().keys().filter(|field| !["apiVersion", "kind"].contains(&field.as_str()))
+            {
+                let known = flags.iter().find(|(of, name, ..)| *of == file && name == field);
+                let (_, _, owned, flag) = known.unwrap_or_else(|| panic!("{file}: which flag says {field}?"));
+                assert!(owned.contains(flag), "{file} says {field}, and users may give --{flag}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! One component model for all that runs on a node, rendered as systemd units.
 
-use super::File;
+use std::collections::BTreeMap;
+
+use super::{File, exec};
+use crate::cluster::valid::Flags;
 
 /// The unit that pulls everything in; user data starts it.
 pub(super) const TARGET: &str = "giantnetes-node.target";
@@ -39,14 +42,45 @@ impl Component {
         let mut text = format!(
             "[Unit]\nDescription={}\nRequires={after}\nAfter={after}\nStartLimitIntervalSec=0\n\n[Service]\nType={kind}\nExecStart={}\nRestart=always\nRestartSec=2\nTimeoutStartSec=600\n",
             self.description,
-            self.argv.join(" \\\n  "),
+            self.argv.iter().map(|argument| exec::quote(argument)).collect::<Vec<_>>().join(" \\\n  "),
         );
         for line in &self.service {
             text.push_str(line);
             text.push('\n');
         }
-        File::new(format!("/etc/systemd/system/{}.service", self.name), text)
+        File::new(unit_path(self.name), text)
     }
+
+    /// With the feature gates as a flag, for what is given no configuration file.
+    pub(super) fn with_gates(mut self, gates: &BTreeMap<String, bool>) -> Self {
+        if !gates.is_empty() {
+            let gates: Vec<_> = gates.iter().map(|(gate, on)| format!("{gate}={on}")).collect();
+            self.argv.push(format!("--feature-gates={}", gates.join(",")));
+        }
+        self
+    }
+
+    /// With what users add: after all of ours, in the order of the names.
+    pub(super) fn with_flags(mut self, flags: &Flags) -> Self {
+        self.argv.extend(flags.iter().map(|(name, value)| format!("--{name}={value}")));
+        self
+    }
+}
+
+/// The feature gates as configuration files have them; nothing if there are none.
+pub(super) fn gates_section(gates: &BTreeMap<String, bool>) -> String {
+    let mut text = String::new();
+    for (gate, on) in gates {
+        // In quotes: a gate might be called `No`.
+        let begin = if text.is_empty() { "featureGates:\n" } else { "" };
+        text.push_str(&format!("{begin}  \"{gate}\": {on}\n"));
+    }
+    text
+}
+
+/// Where the unit of a component is.
+pub(super) fn unit_path(component: &str) -> String {
+    format!("/etc/systemd/system/{component}.service")
 }
 
 /// The target that wants every component.

@@ -1,7 +1,7 @@
 //! What a control-plane node runs beside what every node runs.
 
 use super::{
-    File, Node,
+    File, Node, audit, authentication,
     component::{Component, Started, kubeconfig, kubeconfig_path},
     paths::{
         CA, ENCRYPTION, ETCD_CA, ETCD_DISK_SERIAL, FRONT_PROXY_CA, SERVICE_ACCOUNT_KEY, SERVICE_ACCOUNT_PUB,
@@ -16,13 +16,21 @@ const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
 const AUTHENTICATION: &str = "/etc/kubernetes/authentication.yaml";
 
 pub(super) fn components(node: &Node) -> Vec<Component> {
-    vec![etcd(node), api_server(node), controller_manager(node), scheduler()]
+    let wishes = &node.cluster.kubernetes;
+    let gates = &wishes.feature_gates;
+    vec![
+        etcd(node),
+        api_server(node).with_gates(gates).with_flags(&wishes.api_server.flags),
+        controller_manager(node).with_gates(gates).with_flags(&wishes.controller_manager),
+        scheduler().with_gates(gates).with_flags(&wishes.scheduler),
+    ]
 }
 
-pub(super) fn files(_: &Node) -> Vec<File> {
+pub(super) fn files(node: &Node) -> Vec<File> {
+    let wishes = &node.cluster.kubernetes.api_server;
     vec![
-        File::new(AUDIT_POLICY, AUDIT_POLICY_TEXT),
-        File::new(AUTHENTICATION, AUTHENTICATION_TEXT),
+        File::new(AUDIT_POLICY, audit::policy(wishes.audit)),
+        File::new(AUTHENTICATION, authentication::configuration(wishes.oidc.as_ref())),
         File::new("/etc/systemd/system/giantnetes-etcd-disk.service", etcd_disk_unit()),
         File::new("/etc/systemd/system/var-lib-etcd.mount", etcd_mount_unit()),
         kubeconfig("controller-manager", LOCAL_API),
@@ -173,33 +181,3 @@ fn scheduler() -> Component {
         service: vec![],
     }
 }
-
-/// Who did what, without the bodies: bodies hold secrets. Health checks and the leases' heartbeat are left out.
-const AUDIT_POLICY_TEXT: &str = "\
-apiVersion: audit.k8s.io/v1
-kind: Policy
-omitStages: [RequestReceived]
-rules:
-- level: None
-  nonResourceURLs: [/healthz*, /livez*, /readyz*]
-- level: None
-  resources:
-  - group: coordination.k8s.io
-    resources: [leases]
-- level: None
-  verbs: [get, list, watch]
-  userGroups: [system:nodes, system:masters]
-- level: Metadata
-";
-
-/// Anonymous requests reach the health endpoints and nothing else.
-const AUTHENTICATION_TEXT: &str = "\
-apiVersion: apiserver.config.k8s.io/v1
-kind: AuthenticationConfiguration
-anonymous:
-  enabled: true
-  conditions:
-  - path: /livez
-  - path: /readyz
-  - path: /healthz
-";

@@ -3,9 +3,12 @@
 //! Pure. Nothing here is secret: keys and certificates come by the mount that [`pki_mount`] describes, and files refer to
 //! them by path.
 
+mod audit;
+mod authentication;
 pub mod cloud_init;
 mod component;
 mod control_plane;
+pub mod exec;
 mod node;
 pub mod paths;
 mod pki_mount;
@@ -68,6 +71,21 @@ pub struct NodeConfig {
     pub target: &'static str,
 }
 
+impl NodeConfig {
+    /// A file by its path.
+    pub fn file(&self, path: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.path == path)
+    }
+
+    /// The command line of a component such as `kube-apiserver`, as its unit says it: the program and its arguments.
+    pub fn argv(&self, component: &str) -> Option<Vec<String>> {
+        let unit = &self.file(&component::unit_path(component))?.content;
+        let (_, line) = unit.split_once("\nExecStart=")?;
+        let (line, _) = line.split_once("\nRestart=")?;
+        exec::split(line)
+    }
+}
+
 /// What the rendering of one node needs to know.
 #[derive(Clone, Debug)]
 struct Node<'a> {
@@ -103,19 +121,106 @@ fn interfaces(address: NodeAddress) -> Vec<Interface> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::testing::valid;
+    use crate::testing::{example, valid};
 
+    fn shown(config: &NodeConfig) -> String {
+        config.files.iter().map(|file| format!("===== {} {:o}\n{}\n", file.path, file.mode, file.content)).collect()
+    }
+
+    /// Without a wish of a user nothing of this may move: every node would be outdated.
     #[test]
     fn the_control_plane_node_is_golden() {
-        let config = control_plane(&valid(json!({})), 0);
-        let mut text = String::new();
-        for file in &config.files {
-            text.push_str(&format!("===== {} {:o}\n{}\n", file.path, file.mode, file.content));
+        insta::assert_snapshot!(shown(&control_plane(&valid(json!({})), 0)));
+    }
+
+    #[test]
+    fn the_control_plane_node_with_every_wish_is_golden() {
+        insta::assert_snapshot!(shown(&control_plane(&example("maximal.yaml"), 0)));
+    }
+
+    fn flag(config: &NodeConfig, component: &str, name: &str) -> Option<String> {
+        let argv = config.argv(component).unwrap();
+        let mut found = argv.iter().filter_map(|argument| argument.strip_prefix(&format!("--{name}=")));
+        let value = found.next().map(str::to_owned);
+        assert_eq!(found.next(), None, "{component} gets --{name} twice");
+        value
+    }
+
+    fn yaml(config: &NodeConfig, path: &str) -> Value {
+        serde_saphyr::from_str(&config.file(path).unwrap().content).unwrap()
+    }
+
+    #[test]
+    fn flags_come_as_they_were_written_after_ours_and_in_order() {
+        let nasty = r#" a "b" 'c' $HOME ${HOME} %n 100% C:\\n ; # "#;
+        let args = json!({"extraArgs": {"v": "4", "logging-format": "json", "x": nasty, "empty": ""}});
+        let config = control_plane(
+            &valid(json!({"kubernetes": {
+                "apiServer": args, "controllerManager": args, "scheduler": args, "kubelet": args, "proxy": args,
+            }})),
+            0,
+        );
+        for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"] {
+            let argv = config.argv(component).unwrap();
+            let last = ["--empty=".into(), "--logging-format=json".into(), "--v=4".into(), format!("--x={nasty}")];
+            assert_eq!(argv[argv.len() - 4..], last, "{component}");
         }
-        insta::assert_snapshot!(text);
+        assert_eq!(config.argv("etcd"), control_plane(&valid(json!({})), 0).argv("etcd"));
+    }
+
+    #[test]
+    fn feature_gates_reach_every_component_in_order() {
+        let gates = json!({"Zebra": true, "AllAlpha": false, "No": true});
+        let of = |spec| control_plane(&valid(json!({"kubernetes": spec})), 0);
+        let config = of(json!({"featureGates": gates}));
+        for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+            let flag = flag(&config, component, "feature-gates");
+            assert_eq!(flag.as_deref(), Some("AllAlpha=false,No=true,Zebra=true"), "{component}");
+        }
+        for (component, file) in [("kubelet", "kubelet.yaml"), ("kube-proxy", "kube-proxy.yaml")] {
+            assert_eq!(yaml(&config, &format!("/etc/kubernetes/{file}"))["featureGates"], gates);
+            assert_eq!(flag(&config, component, "feature-gates"), None);
+        }
+        // kube-proxy would not look at its flags if it had a file.
+        let config = of(json!({"featureGates": gates, "proxy": {"extraArgs": {"oom-score-adj": "-998"}}}));
+        assert_eq!(config.file("/etc/kubernetes/kube-proxy.yaml"), None);
+        assert_eq!(flag(&config, "kube-proxy", "config"), None);
+        assert_eq!(flag(&config, "kube-proxy", "feature-gates").as_deref(), Some("AllAlpha=false,No=true,Zebra=true"));
+        assert_eq!(flag(&config, "kube-proxy", "hostname-override").as_deref(), Some("master-0"));
+    }
+
+    #[test]
+    fn a_node_is_as_closed_as_it_was_designed() {
+        let all: Vec<_> = ["minimal.yaml", "maximal.yaml"].map(|name| control_plane(&example(name), 0)).into();
+        for config in &all {
+            let flag = |component, name| flag(config, component, name).unwrap();
+            assert_eq!(flag("kube-apiserver", "authorization-mode"), "Node,RBAC");
+            assert_eq!(flag("kube-apiserver", "enable-admission-plugins"), "NodeRestriction");
+            assert_eq!(flag("kube-apiserver", "tls-min-version"), "VersionTLS12");
+            assert_eq!(flag("etcd", "tls-min-version"), "TLS1.2");
+            for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+                assert_eq!(flag(component, "profiling"), "false");
+            }
+            for component in ["kube-controller-manager", "kube-scheduler"] {
+                assert_eq!(flag(component, "bind-address"), "127.0.0.1");
+            }
+            assert!(flag("kube-apiserver", "encryption-provider-config").starts_with(paths::PKI));
+            assert!(config.file(&flag("kube-apiserver", "audit-policy-file")).is_some());
+            assert!(config.file(&flag("kube-apiserver", "authentication-config")).is_some());
+            let etcd = config.argv("etcd").unwrap();
+            for required in ["--client-cert-auth", "--peer-client-cert-auth"] {
+                assert!(etcd.iter().any(|argument| argument == required), "{required}");
+            }
+            let kubelet = yaml(config, "/etc/kubernetes/kubelet.yaml");
+            assert_eq!(kubelet["authentication"]["anonymous"]["enabled"], false);
+            assert_eq!(kubelet["authentication"]["webhook"]["enabled"], true);
+            assert_eq!(kubelet["authorization"]["mode"], "Webhook");
+            assert_eq!(kubelet["tlsMinVersion"], "VersionTLS12");
+            assert_eq!(kubelet["readOnlyPort"], 0);
+        }
     }
 
     #[test]

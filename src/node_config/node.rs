@@ -2,7 +2,7 @@
 
 use super::{
     File, Node,
-    component::{Component, Started, kubeconfig, kubeconfig_path},
+    component::{Component, Started, gates_section, kubeconfig, kubeconfig_path},
     paths::{CA, certificate, in_pki, key},
 };
 use crate::network::addresses::nth;
@@ -13,19 +13,22 @@ const KUBE_PROXY: &str = "/etc/kubernetes/kube-proxy.yaml";
 const PAUSE: &str = "giantnetes/pause:1";
 
 pub(super) fn components(node: &Node) -> Vec<Component> {
-    vec![containerd(), kubelet(node), kube_proxy()]
+    vec![containerd(), kubelet(node).with_flags(&node.cluster.kubernetes.kubelet), kube_proxy(node)]
 }
 
 pub(super) fn files(node: &Node) -> Vec<File> {
-    vec![
+    let mut files = vec![
         File::new("/etc/resolv.conf", "nameserver 10.0.2.3\n"),
         File::new("/etc/containerd/config.toml", containerd_config()),
         File::new("/etc/cni/net.d/10-giantnetes.conflist", cni_config(node)),
         File::new(KUBELET, kubelet_config(node)),
-        File::new(KUBE_PROXY, kube_proxy_config(node)),
-        kubeconfig("kubelet", "https://127.0.0.1:6443"),
-        kubeconfig("kube-proxy", "https://127.0.0.1:6443"),
-    ]
+    ];
+    if !proxy_takes_flags(node) {
+        files.push(File::new(KUBE_PROXY, kube_proxy_config(node)));
+    }
+    files.push(kubeconfig("kubelet", "https://127.0.0.1:6443"));
+    files.push(kubeconfig("kube-proxy", "https://127.0.0.1:6443"));
+    files
 }
 
 fn containerd() -> Component {
@@ -63,15 +66,32 @@ fn kubelet(node: &Node) -> Component {
     }
 }
 
-fn kube_proxy() -> Component {
-    Component {
+/// Beside a configuration file kube-proxy heeds no flag but a few. A user's flags would be read and ignored, so where there
+/// are any it is told everything by flags.
+fn proxy_takes_flags(node: &Node) -> bool {
+    !node.cluster.kubernetes.proxy.is_empty()
+}
+
+fn kube_proxy(node: &Node) -> Component {
+    let wishes = &node.cluster.kubernetes;
+    let component = |arguments: Vec<String>| Component {
         name: "kube-proxy",
         description: "Kubernetes Services",
-        argv: vec!["/usr/local/bin/kube-proxy".into(), format!("--config={KUBE_PROXY}")],
+        argv: ["/usr/local/bin/kube-proxy".to_owned()].into_iter().chain(arguments).collect(),
         started: Started::Exec,
         after: vec!["giantnetes-pki.service"],
         service: vec!["OOMScoreAdjust=-999"],
+    };
+    if !proxy_takes_flags(node) {
+        return component(vec![format!("--config={KUBE_PROXY}")]);
     }
+    let arguments = vec![
+        "--proxy-mode=iptables".into(),
+        format!("--kubeconfig={}", kubeconfig_path("kube-proxy")),
+        format!("--cluster-cidr={}", node.cluster.ranges.pods),
+        format!("--hostname-override={}", node.name),
+    ];
+    component(arguments).with_gates(&wishes.feature_gates).with_flags(&wishes.proxy)
 }
 
 fn containerd_config() -> String {
@@ -114,7 +134,7 @@ fn cni_config(node: &Node) -> String {
 }
 
 fn kubelet_config(node: &Node) -> String {
-    format!(
+    let config = format!(
         "\
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -145,11 +165,12 @@ evictionHard:
         certificate = in_pki(certificate("kubelet-server")),
         key = in_pki(key("kubelet-server")),
         dns = nth(node.cluster.ranges.services, 10),
-    )
+    );
+    config + &gates_section(&node.cluster.kubernetes.feature_gates)
 }
 
 fn kube_proxy_config(node: &Node) -> String {
-    format!(
+    let config = format!(
         "\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -162,5 +183,6 @@ hostnameOverride: {name}
         kubeconfig = kubeconfig_path("kube-proxy"),
         pods = node.cluster.ranges.pods,
         name = node.name,
-    )
+    );
+    config + &gates_section(&node.cluster.kubernetes.feature_gates)
 }

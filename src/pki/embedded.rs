@@ -1,6 +1,6 @@
 //! The built-in authority: keys and certificates made here, by rcgen. ECDSA P-256 everywhere.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::jiff::Timestamp;
@@ -10,8 +10,9 @@ use rcgen::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
+use x509_parser::pem::parse_x509_pem;
 
-use super::leaf::{Leaf, ROOT_TTL, Usage};
+use super::leaf::{Leaf, Usage};
 
 /// Clocks of hosts and guests differ a little: certificates are valid from this long before they were made.
 const BACKDATE: Duration = Duration::from_secs(300);
@@ -40,6 +41,12 @@ pub enum PkiError {
     /// A time lies outside what X.509 can say.
     #[error("{0} is no time that a certificate can carry")]
     Time(Timestamp),
+    /// A root's certificate cannot be read.
+    #[error("read the root's certificate: {0}")]
+    Root(String),
+    /// A root's time is over, so that nothing is left to issue from it.
+    #[error("the certificate authority expired at {0}, and with it the guest's certificates")]
+    Expired(Timestamp),
     /// The system gives no random bytes.
     #[error("get random bytes from the system")]
     Random,
@@ -53,22 +60,37 @@ fn make<T>(what: impl Into<String>, result: Result<T, rcgen::Error>) -> Result<T
 ///
 /// # Errors
 /// [`PkiError`]
-pub fn root(name: &str, owner: &str, now: Timestamp) -> Result<Pair, PkiError> {
+pub fn root(name: &str, owner: &str, now: Timestamp, ttl: Duration) -> Result<Pair, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&format!("{name} CA of {owner}"), &[]);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    validity(&mut params, now, ROOT_TTL)?;
+    validity(&mut params, now, end_of(now, ttl)?)?;
     let key = make(name, KeyPair::generate())?;
     let certificate = make(name, params.self_signed(&key))?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
 }
 
-/// Signs a leaf with a root.
+/// When a certificate (PEM) expires.
+///
+/// # Errors
+/// [`PkiError::Root`] if it cannot be read.
+pub fn expires(certificate: &str) -> Result<Timestamp, PkiError> {
+    let unread = |error: &dyn Display| PkiError::Root(error.to_string());
+    let (_, pem) = parse_x509_pem(certificate.as_bytes()).map_err(|error| unread(&error))?;
+    let parsed = pem.parse_x509().map_err(|error| unread(&error))?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp()).map_err(|error| unread(&error))
+}
+
+/// Signs a leaf with a root. However long it is meant to live, it does not outlive the root.
 ///
 /// # Errors
 /// [`PkiError`]
 pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<Pair, PkiError> {
+    let roots_end = expires(&root.certificate)?;
+    if roots_end <= now {
+        return Err(PkiError::Expired(roots_end));
+    }
     let ca_key = make("the root's key", KeyPair::from_pem(root.key.expose_secret()))?;
     let issuer = make("the root's certificate", Issuer::from_ca_cert_pem(&root.certificate, ca_key))?;
     let mut params = CertificateParams::default();
@@ -85,7 +107,7 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
         Usage::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
     };
     params.use_authority_key_identifier_extension = true;
-    validity(&mut params, now, ttl)?;
+    validity(&mut params, now, end_of(now, ttl)?.min(roots_end))?;
     let key = make(leaf.name, KeyPair::generate())?;
     let certificate = make(leaf.name, params.signed_by(&key, &issuer))?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
@@ -128,9 +150,13 @@ fn subject(common_name: &str, organisations: &[&str]) -> DistinguishedName {
     name
 }
 
-fn validity(params: &mut CertificateParams, now: Timestamp, ttl: Duration) -> Result<(), PkiError> {
+fn end_of(now: Timestamp, ttl: Duration) -> Result<Timestamp, PkiError> {
+    now.checked_add(ttl).map_err(|_| PkiError::Time(now))
+}
+
+fn validity(params: &mut CertificateParams, now: Timestamp, end: Timestamp) -> Result<(), PkiError> {
     params.not_before = certificate_time(now.checked_sub(BACKDATE).map_err(|_| PkiError::Time(now))?)?;
-    params.not_after = certificate_time(now.checked_add(ttl).map_err(|_| PkiError::Time(now))?)?;
+    params.not_after = certificate_time(end)?;
     Ok(())
 }
 
@@ -140,21 +166,22 @@ fn certificate_time(at: Timestamp) -> Result<time::OffsetDateTime, PkiError> {
 
 #[cfg(test)]
 mod tests {
-    use x509_parser::pem::parse_x509_pem;
-
     use super::*;
-    use crate::pki::leaf::{self, LEAF_TTL};
+    use crate::{
+        cluster::valid::{DEFAULT_CA_TTL, DEFAULT_LEAF_TTL},
+        pki::leaf,
+    };
 
     #[test]
     fn a_leaf_carries_what_was_planned_and_its_root_verifies_it() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let root = root("kubernetes", "team-a/demo", now).unwrap();
+        let root = root("kubernetes", "team-a/demo", now, DEFAULT_CA_TTL).unwrap();
         let (_, root_pem) = parse_x509_pem(root.certificate.as_bytes()).unwrap();
         let root_certificate = root_pem.parse_x509().unwrap();
         assert!(root_certificate.is_ca());
         let cluster = crate::testing::valid(serde_json::json!({}));
         for leaf in leaf::of_master(&cluster, 0) {
-            let pair = sign(&root, &leaf, now, LEAF_TTL).unwrap();
+            let pair = sign(&root, &leaf, now, DEFAULT_LEAF_TTL).unwrap();
             let (_, pem) = parse_x509_pem(pair.certificate.as_bytes()).unwrap();
             let certificate = pem.parse_x509().unwrap();
             certificate.verify_signature(Some(root_certificate.public_key())).unwrap();
@@ -173,6 +200,21 @@ mod tests {
             assert_eq!(life.not_before.timestamp(), 1_800_000_000 - 300);
             assert!(!certificate.is_ca());
         }
+    }
+
+    #[test]
+    fn no_leaf_outlives_its_root() {
+        let made = Timestamp::from_second(1_800_000_000).unwrap();
+        let (day, hour) = (Duration::from_secs(24 * 3600), Duration::from_secs(3600));
+        let root = root("kubernetes", "team-a/demo", made, day).unwrap();
+        let end = made + day;
+        assert_eq!(expires(&root.certificate).unwrap(), end);
+        let lasts =
+            |now| sign(&root, &leaf::administrator(), now, 2 * hour).map(|leaf| expires(&leaf.certificate).unwrap());
+        assert_eq!(lasts(end - 3 * hour).unwrap(), end - hour);
+        assert_eq!(lasts(end - 2 * hour).unwrap(), end);
+        assert_eq!(lasts(end - hour).unwrap(), end);
+        assert!(matches!(lasts(end), Err(PkiError::Expired(at)) if at == end));
     }
 
     #[test]

@@ -1,19 +1,17 @@
 //! Subjects, names, usages and lifetimes of every certificate of a guest.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::{
     api::names,
-    cluster::{Valid, valid::Exposure},
+    cluster::{
+        Valid,
+        valid::{Exposure, SubjectName},
+    },
     network::addresses::{gateway, master, nth},
 };
-
-/// Lifetime of a leaf certificate: ninety days.
-pub const LEAF_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Lifetime of a root: ten years.
-pub const ROOT_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// Group of the administrators of a guest. The guest operator binds it to `cluster-admin`.
 pub const ADMIN_GROUP: &str = "giantnetes:cluster-admins";
@@ -86,13 +84,24 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     let overlay = cluster.ranges.overlay;
     let ip = IpAddr::from(master(&cluster.identity, overlay, index).ip.addr());
     let local = IpAddr::from([127, 0, 0, 1]);
+    let (mut dns, mut addresses) =
+        (api_server_names(cluster), vec![nth(cluster.ranges.services, 1).into(), gateway(overlay).into(), ip, local]);
+    for name in &cluster.pki.alt_names {
+        match name {
+            SubjectName::Dns(host) if !dns.iter().any(|name| name == host.as_str()) => dns.push(host.to_string()),
+            SubjectName::Address(address) if !addresses.contains(&(*address).into()) => {
+                addresses.push((*address).into())
+            }
+            SubjectName::Dns(_) | SubjectName::Address(_) => {}
+        }
+    }
     let api_server = Leaf {
         name: "apiserver",
         authority: Authority::Kubernetes,
         common_name: "kube-apiserver".into(),
         organisations: Vec::new(),
-        dns: api_server_names(cluster),
-        addresses: vec![nth(cluster.ranges.services, 1).into(), gateway(overlay).into(), ip, local],
+        dns,
+        addresses,
         usage: Usage::Server,
     };
     let etcd = |name, usage| Leaf {
@@ -164,4 +173,23 @@ pub fn administrator() -> Leaf {
 /// The controller manager itself, for as long as a guest's RBAC is not set up: never stored, ten minutes long.
 pub fn bootstrapper() -> Leaf {
     Leaf::client("bootstrapper", "giantnetes:controller-manager", vec!["system:masters"])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::valid;
+
+    #[test]
+    fn further_names_come_into_the_api_servers_certificate_alone_and_once() {
+        let leaves = |names| of_master(&valid(json!({"pki": {"apiServer": {"altNames": names}}})), 0);
+        let (plain, named) =
+            (leaves(json!([])), leaves(json!(["localhost", "api.example.com", "192.0.2.10", "127.0.0.1"])));
+        assert_eq!(named[0].name, "apiserver");
+        assert_eq!(named[0].dns, [plain[0].dns.clone(), vec!["api.example.com".into()]].concat());
+        assert_eq!(named[0].addresses, [plain[0].addresses.clone(), vec![[192, 0, 2, 10].into()]].concat());
+        assert_eq!(named[1..], plain[1..]);
+    }
 }

@@ -1,13 +1,17 @@
 //! What is to be made, issued or renewed. Pure: time and all that was observed come in.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
-use serde_json::json;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::leaf::{self, Authority, Leaf};
-use crate::{api::names, cluster::Valid, runtime::apply::hash};
+use crate::{
+    api::names,
+    cluster::{Valid, valid::DEFAULT_LEAF_TTL},
+    runtime::apply::hash,
+};
 
 /// Something that is made once in a guest's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -94,6 +98,9 @@ pub enum Step {
         node: String,
         /// Its certificates.
         leaves: Vec<Leaf>,
+        /// How long they live, unless their roots end before.
+        #[serde(serialize_with = "minutes")]
+        ttl: Duration,
         /// Hash of this wish.
         hash: String,
     },
@@ -101,9 +108,22 @@ pub enum Step {
     IssueKubeconfig {
         /// URL that it points to.
         endpoint: String,
+        /// How long its certificate lives, unless its root ends before.
+        #[serde(serialize_with = "minutes")]
+        ttl: Duration,
         /// Hash of this wish.
         hash: String,
     },
+}
+
+/// A lifetime as specs have it: hours, or minutes where those are none.
+fn minutes<S: Serializer>(ttl: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    let minutes = ttl.as_secs() / 60;
+    serializer.collect_str(&if minutes.is_multiple_of(60) {
+        format!("{}h", minutes / 60)
+    } else {
+        format!("{minutes}m")
+    })
 }
 
 /// What to do now, and why no more.
@@ -153,21 +173,29 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
 fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let node = names::master(0);
     let leaves = leaf::of_master(cluster, 0);
-    let wish = hash(&json!({"leaves": leaves, "roots": world.records}));
-    if is_due(world.secrets.get(&names::node_secret(&node)), &wish, now) {
-        plan.steps.push(Step::IssueNode { node, leaves, hash: wish });
+    let ttl = cluster.pki.leaf_ttl;
+    let hash = wish(json!({"leaves": leaves, "roots": world.records}), ttl);
+    if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
+        plan.steps.push(Step::IssueNode { node, leaves, ttl, hash });
     }
     match &world.endpoint {
         None => plan.waiting.push("the API's address".into()),
         Some(endpoint) => {
-            let wish = hash(&json!({
-                "leaf": leaf::administrator(), "endpoint": endpoint, "roots": world.records,
-            }));
-            if is_due(world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name)), &wish, now) {
-                plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), hash: wish });
+            let hash = wish(json!({"leaf": leaf::administrator(), "endpoint": endpoint, "roots": world.records}), ttl);
+            if is_due(world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name)), &hash, now) {
+                plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), ttl, hash });
             }
         }
     }
+}
+
+/// Hash of a wish. The default lifetime is not in it: it was not when there was no other, and a newer manager alone issues
+/// nothing anew.
+fn wish(mut wanted: Value, ttl: Duration) -> String {
+    if ttl != DEFAULT_LEAF_TTL {
+        wanted["ttl"] = json!(ttl.as_secs());
+    }
+    hash(&wanted)
 }
 
 /// Whether a Secret has to be issued: it is missing, made for another wish, or its time has come.
@@ -178,9 +206,10 @@ pub fn is_due(secret: Option<&SecretMeta>, wish: &str, now: Timestamp) -> bool {
     }
 }
 
-/// The time at two thirds of a certificate's life, when it is renewed.
-pub fn renew_at(issued: Timestamp, ttl: std::time::Duration) -> Timestamp {
-    let at = issued.checked_add(ttl * 2 / 3).unwrap_or(Timestamp::MAX);
+/// The time at two thirds of a certificate's life, when it is renewed. Where the roots end before that, no renewal could make
+/// it live longer: then it is the end of the roots, when all that is left is to say so.
+pub fn renew_at(issued: Timestamp, ttl: Duration, roots_end: Timestamp) -> Timestamp {
+    let at = issued.checked_add(ttl * 2 / 3).unwrap_or(Timestamp::MAX).min(roots_end);
     // Whole seconds: people read it.
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
@@ -285,7 +314,41 @@ mod tests {
     }
 
     #[test]
-    fn renewal_is_at_two_thirds() {
-        assert_eq!(renew_at(NOW, std::time::Duration::from_secs(90)), at(60));
+    fn renewal_is_at_two_thirds_or_when_the_roots_end() {
+        let ttl = Duration::from_secs(90);
+        assert_eq!(renew_at(NOW, ttl, Timestamp::MAX), at(60));
+        assert_eq!(renew_at(at(100), ttl, at(160)), at(160));
+        assert_eq!(renew_at(at(100), ttl, at(159)), at(159));
+    }
+
+    #[test]
+    fn another_lifetime_or_name_issues_anew_and_the_default_written_down_does_not() {
+        let pki = |pki| valid(json!({"pki": pki}));
+        let mut world = rooted();
+        let first = plan(&pki(json!({})), &world, NOW);
+        carry_out(&mut world, &first, at(1000));
+        let issued = |pki| plan(&pki, &world, NOW).steps;
+        assert_eq!(issued(pki(json!({"leaf": {"ttl": "2160h"}, "ca": {"ttl": "87600h"}}))), []);
+        let steps = issued(pki(json!({"leaf": {"ttl": "10m"}})));
+        let shown = serde_json::to_value(&steps).unwrap();
+        assert_eq!(shown[0]["issue-node"]["ttl"], "10m");
+        assert_eq!(shown[1]["issue-kubeconfig"]["ttl"], "10m");
+        let steps = issued(pki(json!({"apiServer": {"altNames": ["api.example.com"]}})));
+        assert!(matches!(steps.as_slice(), [Step::IssueNode { .. }]), "{steps:?}");
+    }
+
+    /// What guests have that were made by a manager without lifetimes. Another hash would issue every certificate of every
+    /// guest anew when the manager is updated.
+    #[test]
+    fn the_hash_of_the_default_wish_stays() {
+        let steps = plan(&valid(json!({})), &rooted(), NOW).steps;
+        let hashes: Vec<_> = steps
+            .iter()
+            .map(|step| match step {
+                Step::IssueNode { hash, .. } | Step::IssueKubeconfig { hash, .. } => hash.as_str(),
+                Step::MakeRoot(_) | Step::RecordRoots(_) => panic!("{step:?}"),
+            })
+            .collect();
+        assert_eq!(hashes, ["d7099d5aab00b5af", "d68d844e9a66ab5e"]);
     }
 }

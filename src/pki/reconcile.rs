@@ -19,8 +19,8 @@ use super::{
     PkiFacts,
     embedded::{self, Pair, PkiError},
     kubeconfig,
-    leaf::{self, Authority, LEAF_TTL, Leaf},
-    plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World},
+    leaf::{self, Authority, Leaf},
+    plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World, renew_at},
     secrets::{bytes, is_intact, issued, pair_of, root_data, secret, secret_meta},
 };
 use crate::{
@@ -152,24 +152,28 @@ impl PkiOperator {
     async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
         let identity = &valid.identity;
         match step {
-            Step::MakeRoot(root) => self.make_root(identity, *root, now).await,
+            Step::MakeRoot(root) => self.make_root(valid, *root, now).await,
             Step::RecordRoots(roots) => self.record_roots(identity, roots, world).await,
-            Step::IssueNode { node, leaves, hash } => self.issue_node(identity, world, node, leaves, hash, now).await,
-            Step::IssueKubeconfig { endpoint, hash } => {
-                self.issue_kubeconfig(identity, world, endpoint, hash, now).await
+            Step::IssueNode { node, leaves, ttl, hash } => {
+                let issue = Issue { identity, world, hash, ttl: *ttl, now };
+                self.issue_node(issue, node, leaves).await
+            }
+            Step::IssueKubeconfig { endpoint, ttl, hash } => {
+                self.issue_kubeconfig(Issue { identity, world, hash, ttl: *ttl, now }, endpoint).await
             }
         }
     }
 
     /// Makes a root for the first time. Its Secret has one name, so of two makers one fails and takes the other's.
-    async fn make_root(&self, identity: &Identity, root: Root, now: Timestamp) -> Result<(), Error> {
+    async fn make_root(&self, cluster: &Valid, root: Root, now: Timestamp) -> Result<(), Error> {
+        let identity = &cluster.identity;
         // The cache may lag behind the record that forbids this.
         let object = format!("Namespace {}", identity.namespace);
         let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
         if live.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(&root.record())) {
             return Err(Error::Lost(format!("{}/{}", identity.namespace, root.secret())));
         }
-        let (data, identifying) = root_data(root, identity, now)?;
+        let (data, identifying) = root_data(root, cluster, now)?;
         let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), embedded::fingerprint(&identifying))]);
         let secret = Secret {
             immutable: Some(true),
@@ -212,15 +216,8 @@ impl PkiOperator {
         Ok(())
     }
 
-    async fn issue_node(
-        &self,
-        identity: &Identity,
-        world: &World,
-        node: &str,
-        leaves: &[Leaf],
-        hash: &str,
-        now: Timestamp,
-    ) -> Result<(), Error> {
+    async fn issue_node(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
+        let Issue { identity, world, hash, ttl, now } = issue;
         if self.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
             return Ok(());
         }
@@ -238,35 +235,34 @@ impl PkiOperator {
         data.insert(paths::SERVICE_ACCOUNT_KEY.into(), bytes(service_account.key.expose_secret()));
         let encryption = roots.pair(Root::Encryption, identity)?;
         data.insert(paths::ENCRYPTION.into(), bytes(encryption.key.expose_secret()));
+        let mut roots_end = Timestamp::MAX;
         for leaf in leaves {
-            let pair = embedded::sign(roots.pair(Root::Ca(leaf.authority), identity)?, leaf, now, LEAF_TTL)?;
+            let ca = roots.pair(Root::Ca(leaf.authority), identity)?;
+            roots_end = roots_end.min(embedded::expires(&ca.certificate)?);
+            let pair = embedded::sign(ca, leaf, now, ttl)?;
             data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
             data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
         }
-        let secret = secret(identity, &identity.namespace, &names::node_secret(node), issued(hash, now), data);
+        let annotations = issued(hash, renew_at(now, ttl, roots_end));
+        let secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
         self.store(identity, secret).await?;
         info!(node, "certificates issued");
         Ok(())
     }
 
-    async fn issue_kubeconfig(
-        &self,
-        identity: &Identity,
-        world: &World,
-        endpoint: &str,
-        hash: &str,
-        now: Timestamp,
-    ) -> Result<(), Error> {
+    async fn issue_kubeconfig(&self, issue: Issue<'_>, endpoint: &str) -> Result<(), Error> {
+        let Issue { identity, world, hash, ttl, now } = issue;
         let name = names::kubeconfig_secret(&identity.key.name);
         if self.is_issued(identity, &identity.key.namespace, &name, hash, now).await? {
             return Ok(());
         }
         let roots = self.roots(identity, world).await?;
         let ca = roots.pair(Root::Ca(Authority::Kubernetes), identity)?;
-        let client = embedded::sign(ca, &leaf::administrator(), now, LEAF_TTL)?;
+        let client = embedded::sign(ca, &leaf::administrator(), now, ttl)?;
         let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
-        self.store(identity, secret(identity, &identity.key.namespace, &name, issued(hash, now), data)).await?;
+        let annotations = issued(hash, renew_at(now, ttl, embedded::expires(&ca.certificate)?));
+        self.store(identity, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
         info!("kubeconfig issued");
         Ok(())
     }
@@ -380,6 +376,16 @@ pub async fn bootstrap_credentials(
     }
     let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
     Ok((ca.certificate, client))
+}
+
+/// What issuing needs to know, whatever is issued.
+#[derive(Clone, Copy)]
+struct Issue<'a> {
+    identity: &'a Identity,
+    world: &'a World,
+    hash: &'a str,
+    ttl: Duration,
+    now: Timestamp,
 }
 
 struct Roots {

@@ -9,10 +9,13 @@ use tracing::warn;
 
 use super::{
     embedded::{self, Pair, PkiError},
-    leaf::LEAF_TTL,
-    plan::{self, FINGERPRINT_ANNOTATION, Root, SecretMeta},
+    plan::{FINGERPRINT_ANNOTATION, Root, SecretMeta},
 };
-use crate::{api::names, cluster::Identity, runtime::apply::hash};
+use crate::{
+    api::names,
+    cluster::{Identity, Valid},
+    runtime::apply::hash,
+};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -20,11 +23,11 @@ const KEY: &str = "tls.key";
 /// Makes a root: the data of its Secret, and the text whose fingerprint identifies it.
 pub(super) fn root_data(
     root: Root,
-    identity: &Identity,
+    cluster: &Valid,
     now: Timestamp,
 ) -> Result<(BTreeMap<String, ByteString>, String), PkiError> {
     let pair = match root {
-        Root::Ca(_) => embedded::root(root.name(), &identity.key.to_string(), now)?,
+        Root::Ca(_) => embedded::root(root.name(), &cluster.identity.key.to_string(), now, cluster.pki.ca_ttl)?,
         Root::ServiceAccount => embedded::key_pair()?,
         Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
     };
@@ -68,10 +71,10 @@ pub(super) fn secret(
     }
 }
 
-pub(super) fn issued(hash: &str, now: Timestamp) -> BTreeMap<String, String> {
+pub(super) fn issued(hash: &str, renew_at: Timestamp) -> BTreeMap<String, String> {
     BTreeMap::from([
         (names::HASH_ANNOTATION.to_owned(), hash.to_owned()),
-        (names::RENEW_AT_ANNOTATION.to_owned(), plan::renew_at(now, LEAF_TTL).to_string()),
+        (names::RENEW_AT_ANNOTATION.to_owned(), renew_at.to_string()),
     ])
 }
 

@@ -21,7 +21,7 @@ use crate::{
     world::{SECOND, World, condition, eventually},
 };
 
-async fn home(world: &World, name: &str) -> String {
+pub async fn home(world: &World, name: &str) -> String {
     let status = world.clusters("a").get(name).await.unwrap().status.unwrap();
     format!("g8s-{}", status.id.unwrap())
 }

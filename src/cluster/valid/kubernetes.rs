@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use x509_parser::pem::Pem;
+
 use super::{Check, text};
 use crate::{
     api::{ApiServerSpec, AuditPolicy, ClusterStatus, KubernetesSpec, OidcSpec, flags},
@@ -181,7 +183,9 @@ impl Check {
             self.text(field(name), prefix, holds, "must be at most 128 printable characters");
         }
         if let Some(bundle) = &spec.ca_bundle {
-            let holds = bundle.starts_with("-----BEGIN CERTIFICATE-----\n") && bundle.chars().count() <= 32768;
+            let holds = bundle.starts_with("-----BEGIN CERTIFICATE-----\n")
+                && bundle.chars().count() <= 32768
+                && are_certificates(bundle);
             self.text(field("caBundle"), bundle, holds, "must be certificates in PEM, at most 32768 characters");
         }
         Oidc {
@@ -194,6 +198,12 @@ impl Check {
             ca_bundle: spec.ca_bundle.clone(),
         }
     }
+}
+
+/// Whether a text holds certificates and nothing else. (The API server does not start with a bundle that it cannot read.)
+fn are_certificates(text: &str) -> bool {
+    Pem::iter_from_buffer(text.as_bytes())
+        .all(|pem| pem.is_ok_and(|pem| pem.label == "CERTIFICATE" && pem.parse_x509().is_ok()))
 }
 
 /// The numbers of a version such as `v1.36.3`.

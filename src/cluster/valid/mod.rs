@@ -17,7 +17,8 @@ pub use check::Violation;
 pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
 pub use machine::{ControlPlane, Machine, NodePool, Storage, Taint, parse_bytes};
 pub use network::{
-    DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR, Exposure, Mtu, Pki, Ranges, SubjectName,
+    DEFAULT_CA_TTL, DEFAULT_LEAF_TTL, DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR,
+    Exposure, Mtu, Pki, Ranges, SubjectName,
 };
 pub use text::{HostName, PoolName, Zone};
 pub use update::update;
@@ -134,6 +135,22 @@ mod tests {
         let status = cluster.status.get_or_insert_default();
         (status.version, status.image) = (Some("v1.35.1".into()), Some("old".into()));
         assert_eq!(Valid::new(&cluster, &settings()).unwrap().version.image, "old");
+    }
+
+    #[test]
+    fn a_bundle_that_the_api_server_could_not_read_is_refused() {
+        let oidc = |bundle: &str| {
+            let oidc = json!({"issuerURL": "https://a.example", "clientID": "b", "caBundle": bundle});
+            problems(json!({"kubernetes": {"apiServer": {"oidc": oidc}}}))
+        };
+        let good = crate::testing::certificate();
+        assert_eq!(oidc(&good), Vec::<String>::new());
+        assert_eq!(oidc(&format!("{good}{good}")), Vec::<String>::new());
+        let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        let torn = &good[..good.len() / 2];
+        for bad in [torn, "-----BEGIN CERTIFICATE-----\n", &format!("{good}{key}"), &format!("{good}{torn}")] {
+            assert_eq!(oidc(bad).len(), 1, "{bad}");
+        }
     }
 
     #[test]

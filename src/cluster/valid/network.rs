@@ -27,9 +27,9 @@ const SPECIAL: [Ipv4Net; 4] =
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 /// Default lifetime of a certificate authority.
-pub(super) const DEFAULT_CA_TTL: Duration = Duration::from_secs(87_600 * 3600);
+pub const DEFAULT_CA_TTL: Duration = Duration::from_secs(87_600 * 3600);
 /// Default lifetime of every other certificate.
-pub(super) const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(2160 * 3600);
+pub const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(2160 * 3600);
 
 const fn net(address: [u8; 4], prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(address[0], address[1], address[2], address[3]), prefix)
