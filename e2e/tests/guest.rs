@@ -22,13 +22,16 @@ const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"na
   "containers": [{"name": "root", "image": "giantnetes/toolbox:1", "imagePullPolicy": "Never",
     "command": ["sleep", "86400"], "securityContext": {"privileged": true}}]}}"#;
 
+/// A guest with wishes of its own: a name, an alpha feature, a flag.
+const ALPHA: &str = "{exposure: {type: Ingress}, kubernetes: {featureGates: {HPAScaleToZero: true}, kubelet: {extraArgs: {max-pods: '60'}}}}";
+
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
 #[test]
 fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
-    let guest = Guest::create(&lab, "e2e-guest", "alpha", "{exposure: {type: Ingress}}");
+    let guest = Guest::create(&lab, "e2e-guest", "alpha", ALPHA);
     let steps: [(&str, Step); 10] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready in time", becomes_ready),
@@ -78,6 +81,11 @@ fn becomes_ready(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.await_condition(READY, "Ready", "True")?;
     let object = guest.object()?;
     ensure!(object["status"]["phase"] == "Ready", "{}", object["status"]);
+    let pods = guest.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.capacity.pods}"])?;
+    ensure!(pods == "60", "a node takes {pods} pods: kubelet did not get the user's flag");
+    let metrics = guest.kubectl(&["get", "--raw", "/metrics"])?;
+    let gate = "kubernetes_feature_enabled{name=\"HPAScaleToZero\",stage=\"ALPHA\"} 1";
+    ensure!(metrics.contains(gate), "the alpha feature is off");
     // Everything below that talks to the guest comes this way.
     let endpoint = object["status"]["endpoint"].as_str().unwrap_or_default();
     ensure!(endpoint == "https://alpha.e2e-guest.guests.test:10443", "the endpoint is {endpoint}");
