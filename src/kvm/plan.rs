@@ -87,8 +87,14 @@ fn vm_config(cluster: &Valid, index: u32, vni: u32) -> VmConfig {
         disk_bytes: cluster.control_plane.machine.disk_bytes,
         etcd_bytes: Some(usable(cluster.etcd.bytes)),
         accelerator: cluster.accelerator,
-        overlay: OverlayConfig { vni, gateway, node: addresses::master(&cluster.identity, overlay, index) },
+        overlay: OverlayConfig {
+            vni,
+            gateway,
+            node: addresses::master(&cluster.identity, overlay, index),
+            peers: None,
+        },
         egress_mac: EGRESS_MAC,
+        api_address: None,
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! - [`addresses`]: static addresses on the overlay
 //! - [`claims`]: which VNI a guest gets, and what becomes of one that is given back; pure
+//! - [`places`]: which worker has which place on the overlay; pure
 //! - [`plan`]: which objects there are; pure
 //! - [`policies`]: what may reach a guest, and what it may reach; pure
 //! - [`reconcile`]: the effects
 
 pub mod addresses;
 pub mod claims;
+pub mod places;
 pub mod plan;
 pub mod policies;
 pub mod reconcile;
