@@ -3,7 +3,10 @@
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
 use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterReports};
-use crate::api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names};
+use crate::{
+    api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
+    kvm::PoolFacts,
+};
 
 /// The namespace that a guest's objects live in.
 pub fn namespace(identity: &Identity) -> Namespace {
@@ -100,11 +103,12 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network, pki, kvm, guest } = reports;
+    let ClusterReports { network, pki, kvm, pools, guest } = reports;
     let parts = [
         (ConditionType::NetworkReady, judge(network.as_ref())),
         (ConditionType::PKIReady, judge(pki.as_ref())),
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
+        (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
         (ConditionType::GuestReady, judge(guest.as_ref())),
     ];
     let mut trouble = failure.clone();
@@ -161,6 +165,19 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
     }
 }
 
+/// With the count of workers, since a pool may be half there.
+fn judge_pools(report: Option<&Report<PoolFacts>>) -> (Status, Reason, String) {
+    let (status, reason, message) = judge(report);
+    let message = match report.and_then(Report::facts) {
+        Some(facts) if facts.wanted == 0 && status == Status::True => "no node pools".into(),
+        Some(facts) if status == Status::False => {
+            format!("{}/{} workers are ready; {message}", facts.ready, facts.wanted)
+        }
+        _ => message,
+    };
+    (status, reason, message)
+}
+
 fn phase(observed: &Observed, conditions: &[Condition]) -> &'static str {
     let holds = |type_: ConditionType| {
         conditions.iter().any(|condition| condition.type_ == type_.name() && condition.status == "True")
@@ -198,6 +215,7 @@ mod tests {
             network: Some(Report::Ready(NetworkFacts { vni: 1234, api_address: [10, 0, 0, 1].into() })),
             pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()) })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1 })),
+            pools: Some(Report::Ready(PoolFacts::default())),
             guest: Some(Report::Ready(GuestFacts { nodes: NodeCounts { ready: 1, total: 1 } })),
         }
     }
@@ -230,7 +248,8 @@ mod tests {
         assert_eq!((ready.control_plane.as_deref(), ready.nodes.as_deref()), (Some("1/1"), Some("1/1")));
         assert_eq!(ready.endpoint.as_deref(), Some("https://10.0.0.1:6443"));
         type Spoil = fn(&mut ClusterReports);
-        let spoilers: [Spoil; 4] = [
+        let spoilers: [Spoil; 5] = [
+            |r| r.pools = Some(Report::waiting("x")),
             |r| r.network = Some(Report::waiting("x")),
             |r| r.pki = Some(Report::waiting("x")),
             |r| r.kvm = Some(Report::waiting("x")),
@@ -244,6 +263,23 @@ mod tests {
             assert_eq!(status.phase.as_deref(), Some("Provisioning"));
             assert!(status.message.is_some());
         }
+    }
+
+    #[test]
+    fn node_pools_say_how_many_are_ready_and_what_is_missing() {
+        let of = |report| {
+            let status = status_of(&ClusterReports { pools: Some(report), ..good() }, None);
+            let pools = condition(&status, "NodePoolsReady");
+            (pools.status.clone(), pools.message.clone(), condition(&status, "Available").status.clone())
+        };
+        let yes = || "True".to_owned();
+        assert_eq!(of(Report::Ready(PoolFacts::default())), (yes(), "no node pools".into(), yes()));
+        assert_eq!(of(Report::Ready(PoolFacts { ready: 2, wanted: 2 })), (yes(), String::new(), yes()));
+        let facts = Some(PoolFacts { ready: 1, wanted: 2 });
+        let waiting = Report::Waiting { what: "VM pod a-1: no host".into(), facts };
+        let message = "1/2 workers are ready; waits for VM pod a-1: no host".to_owned();
+        // The guest is there without them.
+        assert_eq!(of(waiting), ("False".into(), message, yes()));
     }
 
     #[test]
@@ -264,6 +300,7 @@ mod tests {
             network: Some(Report::Gone),
             pki: Some(Report::Gone),
             kvm: Some(Report::Gone),
+            pools: Some(Report::Gone),
             guest: None,
         };
         assert!(left_over(&all_gone, true).is_empty());

@@ -55,14 +55,17 @@ pub enum Error {
     /// The Service.
     #[error("make the Service in front of the guest's API")]
     Service(#[source] ApplyError),
+    /// The Service that lists the VM pods.
+    #[error("make the Service that lists the guest's VM pods")]
+    Nodes(#[source] ApplyError),
 }
 
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
-            Self::Service(ApplyError::Foreign { .. }) | Self::Policy(ApplyError::Foreign { .. }) => {
-                Reason::ForeignObject
-            }
+            Self::Service(ApplyError::Foreign { .. })
+            | Self::Nodes(ApplyError::Foreign { .. })
+            | Self::Policy(ApplyError::Foreign { .. }) => Reason::ForeignObject,
             _ => Reason::Error,
         }
     }
@@ -169,6 +172,14 @@ impl NetworkOperator {
             .ensure(&api, &identity.owner(), &plan::master_service(valid), cached.as_ref().map(|s| &s.metadata))
             .await
             .map_err(Error::Service)?;
+        // A guest of one node has no peers to find.
+        if !valid.pools.is_empty() {
+            let cached = self.context.meta(&self.context.cache.services, &identity.namespace, names::NODES_SERVICE);
+            self.applier
+                .ensure(&api, &identity.owner(), &plan::nodes_service(valid), cached.as_ref())
+                .await
+                .map_err(Error::Nodes)?;
+        }
         let address = cached.as_ref().and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
         Ok(match address {
             Some(api_address) => (Report::Ready(NetworkFacts { vni, api_address }), Outcome::AwaitChange),

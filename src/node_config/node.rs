@@ -1,11 +1,17 @@
 //! What every node runs: containerd, kubelet and kube-proxy.
 
+use serde_json::json;
+
 use super::{
     File, Node,
     component::{Component, Started, kubeconfig, kubeconfig_path},
     paths::{CA, certificate, in_pki, key},
 };
-use crate::network::addresses::nth;
+use crate::{
+    api::names,
+    cluster::valid::{NodePool, Taint},
+    network::addresses::nth,
+};
 
 const KUBELET: &str = "/etc/kubernetes/kubelet.yaml";
 const KUBE_PROXY: &str = "/etc/kubernetes/kube-proxy.yaml";
@@ -23,8 +29,8 @@ pub(super) fn files(node: &Node) -> Vec<File> {
         File::new("/etc/cni/net.d/10-giantnetes.conflist", cni_config(node)),
         File::new(KUBELET, kubelet_config(node)),
         File::new(KUBE_PROXY, kube_proxy_config(node)),
-        kubeconfig("kubelet", "https://127.0.0.1:6443"),
-        kubeconfig("kube-proxy", "https://127.0.0.1:6443"),
+        kubeconfig("kubelet", &node.api),
+        kubeconfig("kube-proxy", &node.api),
     ]
 }
 
@@ -50,17 +56,39 @@ fn kubelet(node: &Node) -> Component {
     Component {
         name: "kubelet",
         description: "kubelet",
-        argv: vec![
+        argv: [
             "/usr/local/bin/kubelet".into(),
             format!("--config={KUBELET}"),
             format!("--kubeconfig={}", kubeconfig_path("kubelet")),
             format!("--hostname-override={}", node.name),
             format!("--node-ip={}", node.address.ip.addr()),
-        ],
+        ]
+        .into_iter()
+        .chain(node.pool.map(labels))
+        .collect(),
         started: Started::Exec,
         after: vec!["containerd.service", "giantnetes-pki.service", "giantnetes-growfs.service"],
         service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
     }
+}
+
+/// Labels that a kubelet gives its Node when it registers: the pool's, and ours that says which pool it is. No key of
+/// kubernetes.io is among them, which a kubelet may not set; users' keys were checked.
+fn labels(pool: &NodePool) -> String {
+    let ours = format!("{}={}", names::POOL_LABEL, pool.name);
+    let theirs = pool.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let all: Vec<_> = std::iter::once(ours).chain(theirs).collect();
+    format!("--node-labels={}", all.join(","))
+}
+
+/// Taints that a kubelet gives its Node when it registers.
+fn taints(pool: &NodePool) -> String {
+    if pool.taints.is_empty() {
+        return String::new();
+    }
+    let taint =
+        |taint: &Taint| format!("- {}\n", json!({"key": taint.key, "value": taint.value, "effect": taint.effect}));
+    format!("registerWithTaints:\n{}", pool.taints.iter().map(taint).collect::<String>())
 }
 
 fn kube_proxy() -> Component {
@@ -90,9 +118,10 @@ fn containerd_config() -> String {
     )
 }
 
-/// A bridge for the pods of this node. The subnet is what kube-controller-manager gives the first node.
+/// A bridge for the pods of this node. The subnet is what kube-controller-manager gives the first node, and on a worker
+/// what follows from its place: nothing routes by `spec.podCIDR`.
 fn cni_config(node: &Node) -> String {
-    let subnet = format!("{}/24", node.cluster.ranges.pods.network());
+    let subnet = node.pods;
     format!(
         r#"{{
   "cniVersion": "1.0.0",
@@ -140,11 +169,12 @@ evictionHard:
   memory.available: 100Mi
   nodefs.available: 5%
   imagefs.available: 5%
-",
+{taints}",
         ca = in_pki(CA),
         certificate = in_pki(certificate("kubelet-server")),
         key = in_pki(key("kubelet-server")),
         dns = nth(node.cluster.ranges.services, 10),
+        taints = node.pool.map(taints).unwrap_or_default(),
     )
 }
 

@@ -7,7 +7,10 @@ use serde::Serialize;
 use crate::{
     api::names,
     cluster::Valid,
-    network::addresses::{gateway, master, nth},
+    network::{
+        addresses::{gateway, master, nth, worker},
+        places::Place,
+    },
 };
 
 /// Lifetime of a leaf certificate: ninety days.
@@ -116,6 +119,12 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     ];
     leaves.extend(of_every_node(&node, ip));
     leaves
+}
+
+/// The certificates of a worker: what its kubelet and its kube-proxy need, and no more.
+pub fn of_worker(cluster: &Valid, node: &str, place: Place) -> Vec<Leaf> {
+    let ip = worker(&cluster.identity, cluster.ranges.overlay, place).ip.addr();
+    of_every_node(node, ip.into()).into()
 }
 
 fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {

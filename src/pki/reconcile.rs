@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use k8s_openapi::{
+    ByteString,
     api::core::v1::{Namespace, Secret},
     jiff::Timestamp,
 };
@@ -128,7 +129,9 @@ impl PkiOperator {
             .as_ref()
             .and_then(Report::facts)
             .map(|facts| format!("https://{}:{}", facts.api_address, names::API_PORT));
-        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint })
+        let places = self.context.places(identity);
+        let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
+        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, places, vm_pods })
     }
 
     async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
@@ -136,7 +139,13 @@ impl PkiOperator {
         match step {
             Step::MakeRoot(root) => self.make_root(identity, *root, now).await,
             Step::RecordRoots(roots) => self.record_roots(identity, roots, world).await,
-            Step::IssueNode { node, leaves, hash } => self.issue_node(identity, world, node, leaves, hash, now).await,
+            Step::IssueNode { node, leaves, hash, worker: false } => {
+                self.issue_master(identity, world, node, leaves, hash, now).await
+            }
+            Step::IssueNode { node, leaves, hash, worker: true } => {
+                self.issue_worker(identity, world, node, leaves, hash, now).await
+            }
+            Step::RemoveWorker { node } => self.remove_worker(identity, node).await,
             Step::IssueKubeconfig { endpoint, hash } => {
                 self.issue_kubeconfig(identity, world, endpoint, hash, now).await
             }
@@ -194,7 +203,7 @@ impl PkiOperator {
         Ok(())
     }
 
-    async fn issue_node(
+    async fn issue_master(
         &self,
         identity: &Identity,
         world: &World,
@@ -221,13 +230,49 @@ impl PkiOperator {
         let encryption = roots.pair(Root::Encryption, identity)?;
         data.insert(paths::ENCRYPTION.into(), bytes(encryption.key.expose_secret()));
         for leaf in leaves {
-            let pair = embedded::sign(roots.pair(Root::Ca(leaf.authority), identity)?, leaf, now, LEAF_TTL)?;
-            data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
-            data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
+            sign_into(&mut data, roots.pair(Root::Ca(leaf.authority), identity)?, leaf, now)?;
         }
         let secret = secret(identity, &identity.namespace, &names::node_secret(node), issued(hash, now), data);
         self.store(identity, secret).await?;
         info!(node, "certificates issued");
+        Ok(())
+    }
+
+    /// What a worker needs and no more: no key of an authority or of service accounts, nothing of etcd.
+    async fn issue_worker(
+        &self,
+        identity: &Identity,
+        world: &World,
+        node: &str,
+        leaves: &[Leaf],
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if self.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
+            return Ok(());
+        }
+        let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
+        let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(&ca.certificate))]);
+        for leaf in leaves {
+            sign_into(&mut data, &ca, leaf, now)?;
+        }
+        let mut secret = secret(identity, &identity.namespace, &names::node_secret(node), issued(hash, now), data);
+        let labels = secret.metadata.labels.get_or_insert_default();
+        labels.insert(names::ROLE_LABEL.into(), names::ROLE_WORKER.into());
+        labels.insert(names::NODE_LABEL.into(), node.into());
+        self.store(identity, secret).await?;
+        info!(node, "certificates issued");
+        Ok(())
+    }
+
+    async fn remove_worker(&self, identity: &Identity, node: &str) -> Result<(), Error> {
+        let name = names::node_secret(node);
+        if let Some(meta) = self.context.meta(&self.context.cache.secrets, &identity.namespace, &name)
+            && identity.owner().owns(&meta)
+        {
+            apply::delete(&self.secrets(&identity.namespace), &meta, None).await?;
+            info!(node, "certificates removed");
+        }
         Ok(())
     }
 
@@ -268,21 +313,25 @@ impl PkiOperator {
         }))
     }
 
-    /// Reads the roots and compares each with its record.
     async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
         let mut pairs = BTreeMap::new();
         for root in Root::ALL {
-            let name = root.secret();
-            let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
-            let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
-            let pair = found.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
-            let identifying = if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate };
-            if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying)) {
-                return Err(lost());
-            }
-            pairs.insert(root, pair);
+            pairs.insert(root, self.root(identity, world, root).await?);
         }
         Ok(Roots { pairs })
+    }
+
+    /// Reads a root and compares it with its record.
+    async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Pair, Error> {
+        let name = root.secret();
+        let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
+        let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
+        let pair = found.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
+        let identifying = if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate };
+        if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying)) {
+            return Err(lost());
+        }
+        Ok(pair)
     }
 
     /// Stores a Secret that is made anew whenever it is issued: creates it, or replaces exactly the one that was observed.
@@ -348,6 +397,18 @@ pub async fn bootstrap_credentials(
     }
     let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
     Ok((ca.certificate, client))
+}
+
+fn sign_into(
+    data: &mut BTreeMap<String, ByteString>,
+    authority: &Pair,
+    leaf: &Leaf,
+    now: Timestamp,
+) -> Result<(), PkiError> {
+    let pair = embedded::sign(authority, leaf, now, LEAF_TTL)?;
+    data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
+    data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
+    Ok(())
 }
 
 struct Roots {

@@ -11,9 +11,7 @@ use crate::api::AuditPolicy;
 pub(super) fn of(valid: &Valid) -> Vec<Violation> {
     let kubernetes = &valid.kubernetes;
     let asked = [
-        (!valid.pools.is_empty(), "spec.nodePools", "node pools are"),
         (valid.control_plane.replicas > 1, "spec.controlPlane.replicas", "more than one control-plane node is"),
-        (!valid.control_plane.zones.is_empty(), "spec.controlPlane.zones", "zones are"),
         (!kubernetes.feature_gates.is_empty(), "spec.kubernetes.featureGates", "feature gates are"),
         (!kubernetes.api_server.flags.is_empty(), "spec.kubernetes.apiServer.extraArgs", "flags are"),
         (kubernetes.api_server.oidc.is_some(), "spec.kubernetes.apiServer.oidc", "OpenID Connect is"),
