@@ -20,7 +20,7 @@ use tracing::info;
 use super::{
     GuestFacts,
     client::{self, ConnectError},
-    plan,
+    dress, plan,
 };
 use crate::{
     api::{Reason, names},
@@ -146,8 +146,9 @@ impl GuestOperator {
             let patch = json!({"metadata": {"labels": {plan::CONTROL_PLANE_LABEL: ""}}});
             call("label", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await?;
         }
-        for (name, patch) in plan::retaint(nodes, !valid.pools.is_empty()) {
-            match call("taint", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await {
+        let taints = plan::retaint(nodes, !valid.pools.is_empty());
+        for (name, patch) in taints.into_iter().chain(dress::changes(nodes, valid)) {
+            match call("patch", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await {
                 // Changed in the meantime, by the label above for one: the next look has what is now.
                 Err(error) if error.status() == Some(409) => {}
                 Err(error) => return Err(error),
