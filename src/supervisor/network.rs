@@ -36,6 +36,9 @@ const BRIDGE: &str = "br0";
 pub(super) const PEERS: &str = "peers";
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Priority of the rules on the bridge. Where the host filters bridged packets (br_netfilter), its hooks at priority 0 take IP
+/// packets out of the bridge's own chains, and rules at 0 would never see them.
+const BEFORE_BRIDGE_FILTER: i32 = -200;
 /// Private ranges: the management cluster's own addresses lie in them.
 const PRIVATE: &str = "10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16";
 
@@ -181,18 +184,18 @@ table bridge giantnetes
 delete table bridge giantnetes
 table bridge giantnetes {{
   chain forward {{
-    type filter hook forward priority 0; policy accept;
+    type filter hook forward priority {BEFORE_BRIDGE_FILTER}; policy accept;
     iifname \"{TAP}\" jump from_guest
     oifname \"{vxlan}\" arp daddr ip {gateway} drop
     iifname \"{vxlan}\" arp saddr ip {gateway} drop
   }}
   chain input {{
-    type filter hook input priority 0; policy accept;
+    type filter hook input priority {BEFORE_BRIDGE_FILTER}; policy accept;
     iifname \"{TAP}\" jump from_guest
     iifname \"{vxlan}\" drop
   }}
   chain output {{
-    type filter hook output priority 0; policy accept;
+    type filter hook output priority {BEFORE_BRIDGE_FILTER}; policy accept;
     oifname \"{vxlan}\" drop
   }}
   chain from_guest {{
