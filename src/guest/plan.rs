@@ -85,7 +85,7 @@ pub fn retaint(nodes: &[Node], has_pools: bool) -> Vec<(String, Value)> {
 }
 
 /// Nodes of workers that are no more: wanted by nobody, and without a VM pod that could bring them back.
-pub fn gone<'a>(nodes: &'a [Node], is_kept: impl Fn(&str) -> bool) -> Vec<&'a Node> {
+pub fn gone(nodes: &[Node], is_kept: impl Fn(&str) -> bool) -> Vec<&Node> {
     let is_worker = |node: &&Node| {
         // What users added themselves has no such label.
         node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::POOL_LABEL))
