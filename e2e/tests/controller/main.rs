@@ -12,6 +12,7 @@ mod example;
 mod leadership;
 mod manager;
 mod outage;
+mod pools;
 mod proxy;
 mod servers;
 mod steady;
