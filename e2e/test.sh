@@ -46,9 +46,9 @@ if $fast; then
 fi
 step make --no-print-directory images
 
-# These raise an API server of their own.
+# These raise what they need themselves: an API server, network namespaces.
 if $fast; then
-  for test in admission plan node_flags; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
+  for test in admission plan node_flags overlay; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
 fi
 
 if ! $fast && [[ $chosen != lab-* ]]; then

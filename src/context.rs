@@ -1,7 +1,7 @@
 //! What every micro-operator is given: the cache, the reports of the others, a client and the settings.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,6 +24,7 @@ use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation},
     kvm::vm_pod::VmPod,
+    network::places::Place,
     runtime::{
         apply::Memory,
         cache::{self, Change, Index, Watches},
@@ -54,6 +55,8 @@ pub struct Cache {
     pub secrets_by_namespace: Index,
     /// VM pods by namespace.
     pub pods_by_namespace: Index,
+    /// ConfigMaps by namespace.
+    pub config_maps_by_namespace: Index,
 }
 
 /// Wakes every micro-operator for a Cluster.
@@ -140,8 +143,10 @@ impl Cache {
                 wake.cluster(&key);
             })
         };
-        let (service, namespace, config_map, volume_claim) = (follow(None), follow(None), follow(None), follow(None));
-        let (policy, ingress) = (follow(None), follow(None));
+        let config_maps_by_namespace = Index::default();
+        let (service, namespace, volume_claim, policy) = (follow(None), follow(None), follow(None), follow(None));
+        let config_map = follow(Some(&config_maps_by_namespace));
+        let ingress = follow(None);
         let (secret, pod) = (follow(Some(&secrets_by_namespace)), follow(Some(&pods_by_namespace)));
         Self {
             clusters,
@@ -158,6 +163,7 @@ impl Cache {
             claims_by_cluster,
             secrets_by_namespace,
             pods_by_namespace,
+            config_maps_by_namespace,
         }
     }
 
@@ -259,6 +265,21 @@ impl Context {
     pub fn secrets(&self, namespace: &str) -> Vec<Arc<PartialObjectMeta<Secret>>> {
         let names = self.cache.secrets_by_namespace.names(namespace);
         names.iter().filter_map(|name| cache::get(&self.cache.secrets, Some(namespace), name)).collect()
+    }
+
+    /// Metadata of the guest's ConfigMaps.
+    pub fn config_maps(&self, identity: &Identity) -> Vec<Arc<PartialObjectMeta<ConfigMap>>> {
+        let namespace = identity.namespace.as_str();
+        let names = self.cache.config_maps_by_namespace.names(namespace);
+        names.iter().filter_map(|name| cache::get(&self.cache.config_maps, Some(namespace), name)).collect()
+    }
+
+    /// Places on the overlay that are written down in ConfigMaps of the guest, by worker.
+    pub fn places(&self, identity: &Identity) -> BTreeMap<String, Place> {
+        let maps = self.config_maps(identity);
+        let ours = maps.iter().map(|map| &map.metadata).filter(|meta| identity.owner().owns(meta));
+        ours.filter_map(|meta| Some((meta.labels.as_ref()?.get(names::NODE_LABEL)?.clone(), Place::of(meta)?)))
+            .collect()
     }
 
     /// The guest's VM pods.

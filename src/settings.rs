@@ -1,6 +1,10 @@
 //! What the operator of the management cluster decides: the chart's values, handed to the process as one YAML file.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use ipnet::Ipv4Net;
 use jiff::SignedDuration;
@@ -56,12 +60,32 @@ pub struct NetworkSettings {
     /// Private ranges that guests may reach nevertheless, such as a mirror of images. Everything that is not private they
     /// may reach anyway.
     pub egress_allowed: Vec<Ipv4Net>,
+    /// Address of the management cluster's DNS server, by which the VM pods of a guest find each other. None: each VM is
+    /// alone on its overlay, and workers reach nothing but their API.
+    #[serde(rename = "clusterDNS", deserialize_with = "address_or_nothing")]
+    pub cluster_dns: Option<IpAddr>,
+    /// Domain of the management cluster's Services.
+    pub cluster_domain: String,
 }
 
 impl Default for NetworkSettings {
     fn default() -> Self {
-        Self { quarantine: SignedDuration::from_hours(1), egress_allowed: Vec::new() }
+        Self {
+            quarantine: SignedDuration::from_hours(1),
+            egress_allowed: Vec::new(),
+            cluster_dns: None,
+            cluster_domain: "cluster.local".into(),
+        }
     }
+}
+
+/// An address; an empty text is none, as chart values have it.
+fn address_or_nothing<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// The Kubernetes versions that guests may have.
@@ -86,11 +110,19 @@ pub struct KvmSettings {
     pub memory_overhead: Quantity,
     /// Resolvers that guests ask. None: those of the host.
     pub resolvers: Vec<IpAddr>,
+    /// Zones of the control-plane nodes of guests that name none. None: any host.
+    pub control_plane_zones: BTreeSet<String>,
 }
 
 impl Default for KvmSettings {
     fn default() -> Self {
-        Self { enabled: true, cpu_request_ratio: 0.1, memory_overhead: Quantity("512Mi".into()), resolvers: Vec::new() }
+        Self {
+            enabled: true,
+            cpu_request_ratio: 0.1,
+            memory_overhead: Quantity("512Mi".into()),
+            resolvers: Vec::new(),
+            control_plane_zones: BTreeSet::new(),
+        }
     }
 }
 
@@ -187,6 +219,10 @@ mod tests {
         assert!(parse(size).unwrap_err().contains("memoryOverhead"));
         let quarantine = "{kubernetes: {defaultVersion: v1, images: {v1: a}}, network: {quarantine: 1h}}";
         assert_eq!(parse(quarantine).unwrap().network, NetworkSettings::default());
+        let dns = |text: &str| parse(&quarantine.replace("quarantine: 1h", &format!("clusterDNS: {text}")));
+        assert_eq!(dns("''").unwrap().network.cluster_dns, None);
+        assert_eq!(dns("10.96.0.10").unwrap().network.cluster_dns, Some([10, 96, 0, 10].into()));
+        assert!(dns("kube-dns").is_err());
         assert!(parse(&quarantine.replace("1h", "-1s")).unwrap_err().contains("network.quarantine"));
     }
 }

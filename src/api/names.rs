@@ -7,6 +7,10 @@ pub const GROUP: &str = "giantnetes.io";
 pub const CLUSTER_LABEL: &str = "giantnetes.io/cluster";
 /// Label on VM pods and node objects: `control-plane` or `worker`.
 pub const ROLE_LABEL: &str = "giantnetes.io/role";
+/// Label on a worker's objects and on its Node inside the guest: the name of its pool.
+pub const POOL_LABEL: &str = "giantnetes.io/pool";
+/// Label on hosts: the zone that they are in.
+pub const ZONE_LABEL: &str = "giantnetes.io/zone";
 /// Label on VM pods and node objects: the node's name.
 pub const NODE_LABEL: &str = "giantnetes.io/node";
 /// The standard label that says who made an object.
@@ -28,6 +32,9 @@ pub const RENEW_AT_ANNOTATION: &str = "giantnetes.io/renew-at";
 /// A CA with a record is never made a second time.
 pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 
+/// Annotation on a worker's ConfigMap and VM pod: its place on the overlay, a number. Kept as long as one of them is there.
+pub const PLACE_ANNOTATION: &str = "giantnetes.io/place";
+
 /// The finalizer on a Cluster; removed only when every trace of the guest was seen to be gone.
 pub const CLUSTER_FINALIZER: &str = "giantnetes.io/cluster";
 
@@ -37,6 +44,9 @@ pub const NAMESPACE_PREFIX: &str = "g8s-";
 /// Name of the Service in front of a guest's API servers.
 pub const MASTER_SERVICE: &str = "master";
 
+/// Name of the headless Service that lists a guest's VM pods: how they find each other.
+pub const NODES_SERVICE: &str = "nodes";
+
 /// TCP port of a guest's API: in the VM, on the VM pod and on the Service.
 pub const API_PORT: u16 = 6443;
 
@@ -45,6 +55,12 @@ pub const SUPERVISOR_PORT: u16 = 8080;
 
 /// Node label value and VM pod label value of control-plane nodes.
 pub const ROLE_CONTROL_PLANE: &str = "control-plane";
+
+/// VM pod label value of workers.
+pub const ROLE_WORKER: &str = "worker";
+
+/// TCP port of kubelets, in the VM.
+pub const KUBELET_PORT: u16 = 10250;
 
 /// Namespace of a guest.
 pub fn guest_namespace(id: &str) -> String {
@@ -59,6 +75,11 @@ pub fn kubeconfig_secret(cluster: &str) -> String {
 /// Name of the `index`-th control-plane node.
 pub fn master(index: u32) -> String {
     format!("master-{index}")
+}
+
+/// Name of the `index`-th node of a pool.
+pub fn worker(pool: &str, index: u32) -> String {
+    format!("{pool}-{index}")
 }
 
 /// The Secret that is mounted into a node's VM: its keys and certificates.

@@ -3,7 +3,10 @@
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
 use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterReports};
-use crate::api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names};
+use crate::{
+    api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
+    kvm::PoolFacts,
+};
 
 /// The namespace that a guest's objects live in.
 pub fn namespace(identity: &Identity) -> Namespace {
@@ -116,11 +119,12 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network, pki, kvm, guest } = reports;
+    let ClusterReports { network, pki, kvm, pools, guest } = reports;
     let parts = [
         (ConditionType::NetworkReady, judge(network.as_ref())),
         (ConditionType::PKIReady, judge(pki.as_ref())),
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
+        (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
         (ConditionType::GuestReady, judge(guest.as_ref())),
     ];
     let not_yet = valid.as_ref().map(Valid::not_yet).unwrap_or_default();
@@ -144,8 +148,6 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let list: Vec<_> = not_yet.iter().map(ToString::to_string).collect();
         waiting = waiting.or_else(|| Some((Reason::NotSupportedYet, list.join("; "))));
     }
-    let (pools, reason, message) = pools(valid.as_ref().ok(), &not_yet);
-    conditions.set(ConditionType::NodePoolsReady, pools, reason, message);
     let available = reports.nodes().is_some_and(|nodes| nodes.ready > 0) && judge(kvm.as_ref()).0 == Status::True;
     conditions.set(ConditionType::Available, available.into(), reason_of(available), "");
     let (ready, reason, message) = match (&trouble, &waiting) {
@@ -169,15 +171,6 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
     conditions.finish()
 }
 
-fn pools(valid: Option<&Valid>, not_yet: &[Violation]) -> (Status, Reason, String) {
-    let asked = not_yet.iter().find(|violation| violation.field == "spec.nodePools");
-    match (valid, asked) {
-        (None, _) => (Status::Unknown, Reason::InvalidSpec, "the spec is not valid".into()),
-        (Some(_), Some(violation)) => (Status::False, Reason::NotSupportedYet, violation.to_string()),
-        (Some(_), None) => (Status::True, Reason::AsExpected, "there are no node pools".into()),
-    }
-}
-
 fn reason_of(holds: bool) -> Reason {
     if holds { Reason::AsExpected } else { Reason::Waiting }
 }
@@ -191,6 +184,19 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
         Some(Report::Pending { reason, message }) => (Status::False, *reason, message.clone()),
         Some(Report::Gone) => (Status::False, Reason::Deleting, "gone".into()),
     }
+}
+
+/// With the count of workers, since a pool may be half there.
+fn judge_pools(report: Option<&Report<PoolFacts>>) -> (Status, Reason, String) {
+    let (status, reason, message) = judge(report);
+    let message = match report.and_then(Report::facts) {
+        Some(facts) if facts.wanted == 0 && status == Status::True => "no node pools".into(),
+        Some(facts) if status == Status::False => {
+            format!("{}/{} workers are ready; {message}", facts.ready, facts.wanted)
+        }
+        _ => message,
+    };
+    (status, reason, message)
 }
 
 fn phase(observed: &Observed, conditions: &[Condition]) -> &'static str {
@@ -234,6 +240,7 @@ mod tests {
             })),
             pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()) })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1 })),
+            pools: Some(Report::Ready(PoolFacts::default())),
             guest: Some(Report::Ready(GuestFacts { nodes: NodeCounts { ready: 1, total: 1 } })),
         }
     }
@@ -266,7 +273,8 @@ mod tests {
         assert_eq!((ready.control_plane.as_deref(), ready.nodes.as_deref()), (Some("1/1"), Some("1/1")));
         assert_eq!(ready.endpoint.as_deref(), Some("https://10.0.0.1:6443"));
         type Spoil = fn(&mut ClusterReports);
-        let spoilers: [Spoil; 4] = [
+        let spoilers: [Spoil; 5] = [
+            |r| r.pools = Some(Report::waiting("x")),
             |r| r.network = Some(Report::waiting("x")),
             |r| r.pki = Some(Report::waiting("x")),
             |r| r.kvm = Some(Report::waiting("x")),
@@ -283,6 +291,23 @@ mod tests {
     }
 
     #[test]
+    fn node_pools_say_how_many_are_ready_and_what_is_missing() {
+        let of = |report| {
+            let status = status_of(&ClusterReports { pools: Some(report), ..good() }, None);
+            let pools = condition(&status, "NodePoolsReady");
+            (pools.status.clone(), pools.message.clone(), condition(&status, "Available").status.clone())
+        };
+        let yes = || "True".to_owned();
+        assert_eq!(of(Report::Ready(PoolFacts::default())), (yes(), "no node pools".into(), yes()));
+        assert_eq!(of(Report::Ready(PoolFacts { ready: 2, wanted: 2 })), (yes(), String::new(), yes()));
+        let facts = Some(PoolFacts { ready: 1, wanted: 2 });
+        let waiting = Report::Waiting { what: "VM pod a-1: no host".into(), facts };
+        let message = "1/2 workers are ready; waits for VM pod a-1: no host".to_owned();
+        // The guest is there without them.
+        assert_eq!(of(waiting), ("False".into(), message, yes()));
+    }
+
+    #[test]
     fn a_failure_is_degraded_and_names_its_cause() {
         let mut reports = good();
         reports.pki = Some(Report::failed(Reason::CALost, "ca-kubernetes-1 is missing", None));
@@ -296,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_and_not_done_is_told() {
-        let checked = valid(json!({"nodePools": [{"name": "a"}]}));
+        let checked = valid(json!({"controlPlane": {"replicas": 3}}));
         let identity = checked.identity.clone();
         let observed = Observed {
             identity: &identity,
@@ -309,11 +334,9 @@ mod tests {
             failure: None,
         };
         let status = status(&observed, Timestamp::UNIX_EPOCH);
-        for type_ in ["Ready", "NodePoolsReady"] {
-            let found = condition(&status, type_);
-            assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", "NotSupportedYet"), "{type_}");
-            assert!(found.message.contains("spec.nodePools"), "{}", found.message);
-        }
+        let found = condition(&status, "Ready");
+        assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", "NotSupportedYet"));
+        assert!(found.message.contains("spec.controlPlane.replicas"), "{}", found.message);
         assert_eq!(condition(&status, "Available").status, "True");
     }
 
@@ -333,6 +356,7 @@ mod tests {
             network: Some(Report::Gone),
             pki: Some(Report::Gone),
             kvm: Some(Report::Gone),
+            pools: Some(Report::Gone),
             guest: None,
         };
         assert!(left_over(&all_gone, true).is_empty());

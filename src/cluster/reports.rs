@@ -9,7 +9,7 @@ use super::{ClusterKey, Identity};
 use crate::{
     api::{NodeCounts, Reason},
     guest::GuestFacts,
-    kvm::KvmFacts,
+    kvm::{KvmFacts, PoolFacts},
     network::NetworkFacts,
     pki::PkiFacts,
     runtime::{chain, queue::Outcome},
@@ -89,8 +89,10 @@ pub struct ClusterReports {
     pub network: Option<Report<NetworkFacts>>,
     /// pki
     pub pki: Option<Report<PkiFacts>>,
-    /// kvm
+    /// kvm, of the control plane
     pub kvm: Option<Report<KvmFacts>>,
+    /// kvm, of the node pools
+    pub pools: Option<Report<PoolFacts>>,
     /// guest
     pub guest: Option<Report<GuestFacts>>,
 }
@@ -98,7 +100,8 @@ pub struct ClusterReports {
 impl ClusterReports {
     /// Whether every operator has said something: until then a status made of it would say less than is known.
     pub fn are_complete(&self) -> bool {
-        self.network.is_some() && self.pki.is_some() && self.kvm.is_some() && self.guest.is_some()
+        let machines = self.kvm.is_some() && self.pools.is_some();
+        self.network.is_some() && self.pki.is_some() && machines && self.guest.is_some()
     }
 
     /// Nodes that the guest's API lists.

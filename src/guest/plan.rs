@@ -2,11 +2,12 @@
 
 use k8s_openapi::{
     api::{
-        core::v1::Node,
+        core::v1::{Node, Taint},
         rbac::v1::{ClusterRoleBinding, RoleRef, Subject},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde_json::{Value, json};
 
 use crate::{
     api::{NodeCounts, names},
@@ -52,10 +53,81 @@ fn is_ready(node: &Node) -> bool {
 
 /// Names of control-plane nodes that lack the standard label.
 pub fn unlabelled(nodes: &[Node]) -> Vec<String> {
-    nodes
-        .iter()
+    masters(nodes)
         .filter(|node| !node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(CONTROL_PLANE_LABEL)))
         .filter_map(|node| node.metadata.name.clone())
-        .filter(|name| name.starts_with("master-"))
         .collect()
+}
+
+fn masters(nodes: &[Node]) -> impl Iterator<Item = &Node> {
+    nodes.iter().filter(|node| node.metadata.name.as_ref().is_some_and(|name| name.starts_with("master-")))
+}
+
+/// Taints of control-plane nodes that have to change, by node: with pools they are kept free of users' pods, without pools
+/// they run them. Other taints stay. With the resourceVersion that was seen, since the whole list is written.
+pub fn retaint(nodes: &[Node], has_pools: bool) -> Vec<(String, Value)> {
+    let change = |node: &Node| {
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        let (ours, mut others): (Vec<_>, Vec<_>) =
+            taints.into_iter().partition(|taint| taint.key == CONTROL_PLANE_LABEL && taint.effect == "NoSchedule");
+        if ours.is_empty() != has_pools {
+            return None;
+        }
+        if has_pools {
+            let (key, effect) = (CONTROL_PLANE_LABEL.to_owned(), "NoSchedule".to_owned());
+            others.push(Taint { key, effect, ..Taint::default() });
+        }
+        let version = &node.metadata.resource_version;
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": others}});
+        Some((node.metadata.name.clone()?, patch))
+    };
+    masters(nodes).filter_map(change).collect()
+}
+
+/// Nodes of workers that are no more: wanted by nobody, and without a VM pod that could bring them back.
+pub fn gone(nodes: &[Node], is_kept: impl Fn(&str) -> bool) -> Vec<&Node> {
+    let is_worker = |node: &&Node| {
+        // What users added themselves has no such label.
+        node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::POOL_LABEL))
+    };
+    nodes.iter().filter(is_worker).filter(|node| !is_kept(node.metadata.name.as_deref().unwrap_or_default())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, pool: Option<&str>, taints: Value) -> Node {
+        let labels = pool.map(|pool| json!({names::POOL_LABEL: pool})).unwrap_or_default();
+        let metadata = json!({"name": name, "resourceVersion": "7", "labels": labels});
+        serde_json::from_value(json!({"metadata": metadata, "spec": {"taints": taints}})).unwrap()
+    }
+
+    #[test]
+    fn the_control_plane_is_tainted_exactly_while_there_are_pools() {
+        let not_ready = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+        let ours = json!({"key": CONTROL_PLANE_LABEL, "effect": "NoSchedule"});
+        let bare = [node("master-0", None, json!([not_ready])), node("a-0", Some("a"), json!([]))];
+        assert!(retaint(&bare, false).is_empty());
+        let tainted = retaint(&bare, true);
+        assert_eq!(tainted.len(), 1);
+        assert_eq!(tainted[0].1["spec"]["taints"], json!([not_ready, ours]));
+        assert_eq!(tainted[0].1["metadata"]["resourceVersion"], "7");
+        let tainted = [node("master-0", None, json!([ours, not_ready]))];
+        assert!(retaint(&tainted, true).is_empty());
+        assert_eq!(retaint(&tainted, false)[0].1["spec"]["taints"], json!([not_ready]));
+    }
+
+    #[test]
+    fn only_workers_that_nobody_keeps_are_gone() {
+        let none = json!([]);
+        let nodes = [
+            node("master-0", None, none.clone()),
+            node("a-0", Some("a"), none.clone()),
+            node("a-1", Some("a"), none.clone()),
+            node("theirs", None, none),
+        ];
+        let gone = gone(&nodes, |name| name == "a-0");
+        assert_eq!(gone.iter().filter_map(|node| node.metadata.name.as_deref()).collect::<Vec<_>>(), ["a-1"]);
+    }
 }

@@ -1,7 +1,7 @@
 //! Effects of the guest operator: rights inside the guest, and a look at its nodes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use tracing::info;
 use super::{
     GuestFacts,
     client::{self, ConnectError},
-    plan,
+    dress, plan,
 };
 use crate::{
     api::{Reason, names},
@@ -29,7 +29,7 @@ use crate::{
     context::{Context, Target},
     runtime::{
         CallError,
-        apply::{Applier, ApplyError, Memory},
+        apply::{self, Applier, ApplyError, Memory},
         call, chain,
         operator::Reconciler,
         queue::Outcome,
@@ -116,13 +116,8 @@ impl GuestOperator {
             .await
             .map_err(Error::Nodes)?
             .items;
-        for name in plan::unlabelled(&nodes) {
-            let patch = json!({"metadata": {"labels": {plan::CONTROL_PLANE_LABEL: ""}}});
-            let api = Api::<Node>::all(client.clone());
-            call("label", format!("Node {name}"), api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)))
-                .await
-                .map_err(Error::Nodes)?;
-        }
+        self.tend(&client, valid, &nodes).await.map_err(Error::Nodes)?;
+        let expected = 1 + valid.workers().count();
         let nodes = plan::count(&nodes);
         let facts = GuestFacts { nodes };
         // Made by the guest's own controllers within moments; before it no pod is accepted.
@@ -132,12 +127,43 @@ impl GuestOperator {
             let what = "the guest's default service account".into();
             return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
         }
-        Ok(if nodes.total > 0 && nodes.ready == nodes.total {
+        Ok(if nodes.total >= expected && nodes.ready == nodes.total {
             (Report::Ready(facts), Outcome::After(POLL.1))
         } else {
-            let what = format!("nodes to be Ready ({nodes})");
+            let missing = expected.saturating_sub(nodes.total);
+            let what = match missing {
+                0 => format!("nodes to be Ready ({nodes})"),
+                _ => format!("nodes to be Ready ({nodes}, {missing} more to come)"),
+            };
             (Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0))
         })
+    }
+
+    /// Gives Nodes what kubelets may not give themselves, and removes those of workers that are no more.
+    async fn tend(&self, client: &Client, valid: &Valid, nodes: &[Node]) -> Result<(), CallError> {
+        let api = Api::<Node>::all(client.clone());
+        let params = PatchParams::default();
+        for name in plan::unlabelled(nodes) {
+            let patch = json!({"metadata": {"labels": {plan::CONTROL_PLANE_LABEL: ""}}});
+            call("label", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await?;
+        }
+        let taints = plan::retaint(nodes, !valid.pools.is_empty());
+        for (name, patch) in taints.into_iter().chain(dress::changes(nodes, valid)) {
+            match call("patch", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await {
+                // Changed in the meantime, by the label above for one: the next look has what is now.
+                Err(error) if error.status() == Some(409) => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+        }
+        let wanted: HashSet<_> = valid.workers().map(|(_, node)| node).collect();
+        let pods = self.context.vm_pods(&valid.identity);
+        let has_pod = |name: &str| pods.iter().any(|pod| pod.metadata.name.as_deref() == Some(name));
+        for node in plan::gone(nodes, |name| wanted.contains(name) || has_pod(name)) {
+            info!(node = node.name_any(), "a worker that is no more");
+            apply::delete(&api, &node.metadata, None).await?;
+        }
+        Ok(())
     }
 
     async fn rights(&self, client: &Client, applier: &Applier, valid: &Valid) -> Result<(), Error> {

@@ -1,4 +1,10 @@
-//! The objects of a control-plane node, in the order in which they are made. Pure.
+//! The objects of a node, in the order in which they are made, and which workers go. Pure.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::{
     api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
@@ -6,23 +12,29 @@ use k8s_openapi::{
 };
 use serde_json::json;
 
-use super::pod;
+use super::pod::{self, NodePod};
 use crate::{
     api::names,
-    cluster::{Valid, valid::Storage},
-    network::addresses::{self, EGRESS_MAC},
-    node_config::{self, RENDER_REVISION, cloud_init},
+    cluster::{
+        Valid,
+        valid::{Machine, NodePool, Storage, Zone},
+    },
+    network::{
+        addresses::{self, EGRESS_MAC, NodeAddress},
+        places::Place,
+    },
+    node_config::{self, NodeConfig, RENDER_REVISION, cloud_init},
     runtime::apply::hash,
-    settings::KvmSettings,
-    supervisor::config::{self, OverlayConfig, VmConfig},
+    settings::Settings,
+    supervisor::config::{self, OverlayConfig, PeersConfig, VmConfig},
 };
 use ipnet::Ipv4Net;
 
 /// Everything of one node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeObjects {
-    /// etcd's volume.
-    pub claim: PersistentVolumeClaim,
+    /// etcd's volume, on a control-plane node.
+    pub claim: Option<PersistentVolumeClaim>,
     /// User data, and the supervisor's configuration.
     pub config: ConfigMap,
     /// The VM pod.
@@ -34,10 +46,12 @@ pub struct NodeObjects {
 pub struct Surroundings<'a> {
     /// The guest's VNI.
     pub vni: u32,
+    /// Address of the guest's API inside the management cluster.
+    pub api_address: IpAddr,
     /// UID of the guest's namespace, which the VM pod names as its controller.
     pub namespace_uid: &'a str,
     /// The operator's settings.
-    pub settings: &'a KvmSettings,
+    pub settings: &'a Settings,
 }
 
 /// The objects of the `index`-th control-plane node.
@@ -46,12 +60,71 @@ pub struct Surroundings<'a> {
 /// Only if a configuration cannot be written down, which would be a defect of ours.
 pub fn control_plane_node(cluster: &Valid, index: u32, around: Surroundings) -> Result<NodeObjects, PlanError> {
     let node = names::master(index);
-    let vm = vm_config(cluster, index, around.vni);
-    let config = config_map(cluster, index, &node, &vm)?;
-    // The hash over all that is rendered for a node says whether it must be replaced.
-    let wish = hash(&json!({"config": config.data, "image": cluster.version.image, "revision": RENDER_REVISION}));
-    let pod = pod::vm_pod(cluster, &node, &wish, around);
-    Ok(NodeObjects { claim: etcd_claim(cluster, &node, &cluster.etcd), config, pod })
+    let address = addresses::master(&cluster.identity, cluster.ranges.overlay, index);
+    let vm = VmConfig {
+        etcd_bytes: Some(usable(cluster.etcd.bytes)),
+        ..vm_config(cluster, &node, cluster.control_plane.machine, address, around)
+    };
+    let config = config_map(cluster, &node, node_config::control_plane(cluster, index), &vm)?;
+    let zones: Vec<_> = if cluster.control_plane.zones.is_empty() {
+        around.settings.kvm.control_plane_zones.iter().map(String::as_str).collect()
+    } else {
+        cluster.control_plane.zones.iter().map(Zone::as_str).collect()
+    };
+    let wish = wish(cluster, &config, &zones);
+    let machine = cluster.control_plane.machine;
+    let pod = pod::vm_pod(cluster, &NodePod { node: &node, machine, zones, worker: None, wish: &wish }, around);
+    Ok(NodeObjects { claim: Some(etcd_claim(cluster, &node, &cluster.etcd)), config, pod })
+}
+
+/// The objects of a worker of `pool` at this place.
+///
+/// # Errors
+/// Only if a configuration cannot be written down, which would be a defect of ours.
+pub fn worker_node(
+    cluster: &Valid,
+    pool: &NodePool,
+    node: &str,
+    place: Place,
+    around: Surroundings,
+) -> Result<NodeObjects, PlanError> {
+    let address = addresses::worker(&cluster.identity, cluster.ranges.overlay, place);
+    let vm =
+        VmConfig { api_address: Some(around.api_address), ..vm_config(cluster, node, pool.machine, address, around) };
+    let render = |pool: &NodePool| config_map(cluster, node, node_config::worker(cluster, pool, node, place), &vm);
+    let mut config = render(pool)?;
+    let labels = pod::worker_labels(pool, node);
+    config.metadata.labels.get_or_insert_default().extend(labels);
+    config.metadata.annotations = Some([(names::PLACE_ANNOTATION.to_owned(), place.to_string())].into());
+    // Labels and taints are given at registration; a change of them replaces no node.
+    let bare = NodePool { labels: BTreeMap::new(), taints: Vec::new(), ..pool.clone() };
+    let zones: Vec<_> = pool.zones.iter().map(Zone::as_str).collect();
+    let wish = wish(cluster, &render(&bare)?, &zones);
+    let worker = Some((pool, place));
+    let pod = pod::vm_pod(cluster, &NodePod { node, machine: pool.machine, zones, worker, wish: &wish }, around);
+    Ok(NodeObjects { claim: None, config, pod })
+}
+
+/// The hash over all that is rendered for a node: it says whether the node must be replaced.
+fn wish(cluster: &Valid, config: &ConfigMap, zones: &[&str]) -> String {
+    let mut all = json!({"config": config.data, "image": cluster.version.image, "revision": RENDER_REVISION});
+    if !zones.is_empty() {
+        all["zones"] = json!(zones);
+    }
+    hash(&all)
+}
+
+/// Workers whose objects are there and that are wanted no more: of each pool the highest index first.
+pub fn unwanted(cluster: &Valid, known: impl IntoIterator<Item = String>) -> Vec<String> {
+    let wanted: BTreeSet<_> = cluster.workers().map(|(_, node)| node).collect();
+    let known: BTreeSet<_> = known.into_iter().filter(|node| !wanted.contains(node)).collect();
+    let mut unwanted: Vec<_> = known.into_iter().collect();
+    let order = |node: &String| {
+        let (pool, index) = node.rsplit_once('-').unwrap_or((node, ""));
+        (pool.to_owned(), Reverse(index.parse::<u32>().unwrap_or_default()))
+    };
+    unwanted.sort_by_key(order);
+    unwanted
 }
 
 /// Why a node's objects cannot be written down.
@@ -77,18 +150,26 @@ pub enum PlanError {
     },
 }
 
-fn vm_config(cluster: &Valid, index: u32, vni: u32) -> VmConfig {
+fn vm_config(cluster: &Valid, node: &str, machine: Machine, address: NodeAddress, around: Surroundings) -> VmConfig {
     let overlay = cluster.ranges.overlay;
     let gateway = Ipv4Net::new(addresses::gateway(overlay), overlay.prefix_len()).unwrap_or(overlay);
+    let network = &around.settings.network;
+    let (service, namespace) = (names::NODES_SERVICE, &cluster.identity.namespace);
+    let peers = network.cluster_dns.map(|server| PeersConfig {
+        name: format!("{service}.{namespace}.svc.{}", network.cluster_domain),
+        server,
+        allowed: network.egress_allowed.clone(),
+    });
     VmConfig {
-        node: names::master(index),
-        cpus: cluster.control_plane.machine.cpus,
-        memory_mib: cluster.control_plane.machine.memory_mib,
-        disk_bytes: cluster.control_plane.machine.disk_bytes,
-        etcd_bytes: Some(usable(cluster.etcd.bytes)),
+        node: node.to_owned(),
+        cpus: machine.cpus,
+        memory_mib: machine.memory_mib,
+        disk_bytes: machine.disk_bytes,
+        etcd_bytes: None,
         accelerator: cluster.accelerator,
-        overlay: OverlayConfig { vni, gateway, node: addresses::master(&cluster.identity, overlay, index) },
+        overlay: OverlayConfig { vni: around.vni, gateway, node: address, peers },
         egress_mac: EGRESS_MAC,
+        api_address: None,
     }
 }
 
@@ -98,8 +179,7 @@ fn usable(bytes: u64) -> u64 {
     (bytes / 100 * 92) >> 20 << 20
 }
 
-fn config_map(cluster: &Valid, index: u32, node: &str, vm: &VmConfig) -> Result<ConfigMap, PlanError> {
-    let rendered = node_config::control_plane(cluster, index);
+fn config_map(cluster: &Valid, node: &str, rendered: NodeConfig, vm: &VmConfig) -> Result<ConfigMap, PlanError> {
     let instance = format!("{}-{node}", cluster.identity.id);
     let seed = cloud_init::render(&rendered, &instance)
         .map_err(|source| PlanError::UserData { node: node.to_owned(), source })?;
@@ -148,10 +228,67 @@ mod tests {
     use super::*;
     use crate::testing::{settings, valid};
 
+    fn around(settings: &Settings) -> Surroundings<'_> {
+        Surroundings { vni: 1234, api_address: [10, 96, 7, 7].into(), namespace_uid: "ns-uid", settings }
+    }
+
     fn objects(spec: serde_json::Value) -> NodeObjects {
-        let settings = settings();
-        let around = Surroundings { vni: 1234, namespace_uid: "ns-uid", settings: &settings.kvm };
-        control_plane_node(&valid(spec), 0, around).unwrap()
+        control_plane_node(&valid(spec), 0, around(&settings())).unwrap()
+    }
+
+    fn worker(pool: serde_json::Value) -> NodeObjects {
+        let mut settings = settings();
+        settings.network.cluster_dns = Some([10, 96, 0, 10].into());
+        let valid = valid(json!({"nodePools": [pool]}));
+        worker_node(&valid, &valid.pools[0], "a-0", Place(64), around(&settings)).unwrap()
+    }
+
+    #[test]
+    fn a_worker_is_golden() {
+        let NodeObjects { claim, config, pod } = worker(json!({
+            "name": "a", "machine": {"cpus": 1, "memory": "2Gi"}, "zones": ["data", "front"],
+        }));
+        assert_eq!(claim, None);
+        let vm = &config.data.as_ref().unwrap()["vm.json"];
+        let meta = serde_saphyr::to_string(&config.metadata).unwrap();
+        insta::assert_snapshot!(format!("{meta}---\n{vm}\n---\n{}", serde_saphyr::to_string(&pod).unwrap()));
+    }
+
+    #[test]
+    fn labels_and_taints_replace_no_node_and_machines_and_zones_do() {
+        let hash = |pool| worker(pool).pod.metadata.annotations.unwrap()[pod::NODE_HASH_ANNOTATION].clone();
+        let plain = hash(json!({"name": "a"}));
+        let dressed = json!({
+            "name": "a", "labels": {"x.example.com/y": "z"}, "taints": [{"key": "x.example.com/y", "effect": "NoExecute"}],
+        });
+        assert_ne!(worker(dressed.clone()).config, worker(json!({"name": "a"})).config);
+        assert_eq!(hash(dressed), plain);
+        assert_ne!(hash(json!({"name": "a", "zones": ["z"]})), plain);
+        assert_ne!(hash(json!({"name": "a", "machine": {"cpus": 1}})), plain);
+    }
+
+    #[test]
+    fn pools_change_nothing_of_the_control_plane() {
+        assert_eq!(objects(json!({"nodePools": [{"name": "a"}]})), objects(json!({})));
+    }
+
+    #[test]
+    fn the_control_plane_runs_in_its_zones() {
+        let zones =
+            |objects: NodeObjects| serde_json::to_value(objects.pod.spec.unwrap().affinity).unwrap().to_string();
+        assert!(zones(objects(json!({"controlPlane": {"zones": ["a"]}}))).contains(r#""values":["a"]"#));
+        let mut settings = settings();
+        settings.kvm.control_plane_zones.insert("b".into());
+        let defaulted = control_plane_node(&valid(json!({})), 0, around(&settings)).unwrap();
+        assert!(zones(defaulted).contains(r#""values":["b"]"#));
+        assert_eq!(objects(json!({})).pod.spec.unwrap().affinity, None);
+    }
+
+    #[test]
+    fn what_is_wanted_no_more_goes_from_the_top() {
+        let cluster = valid(json!({"nodePools": [{"name": "a", "replicas": 2}, {"name": "a-0", "replicas": 0}]}));
+        let known = ["a-0", "a-1", "a-2", "a-10", "a-0-0", "b-1", "b-0"].map(str::to_owned);
+        assert_eq!(unwanted(&cluster, known), ["a-10", "a-2", "a-0-0", "b-1", "b-0"]);
     }
 
     #[test]

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-        HTTPGetAction, HostPathVolumeSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodDNSConfig,
-        PodSecurityContext, PodSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
-        Volume, VolumeMount,
+        Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
+        EnvVarSource, HTTPGetAction, HostPathVolumeSource, NodeAffinity, NodeSelector, NodeSelectorRequirement,
+        NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm,
+        PodAntiAffinity, PodDNSConfig, PodSecurityContext, PodSpec, Probe, ResourceRequirements, SeccompProfile,
+        SecretVolumeSource, SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
-        apis::meta::v1::{ObjectMeta, OwnerReference},
+        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
         util::intstr::IntOrString,
     },
 };
@@ -19,7 +20,11 @@ use k8s_openapi::{
 use super::plan::Surroundings;
 use crate::{
     api::names,
-    cluster::{Valid, valid::parse_bytes},
+    cluster::{
+        Valid,
+        valid::{Machine, NodePool, parse_bytes},
+    },
+    network::places::Place,
     supervisor::{QEMU_ID, paths},
 };
 
@@ -29,18 +34,50 @@ pub const NODE_HASH_ANNOTATION: &str = "giantnetes.io/node-hash";
 /// Seconds that a guest has to shut down.
 const GRACE_SECONDS: i64 = 120;
 
-/// The VM pod of a control-plane node. `wish` is the hash over all that is rendered for it.
-pub(super) fn vm_pod(cluster: &Valid, node: &str, wish: &str, around: Surroundings) -> Pod {
+/// What makes one VM pod another than the next.
+#[derive(Clone, Debug)]
+pub(super) struct NodePod<'a> {
+    /// Name of the node.
+    pub node: &'a str,
+    /// Size of its machine.
+    pub machine: Machine,
+    /// Zones that it may run in. None: any host.
+    pub zones: Vec<&'a str>,
+    /// Pool and place of a worker; a control-plane node has neither.
+    pub worker: Option<(&'a NodePool, Place)>,
+    /// The hash over all that is rendered for it.
+    pub wish: &'a str,
+}
+
+/// Labels of what belongs to a worker.
+pub(super) fn worker_labels(pool: &NodePool, node: &str) -> BTreeMap<String, String> {
+    [(names::ROLE_LABEL, names::ROLE_WORKER), (names::POOL_LABEL, pool.name.as_str()), (names::NODE_LABEL, node)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// The VM pod of a node.
+pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod {
     let identity = &cluster.identity;
     let mut labels = identity.labels();
-    labels.insert(names::ROLE_LABEL.into(), names::ROLE_CONTROL_PLANE.into());
-    labels.insert(names::NODE_LABEL.into(), node.into());
+    let mut annotations = BTreeMap::from([(NODE_HASH_ANNOTATION.to_owned(), of.wish.to_owned())]);
+    match of.worker {
+        Some((pool, place)) => {
+            labels.extend(worker_labels(pool, of.node));
+            annotations.insert(names::PLACE_ANNOTATION.into(), place.to_string());
+        }
+        None => {
+            labels.insert(names::ROLE_LABEL.into(), names::ROLE_CONTROL_PLANE.into());
+            labels.insert(names::NODE_LABEL.into(), of.node.into());
+        }
+    }
+    let kvm = &around.settings.kvm;
     Pod {
         metadata: ObjectMeta {
-            name: Some(node.into()),
+            name: Some(of.node.into()),
             namespace: Some(identity.namespace.clone()),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([(NODE_HASH_ANNOTATION.into(), wish.into())])),
+            annotations: Some(annotations),
             // `kubectl drain` takes a pod with a controller for managed; a namespace is cluster-scoped, so it may be one.
             owner_references: Some(vec![OwnerReference {
                 api_version: "v1".into(),
@@ -58,9 +95,9 @@ pub(super) fn vm_pod(cluster: &Valid, node: &str, wish: &str, around: Surroundin
             restart_policy: Some("Always".into()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             // The guest reaches this pod's resolvers, so they must not be those of the management cluster.
-            dns_policy: Some(if around.settings.resolvers.is_empty() { "Default" } else { "None" }.into()),
-            dns_config: (!around.settings.resolvers.is_empty()).then(|| PodDNSConfig {
-                nameservers: Some(around.settings.resolvers.iter().map(ToString::to_string).collect()),
+            dns_policy: Some(if kvm.resolvers.is_empty() { "Default" } else { "None" }.into()),
+            dns_config: (!kvm.resolvers.is_empty()).then(|| PodDNSConfig {
+                nameservers: Some(kvm.resolvers.iter().map(ToString::to_string).collect()),
                 ..PodDNSConfig::default()
             }),
             security_context: Some(PodSecurityContext {
@@ -69,15 +106,59 @@ pub(super) fn vm_pod(cluster: &Valid, node: &str, wish: &str, around: Surroundin
                 seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
                 ..PodSecurityContext::default()
             }),
-            containers: vec![container(cluster, around)],
-            volumes: Some(volumes(node)),
+            affinity: affinity(cluster, of),
+            containers: vec![container(cluster, of, around)],
+            volumes: Some(volumes(of)),
             ..PodSpec::default()
         }),
         ..Pod::default()
     }
 }
 
-fn container(cluster: &Valid, around: Surroundings) -> Container {
+/// In its zones and nowhere else; the nodes of one pool on different hosts where that can be had.
+fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
+    let zones = (!of.zones.is_empty()).then(|| NodeAffinity {
+        required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+            node_selector_terms: vec![NodeSelectorTerm {
+                match_expressions: Some(vec![NodeSelectorRequirement {
+                    key: names::ZONE_LABEL.into(),
+                    operator: "In".into(),
+                    values: Some(of.zones.iter().map(|zone| (*zone).to_owned()).collect()),
+                }]),
+                ..NodeSelectorTerm::default()
+            }],
+        }),
+        ..NodeAffinity::default()
+    });
+    let spread = of.worker.map(|(pool, _)| PodAntiAffinity {
+        preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
+            weight: 100,
+            pod_affinity_term: PodAffinityTerm {
+                topology_key: "kubernetes.io/hostname".into(),
+                label_selector: Some(LabelSelector {
+                    match_labels: Some(BTreeMap::from([
+                        (names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone()),
+                        (names::POOL_LABEL.to_owned(), pool.name.to_string()),
+                    ])),
+                    ..LabelSelector::default()
+                }),
+                ..PodAffinityTerm::default()
+            },
+        }]),
+        ..PodAntiAffinity::default()
+    });
+    if zones.is_none() && spread.is_none() {
+        return None;
+    }
+    Some(Affinity { node_affinity: zones, pod_anti_affinity: spread, pod_affinity: None })
+}
+
+fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
+    let mut mounts = vec![mount("config", paths::CONFIG, true), mount("pki", paths::PKI, true)];
+    if of.worker.is_none() {
+        mounts.push(mount("etcd", paths::ETCD, false));
+    }
+    mounts.extend([mount("work", paths::WORK, false), mount("tun", paths::TUN, false)]);
     Container {
         name: "vm".into(),
         image: Some(cluster.version.image.clone()),
@@ -92,7 +173,7 @@ fn container(cluster: &Valid, around: Surroundings) -> Container {
             ..EnvVar::default()
         }]),
         ports: Some(vec![port("api", names::API_PORT), port("health", names::SUPERVISOR_PORT)]),
-        resources: Some(resources(cluster, around)),
+        resources: Some(resources(of.machine, around)),
         // A guest's first boot under emulation takes minutes: that is the start-up probe's to wait for.
         startup_probe: Some(probe("/livez", 2, 60)),
         liveness_probe: Some(probe("/livez", 10, 6)),
@@ -107,20 +188,22 @@ fn container(cluster: &Valid, around: Surroundings) -> Container {
             }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![
-            mount("config", paths::CONFIG, true),
-            mount("pki", paths::PKI, true),
-            mount("etcd", paths::ETCD, false),
-            mount("work", paths::WORK, false),
-            mount("tun", paths::TUN, false),
-        ]),
+        volume_mounts: Some(mounts),
         ..Container::default()
     }
 }
 
-fn volumes(node: &str) -> Vec<Volume> {
+fn volumes(of: &NodePod) -> Vec<Volume> {
+    let node = of.node;
     let volume = |name: &str| Volume { name: name.into(), ..Volume::default() };
-    vec![
+    let etcd = of.worker.is_none().then(|| Volume {
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: names::etcd_claim(node),
+            read_only: None,
+        }),
+        ..volume("etcd")
+    });
+    let mut volumes = vec![
         Volume {
             config_map: Some(ConfigMapVolumeSource {
                 name: names::node_config_map(node),
@@ -137,29 +220,26 @@ fn volumes(node: &str) -> Vec<Volume> {
             }),
             ..volume("pki")
         },
-        Volume {
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: names::etcd_claim(node),
-                read_only: None,
-            }),
-            ..volume("etcd")
-        },
+    ];
+    volumes.extend(etcd);
+    volumes.extend([
         Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("work") },
         Volume {
             host_path: Some(HostPathVolumeSource { path: paths::TUN.into(), type_: Some("CharDevice".into()) }),
             ..volume("tun")
         },
-    ]
+    ]);
+    volumes
 }
 
 /// Memory is the guest's and QEMU's own, as request and limit; CPU is a share of the virtual CPUs, without a limit.
-fn resources(cluster: &Valid, around: Surroundings) -> ResourceRequirements {
-    let machine = cluster.control_plane.machine;
+fn resources(machine: Machine, around: Surroundings) -> ResourceRequirements {
+    let kvm = &around.settings.kvm;
     // Checked when the settings were read; QEMU needs some in any case.
-    let overhead = parse_bytes(&around.settings.memory_overhead.0).unwrap_or(512 << 20) >> 20;
+    let overhead = parse_bytes(&kvm.memory_overhead.0).unwrap_or(512 << 20) >> 20;
     let memory = Quantity(format!("{}Mi", machine.memory_mib + overhead));
     #[allow(clippy::cast_possible_truncation, reason = "at most 64 CPUs, in thousandths")]
-    let millicpus = (f64::from(machine.cpus) * around.settings.cpu_request_ratio * 1000.0).round() as i64;
+    let millicpus = (f64::from(machine.cpus) * kvm.cpu_request_ratio * 1000.0).round() as i64;
     ResourceRequirements {
         requests: Some(BTreeMap::from([
             ("memory".into(), memory.clone()),

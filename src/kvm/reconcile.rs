@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::{
     Metadata as _,
-    api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
+    api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod},
 };
-use kube::Api;
+use kube::{Api, api::PartialObjectMeta};
 use tracing::info;
 
 use super::{
@@ -20,6 +20,7 @@ use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
+    network::NetworkFacts,
     runtime::{
         CallError,
         apply::{self, Applied, Applier, ApplyError},
@@ -51,6 +52,18 @@ pub enum Error {
     /// Deletion.
     #[error("delete the VM pods")]
     Delete(#[source] CallError),
+    /// A worker that is wanted no more.
+    #[error("remove node {node}")]
+    Remove {
+        /// The node.
+        node: String,
+        /// Why not.
+        #[source]
+        source: CallError,
+    },
+    /// Which places are taken.
+    #[error("list the places of workers")]
+    Places(#[source] CallError),
 }
 
 impl Blames for Error {
@@ -66,7 +79,7 @@ type Answer = (Report<KvmFacts>, Outcome);
 
 /// The kvm operator.
 pub struct KvmOperator {
-    context: Context,
+    pub(super) context: Context,
     applier: Applier,
 }
 
@@ -94,41 +107,58 @@ impl KvmOperator {
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
         let node = names::master(0);
-        let keys = self.context.meta(&self.context.cache.secrets, &identity.namespace, &names::node_secret(&node));
-        if !keys.is_some_and(|meta| identity.owner().owns(&meta)) {
+        if !self.has_keys(identity, &node) {
             return waiting("the certificates");
         }
-        let around = Surroundings {
-            vni: network.vni,
-            namespace_uid: namespace.metadata.uid.as_deref().unwrap_or_default(),
-            settings: &self.context.settings.kvm,
+        let around = self.around(&namespace, network);
+        let state = self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await?;
+        let report = match state {
+            State::Ready => Report::Ready(KvmFacts { ready: 1, wanted: 1 }),
+            State::Waits { what, .. } => Report::Waiting { what, facts: Some(KvmFacts { ready: 0, wanted: 1 }) },
         };
-        self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await
+        Ok((report, Outcome::AwaitChange))
     }
 
-    async fn node(&self, valid: &Valid, node: &str, objects: NodeObjects) -> Result<Answer, Error> {
+    pub(super) fn around<'a>(
+        &'a self,
+        namespace: &'a PartialObjectMeta<Namespace>,
+        network: &NetworkFacts,
+    ) -> Surroundings<'a> {
+        Surroundings {
+            vni: network.vni,
+            api_address: network.api_address,
+            namespace_uid: namespace.metadata.uid.as_deref().unwrap_or_default(),
+            settings: &self.context.settings,
+        }
+    }
+
+    pub(super) fn has_keys(&self, identity: &Identity, node: &str) -> bool {
+        let keys = self.context.meta(&self.context.cache.secrets, &identity.namespace, &names::node_secret(node));
+        keys.is_some_and(|meta| identity.owner().owns(&meta))
+    }
+
+    /// Makes a node's objects so, and says how it is.
+    pub(super) async fn node(&self, valid: &Valid, node: &str, objects: NodeObjects) -> Result<State, Error> {
         let pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
         if let Some(pod) = pod.as_ref().filter(|pod| pod.is_finished() && pod.metadata().deletion_timestamp.is_none()) {
             info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
             let api = self.pods(&valid.identity);
             apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
-            return Ok((waiting(format!("the ended VM pod {node} to go")), Outcome::AwaitChange));
+            return Ok(State::waits(format!("the ended VM pod {node} to go")));
         }
         if let Some(pod) = pod.as_ref().filter(|pod| !is_current(pod, &objects)) {
             // A running node changes only when it is rolled, never because the controller was updated.
-            return Ok((report_of(pod, node), Outcome::AwaitChange));
+            return Ok(state_of(pod, node));
         }
         let applied = self
             .ensure(valid, objects, pod.as_deref())
             .await
             .map_err(|source| Error::Node { node: node.to_owned(), source })?;
-        match pod {
-            Some(_) if applied == Applied::Terminating => {
-                Ok((waiting(format!("the old VM pod {node} to go")), Outcome::AwaitChange))
-            }
-            Some(pod) => Ok((report_of(&pod, node), Outcome::AwaitChange)),
-            None => Ok((waiting(format!("VM pod {node} to start")), Outcome::AwaitChange)),
-        }
+        Ok(match pod {
+            Some(_) if applied == Applied::Terminating => State::waits(format!("the old VM pod {node} to go")),
+            Some(pod) => state_of(&pod, node),
+            None => State::waits(format!("VM pod {node} to start")),
+        })
     }
 
     async fn ensure(&self, valid: &Valid, objects: NodeObjects, pod: Option<&VmPod>) -> Result<Applied, ApplyError> {
@@ -136,29 +166,28 @@ impl KvmOperator {
         let namespace = valid.identity.namespace.as_str();
         let owner = valid.identity.owner();
         let client = || self.context.client.clone();
-        let cached = self.context.meta(
-            &self.context.cache.volume_claims,
-            namespace,
-            claim.metadata.name.as_deref().unwrap_or_default(),
-        );
-        let api = Api::<PersistentVolumeClaim>::namespaced(client(), namespace);
-        // A volume is made once: what could change of it is not ours to change.
-        if !cached.is_some_and(|meta| owner.owns(&meta)) {
-            self.applier.ensure(&api, &owner, &claim, None).await?;
+        if let Some(claim) = claim {
+            let name = claim.metadata.name.as_deref().unwrap_or_default();
+            let cached = self.context.meta(&self.context.cache.volume_claims, namespace, name);
+            let api = Api::<PersistentVolumeClaim>::namespaced(client(), namespace);
+            // A volume is made once: what could change of it is not ours to change.
+            if !cached.is_some_and(|meta| owner.owns(&meta)) {
+                self.applier.ensure(&api, &owner, &claim, None).await?;
+            }
         }
-        let cached = self.context.meta(
-            &self.context.cache.config_maps,
-            namespace,
-            config.metadata.name.as_deref().unwrap_or_default(),
-        );
-        let api = Api::<ConfigMap>::namespaced(client(), namespace);
-        self.applier.ensure(&api, &owner, &config, cached.as_ref()).await?;
+        self.ensure_config(&valid.identity, &config).await?;
         match pod {
             // A pod's specification cannot change; its hash is that of what we want, so there is nothing to compare.
             Some(pod) if pod.metadata().deletion_timestamp.is_some() => Ok(Applied::Terminating),
             Some(_) => Ok(Applied::Unchanged),
             None => self.applier.ensure(&self.pods(&valid.identity), &owner, &desired, None).await,
         }
+    }
+
+    pub(super) async fn ensure_config(&self, identity: &Identity, config: &ConfigMap) -> Result<Applied, ApplyError> {
+        let name = config.metadata.name.as_deref().unwrap_or_default();
+        let cached = self.context.meta(&self.context.cache.config_maps, &identity.namespace, name);
+        self.applier.ensure(&self.config_maps(identity), &identity.owner(), config, cached.as_ref()).await
     }
 
     /// Deletes the VM pods and answers `Gone` when the server itself lists none.
@@ -170,10 +199,14 @@ impl KvmOperator {
         if left.is_empty() {
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
-        Ok((waiting("the VM pods to be gone"), Outcome::After(DELETION_POLL)))
+        Ok((Report::waiting("the VM pods to be gone"), Outcome::After(DELETION_POLL)))
     }
 
-    fn pods(&self, identity: &Identity) -> Api<Pod> {
+    pub(super) fn pods(&self, identity: &Identity) -> Api<Pod> {
+        Api::namespaced(self.context.client.clone(), &identity.namespace)
+    }
+
+    pub(super) fn config_maps(&self, identity: &Identity) -> Api<ConfigMap> {
         Api::namespaced(self.context.client.clone(), &identity.namespace)
     }
 }
@@ -185,15 +218,39 @@ fn is_current(pod: &VmPod, objects: &NodeObjects) -> bool {
     hash(pod.metadata().annotations.as_ref()) == hash(objects.pod.metadata.annotations.as_ref())
 }
 
-fn waiting(what: impl Into<String>) -> Report<KvmFacts> {
-    Report::Waiting { what: what.into(), facts: Some(KvmFacts { ready: 0, wanted: 1 }) }
+/// How a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its guest answers.
+    Ready,
+    /// It does not yet.
+    Waits {
+        /// What it waits for.
+        what: String,
+        /// Whether there is no host for it, which somebody must mend.
+        unschedulable: bool,
+    },
 }
 
-fn report_of(pod: &VmPod, node: &str) -> Report<KvmFacts> {
-    if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
-        return Report::Ready(KvmFacts { ready: 1, wanted: 1 });
+impl State {
+    pub(super) fn waits(what: impl Into<String>) -> Self {
+        Self::Waits { what: what.into(), unschedulable: false }
     }
-    waiting(format!("VM pod {node}: {}", pod.trouble()))
+}
+
+fn state_of(pod: &VmPod, node: &str) -> State {
+    if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
+        return State::Ready;
+    }
+    State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), unschedulable: pod.is_unschedulable() }
+}
+
+fn sooner(one: Outcome, other: Outcome) -> Outcome {
+    match (one, other) {
+        (Outcome::After(one), Outcome::After(other)) => Outcome::After(one.min(other)),
+        (Outcome::AwaitChange, other) => other,
+        (one, _) => one,
+    }
 }
 
 impl Reconciler for KvmOperator {
@@ -210,7 +267,9 @@ impl Reconciler for KvmOperator {
             // After a start: what was reported before the start still stands in the status.
             return Ok(Outcome::AwaitChange);
         }
-        let look = self.look(&target).await;
-        self.context.reports.conclude(&target.identity, |reports| &mut reports.kvm, look)
+        let (reports, identity) = (&self.context.reports, &target.identity);
+        let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, self.look(&target).await);
+        let pools = reports.conclude(identity, |reports| &mut reports.pools, self.look_at_pools(&target).await);
+        Ok(sooner(control_plane?, pools?))
     }
 }

@@ -3,6 +3,8 @@
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
+use crate::api::names;
+
 /// A Pod with the few fields that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmPod {
@@ -63,7 +65,13 @@ impl Metadata for VmPod {
 }
 
 impl VmPod {
-    /// Whether the guest's API answers.
+    /// Whether its node belongs to a pool.
+    pub fn is_worker(&self) -> bool {
+        let role = self.metadata.labels.as_ref().and_then(|labels| labels.get(names::ROLE_LABEL));
+        role.is_some_and(|role| role == names::ROLE_WORKER)
+    }
+
+    /// Whether the guest's API answers; of a worker, its kubelet.
     pub fn is_ready(&self) -> bool {
         self.condition("Ready").is_some_and(|condition| condition.status == "True")
     }
@@ -73,12 +81,18 @@ impl VmPod {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
 
+    /// Whether the scheduler finds no host for it.
+    pub fn is_unschedulable(&self) -> bool {
+        self.condition("PodScheduled").is_some_and(|condition| condition.status == "False")
+    }
+
     /// Why it does not run, in words.
     pub fn trouble(&self) -> String {
         let scheduled = self.condition("PodScheduled").filter(|condition| condition.status == "False");
         match scheduled {
             Some(condition) => condition.message.clone(),
             None if self.is_finished() => format!("it ended: {} {}", self.status.phase, self.status.reason),
+            None if self.status.phase == "Running" && self.is_worker() => "the guest's kubelet to answer".into(),
             None if self.status.phase == "Running" => "the guest's API to answer".into(),
             None => "its container to start".into(),
         }

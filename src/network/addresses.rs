@@ -1,10 +1,12 @@
-//! Static addresses on the overlay: derived from the cluster and the node's index, so that nothing has to be stored.
+//! Static addresses on the overlay: derived from the cluster and the node's place. A control-plane node's place follows from
+//! its index; that of a worker is remembered ([`super::places`]).
 
 use std::{fmt, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::places::Place;
 use crate::cluster::Identity;
 
 /// First control-plane node's place in the overlay; the places below are reserved (.1 is the gateway).
@@ -63,9 +65,18 @@ pub fn gateway(overlay: Ipv4Net) -> Ipv4Addr {
     nth(overlay, 1)
 }
 
-/// The place of the `index`-th control-plane node.
+/// The address of the `index`-th control-plane node.
 pub fn master(identity: &Identity, overlay: Ipv4Net, index: u32) -> NodeAddress {
-    let ip = nth(overlay, FIRST_MASTER + index);
+    at(identity, overlay, FIRST_MASTER + index)
+}
+
+/// The address of a worker at this place, which [`super::places`] gave it.
+pub fn worker(identity: &Identity, overlay: Ipv4Net, place: Place) -> NodeAddress {
+    at(identity, overlay, place.0)
+}
+
+fn at(identity: &Identity, overlay: Ipv4Net, place: u32) -> NodeAddress {
+    let ip = nth(overlay, place);
     let hash = identity.seed().to_be_bytes();
     let last = ip.octets();
     NodeAddress {

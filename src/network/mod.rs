@@ -4,6 +4,7 @@
 //! - [`claims`]: which VNI a guest gets, and what becomes of one that is given back; pure
 //! - [`exposure`]: the Ingress to its API; pure
 //! - `holdings`: effects of claims
+//! - [`places`]: which worker has which place on the overlay; pure
 //! - [`plan`]: which objects there are; pure
 //! - [`policies`]: what may reach a guest, and what it may reach; pure
 //! - [`reconcile`]: the effects
@@ -12,6 +13,7 @@ pub mod addresses;
 pub mod claims;
 pub mod exposure;
 mod holdings;
+pub mod places;
 pub mod plan;
 pub mod policies;
 pub mod reconcile;

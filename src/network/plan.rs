@@ -7,7 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use crate::{api::names, cluster::Valid};
+use crate::{api::names, cluster::Valid, supervisor::network::VXLAN_PORT};
 
 /// The Service in front of the guest's API servers.
 pub fn master_service(cluster: &Valid) -> Service {
@@ -29,6 +29,34 @@ pub fn master_service(cluster: &Valid) -> Service {
                 port: i32::from(names::API_PORT),
                 target_port: Some(IntOrString::Int(i32::from(names::API_PORT))),
                 protocol: Some("TCP".into()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// The headless Service that lists the guest's VM pods, whether they are ready or not: a node is not ready before it has
+/// found its peers.
+pub fn nodes_service(cluster: &Valid) -> Service {
+    let identity = &cluster.identity;
+    Service {
+        metadata: ObjectMeta {
+            name: Some(names::NODES_SERVICE.into()),
+            namespace: Some(identity.namespace.clone()),
+            labels: Some(identity.labels()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some([(names::CLUSTER_LABEL.to_owned(), identity.id.clone())].into()),
+            ports: Some(vec![ServicePort {
+                name: Some("vxlan".into()),
+                port: i32::from(VXLAN_PORT),
+                target_port: Some(IntOrString::Int(i32::from(VXLAN_PORT))),
+                protocol: Some("UDP".into()),
                 ..ServicePort::default()
             }]),
             ..ServiceSpec::default()

@@ -71,6 +71,12 @@ fn egress(identity: &Identity, settings: &Settings) -> Vec<NetworkPolicyEgressRu
         rules
             .push(NetworkPolicyEgressRule { to: Some(resolvers), ports: Some(vec![port("UDP", 53), port("TCP", 53)]) });
     }
+    if settings.network.cluster_dns.is_some() {
+        // The supervisor asks the Service kube-dns for its peers. A policy sees the address after it was translated to one of
+        // a pod, so it names the pods. The guest itself is kept away from them by the rules in the VM pod.
+        let to = Some(vec![cluster_dns()]);
+        rules.push(NetworkPolicyEgressRule { to, ports: Some(vec![port("UDP", 53), port("TCP", 53)]) });
+    }
     let opened: Vec<_> =
         settings.network.egress_allowed.iter().map(|range: &Ipv4Net| block(range.to_string(), &[])).collect();
     if !opened.is_empty() {
@@ -84,6 +90,21 @@ fn members(identity: &Identity) -> NetworkPolicyPeer {
     let label = BTreeMap::from([(names::CLUSTER_LABEL.to_owned(), identity.id.clone())]);
     NetworkPolicyPeer {
         pod_selector: Some(LabelSelector { match_labels: Some(label), ..LabelSelector::default() }),
+        ..NetworkPolicyPeer::default()
+    }
+}
+
+/// The pods of the management cluster's DNS server, by the labels that every distribution gives them.
+fn cluster_dns() -> NetworkPolicyPeer {
+    let label = |key: &str, value: &str| {
+        Some(LabelSelector {
+            match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+            ..LabelSelector::default()
+        })
+    };
+    NetworkPolicyPeer {
+        namespace_selector: label("kubernetes.io/metadata.name", "kube-system"),
+        pod_selector: label("k8s-app", "kube-dns"),
         ..NetworkPolicyPeer::default()
     }
 }
@@ -113,6 +134,7 @@ mod tests {
         let mut settings = settings();
         settings.kvm.resolvers = vec!["192.0.2.53".parse().unwrap()];
         settings.network.egress_allowed = vec!["10.20.30.0/24".parse().unwrap()];
+        settings.network.cluster_dns = Some([10, 96, 0, 10].into());
         let policy = policy(&valid(json!({})).identity, &settings);
         insta::assert_snapshot!(serde_saphyr::to_string(&policy).unwrap());
     }

@@ -51,12 +51,16 @@ pub enum Error {
     /// The Service.
     #[error("make the Service in front of the guest's API")]
     Service(#[source] ApplyError),
+    /// The Service that lists the VM pods.
+    #[error("make the Service that lists the guest's VM pods")]
+    Nodes(#[source] ApplyError),
 }
 
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::Service(ApplyError::Foreign { .. })
+            | Self::Nodes(ApplyError::Foreign { .. })
             | Self::Policy(ApplyError::Foreign { .. })
             | Self::Expose(ApplyError::Foreign { .. }) => Reason::ForeignObject,
             _ => Reason::Error,
@@ -124,6 +128,12 @@ impl NetworkOperator {
         self.ensure(identity, &plan::master_service(valid), cached, &["/spec/selector"])
             .await
             .map_err(Error::Service)?;
+        // A guest of one node has no peers to find.
+        if !valid.pools.is_empty() {
+            let cached = self.context.meta(&self.context.cache.services, &identity.namespace, names::NODES_SERVICE);
+            let exact = ["/spec/selector"];
+            self.ensure(identity, &plan::nodes_service(valid), cached, &exact).await.map_err(Error::Nodes)?;
+        }
         let address = service.as_ref().and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok());
         let Some(api_address) = address else {
             return Ok((Report::waiting("the Service's address"), Outcome::AwaitChange));

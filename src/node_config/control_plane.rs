@@ -11,7 +11,7 @@ use super::{
 use crate::api::names::API_PORT;
 
 /// URL of the API for components on the same node.
-const LOCAL_API: &str = "https://127.0.0.1:6443";
+pub(super) const LOCAL_API: &str = "https://127.0.0.1:6443";
 const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
 const AUTHENTICATION: &str = "/etc/kubernetes/authentication.yaml";
 

@@ -17,8 +17,11 @@ use ipnet::Ipv4Net;
 
 use crate::{
     api::names,
-    cluster::Valid,
-    network::addresses::{self, EGRESS_MAC, Mac, NodeAddress},
+    cluster::{Valid, valid::NodePool},
+    network::{
+        addresses::{self, EGRESS_MAC, Mac, NodeAddress},
+        places::Place,
+    },
 };
 
 /// Revision of what this module renders. Nodes keep the revision that they were made with until they are rolled.
@@ -92,13 +95,21 @@ struct Node<'a> {
     name: String,
     address: NodeAddress,
     cluster: &'a Valid,
+    /// URL of the API, as this node reaches it.
+    api: String,
+    /// The range of its pods.
+    pods: Ipv4Net,
+    /// The pool that it belongs to.
+    pool: Option<&'a NodePool>,
 }
 
 /// The configuration of the `index`-th control-plane node.
 pub fn control_plane(cluster: &Valid, index: u32) -> NodeConfig {
     let name = names::master(index);
     let address = addresses::master(&cluster.identity, cluster.ranges.overlay, index);
-    let node = Node { name: name.clone(), address, cluster };
+    let pods = Ipv4Net::new(cluster.ranges.pods.network(), 24).unwrap_or(cluster.ranges.pods);
+    let api = control_plane::LOCAL_API.to_owned();
+    let node = Node { name: name.clone(), address, cluster, api, pods, pool: None };
     let mut components = node::components(&node);
     components.extend(control_plane::components(&node));
     let mut files = pki_mount::files();
@@ -107,6 +118,21 @@ pub fn control_plane(cluster: &Valid, index: u32) -> NodeConfig {
     files.extend(components.iter().map(component::Component::unit));
     files.push(component::target(&components));
     NodeConfig { hostname: name, files, interfaces: interfaces(address), target: component::TARGET }
+}
+
+/// The configuration of a worker of `pool`. Its API is the gateway's, which its VM pod forwards.
+pub fn worker(cluster: &Valid, pool: &NodePool, name: &str, place: Place) -> NodeConfig {
+    let overlay = cluster.ranges.overlay;
+    let address = addresses::worker(&cluster.identity, overlay, place);
+    let api = format!("https://{}:{}", addresses::gateway(overlay), names::API_PORT);
+    let pods = place.pods(cluster.ranges.pods);
+    let node = Node { name: name.to_owned(), address, cluster, api, pods, pool: Some(pool) };
+    let components = node::components(&node);
+    let mut files = pki_mount::files();
+    files.extend(node::files(&node));
+    files.extend(components.iter().map(component::Component::unit));
+    files.push(component::target(&components));
+    NodeConfig { hostname: node.name, files, interfaces: interfaces(address), target: component::TARGET }
 }
 
 fn interfaces(address: NodeAddress) -> Vec<Interface> {
@@ -221,6 +247,25 @@ mod tests {
             assert_eq!(kubelet["tlsMinVersion"], "VersionTLS12");
             assert_eq!(kubelet["readOnlyPort"], 0);
         }
+    }
+
+    #[test]
+    fn a_worker_is_golden_and_runs_no_part_of_the_control_plane() {
+        let valid = valid(json!({"nodePools": [{
+            "name": "a", "labels": {"example.com/disk": "fast"},
+            "taints": [{"key": "example.com/only", "value": "us", "effect": "NoSchedule"}],
+        }]}));
+        let text = shown(&worker(&valid, &valid.pools[0], "a-0", Place(64)));
+        for foreign in ["etcd", "apiserver", "controller-manager", "scheduler", "sa.key", "127.0.0.1:6443"] {
+            assert!(!text.contains(foreign), "{foreign}");
+        }
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn pools_change_nothing_of_the_control_plane_node() {
+        let with_pools = valid(json!({"nodePools": [{"name": "a"}]}));
+        assert_eq!(control_plane(&with_pools, 0), control_plane(&valid(json!({})), 0));
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! What every node runs: containerd, kubelet and kube-proxy.
 
+use serde_json::json;
+
 use super::{
     File, Node,
     component::{Component, Started, gates_section, kubeconfig, kubeconfig_path},
     paths::{CA, certificate, in_pki, key},
 };
-use crate::network::addresses::nth;
+use crate::{
+    api::names,
+    cluster::valid::{NodePool, Taint},
+    network::addresses::nth,
+};
 
 const KUBELET: &str = "/etc/kubernetes/kubelet.yaml";
 const KUBE_PROXY: &str = "/etc/kubernetes/kube-proxy.yaml";
@@ -26,8 +32,8 @@ pub(super) fn files(node: &Node) -> Vec<File> {
     if !proxy_takes_flags(node) {
         files.push(File::new(KUBE_PROXY, kube_proxy_config(node)));
     }
-    files.push(kubeconfig("kubelet", "https://127.0.0.1:6443"));
-    files.push(kubeconfig("kube-proxy", "https://127.0.0.1:6443"));
+    files.push(kubeconfig("kubelet", &node.api));
+    files.push(kubeconfig("kube-proxy", &node.api));
     files
 }
 
@@ -53,17 +59,39 @@ fn kubelet(node: &Node) -> Component {
     Component {
         name: "kubelet",
         description: "kubelet",
-        argv: vec![
+        argv: [
             "/usr/local/bin/kubelet".into(),
             format!("--config={KUBELET}"),
             format!("--kubeconfig={}", kubeconfig_path("kubelet")),
             format!("--hostname-override={}", node.name),
             format!("--node-ip={}", node.address.ip.addr()),
-        ],
+        ]
+        .into_iter()
+        .chain(node.pool.map(labels))
+        .collect(),
         started: Started::Exec,
         after: vec!["containerd.service", "giantnetes-pki.service", "giantnetes-growfs.service"],
         service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
     }
+}
+
+/// Labels that a kubelet gives its Node when it registers: the pool's, and ours that says which pool it is. No key of
+/// kubernetes.io is among them, which a kubelet may not set; users' keys were checked.
+fn labels(pool: &NodePool) -> String {
+    let ours = format!("{}={}", names::POOL_LABEL, pool.name);
+    let theirs = pool.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let all: Vec<_> = std::iter::once(ours).chain(theirs).collect();
+    format!("--node-labels={}", all.join(","))
+}
+
+/// Taints that a kubelet gives its Node when it registers.
+fn taints(pool: &NodePool) -> String {
+    if pool.taints.is_empty() {
+        return String::new();
+    }
+    let taint =
+        |taint: &Taint| format!("- {}\n", json!({"key": taint.key, "value": taint.value, "effect": taint.effect}));
+    format!("registerWithTaints:\n{}", pool.taints.iter().map(taint).collect::<String>())
 }
 
 /// Beside a configuration file kube-proxy heeds no flag but a few. A user's flags would be read and ignored, so where there
@@ -110,9 +138,10 @@ fn containerd_config() -> String {
     )
 }
 
-/// A bridge for the pods of this node. The subnet is what kube-controller-manager gives the first node.
+/// A bridge for the pods of this node. The subnet is what kube-controller-manager gives the first node, and on a worker
+/// what follows from its place: nothing routes by `spec.podCIDR`.
 fn cni_config(node: &Node) -> String {
-    let subnet = format!("{}/24", node.cluster.ranges.pods.network());
+    let subnet = node.pods;
     format!(
         r#"{{
   "cniVersion": "1.0.0",
@@ -160,11 +189,12 @@ evictionHard:
   memory.available: 100Mi
   nodefs.available: 5%
   imagefs.available: 5%
-",
+{taints}",
         ca = in_pki(CA),
         certificate = in_pki(certificate("kubelet-server")),
         key = in_pki(key("kubelet-server")),
         dns = nth(node.cluster.ranges.services, 10),
+        taints = node.pool.map(taints).unwrap_or_default(),
     );
     config + &gates_section(&node.cluster.kubernetes.feature_gates)
 }

@@ -10,7 +10,10 @@ use crate::{
         Valid,
         valid::{Exposure, SubjectName},
     },
-    network::addresses::{gateway, master, nth},
+    network::{
+        addresses::{gateway, master, nth, worker},
+        places::Place,
+    },
 };
 
 /// Group of the administrators of a guest. The guest operator binds it to `cluster-admin`.
@@ -125,6 +128,12 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     ];
     leaves.extend(of_every_node(&node, ip));
     leaves
+}
+
+/// The certificates of a worker: what its kubelet and its kube-proxy need, and no more.
+pub fn of_worker(cluster: &Valid, node: &str, place: Place) -> Vec<Leaf> {
+    let ip = worker(&cluster.identity, cluster.ranges.overlay, place).ip.addr();
+    of_every_node(node, ip.into()).into()
 }
 
 fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {

@@ -5,11 +5,12 @@
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen, roots in Secrets of the guest's namespace
 //! - [`kubeconfig`]: the administrator's kubeconfig
 //! - `secrets`: how all of it lies in Secrets
-//! - [`reconcile`]: the effects
+//! - `issue`, [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
 
 pub mod embedded;
+mod issue;
 pub mod kubeconfig;
 pub mod leaf;
 pub mod plan;

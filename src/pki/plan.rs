@@ -1,6 +1,9 @@
 //! What is to be made, issued or renewed. Pure: time and all that was observed come in.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -10,6 +13,7 @@ use super::leaf::{self, Authority, Leaf};
 use crate::{
     api::names,
     cluster::{Valid, valid::DEFAULT_LEAF_TTL},
+    network::places::Place,
     runtime::apply::hash,
 };
 
@@ -69,6 +73,8 @@ pub struct SecretMeta {
     pub renew_at: Option<Timestamp>,
     /// [`FINGERPRINT_ANNOTATION`]
     pub fingerprint: Option<String>,
+    /// The worker whose keys it holds.
+    pub worker: Option<String>,
 }
 
 /// What was observed.
@@ -82,6 +88,10 @@ pub struct World {
     pub secrets: BTreeMap<String, SecretMeta>,
     /// URL of the guest's API, when it is known.
     pub endpoint: Option<String>,
+    /// Places that are written down, by worker.
+    pub places: BTreeMap<String, Place>,
+    /// VM pods that are there.
+    pub vm_pods: BTreeSet<String>,
 }
 
 /// One thing to do.
@@ -103,6 +113,14 @@ pub enum Step {
         ttl: Duration,
         /// Hash of this wish.
         hash: String,
+        /// Whether it is a worker: such a node gets no key but its own.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        worker: bool,
+    },
+    /// Delete the Secret of a worker that is wanted no more, and whose VM pod is gone.
+    RemoveWorker {
+        /// The worker.
+        node: String,
     },
     /// Issue the administrator's kubeconfig.
     IssueKubeconfig {
@@ -176,8 +194,9 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let ttl = cluster.pki.leaf_ttl;
     let hash = wish(json!({"leaves": leaves, "roots": world.records}), ttl);
     if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
-        plan.steps.push(Step::IssueNode { node, leaves, ttl, hash });
+        plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false });
     }
+    workers(cluster, world, now, plan);
     match &world.endpoint {
         None => plan.waiting.push("the API's address".into()),
         Some(endpoint) => {
@@ -187,6 +206,32 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
             }
         }
     }
+}
+
+fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
+    let mut homeless = 0;
+    let mut wanted = BTreeSet::new();
+    for (_, node) in cluster.workers() {
+        wanted.insert(node.clone());
+        let Some(place) = world.places.get(&node) else {
+            homeless += 1;
+            continue;
+        };
+        let leaves = leaf::of_worker(cluster, &node, *place);
+        // Of the roots, a worker knows one.
+        let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
+        let ttl = cluster.pki.leaf_ttl;
+        let hash = wish(json!({"leaves": leaves, "root": root}), ttl);
+        if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
+            plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: true });
+        }
+    }
+    if homeless > 0 {
+        plan.waiting.push(format!("the places of {homeless} workers"));
+    }
+    let kept = world.secrets.values().filter_map(|secret| secret.worker.as_ref());
+    let gone = kept.filter(|node| !wanted.contains(*node) && !world.vm_pods.contains(*node));
+    plan.steps.extend(gone.map(|node| Step::RemoveWorker { node: node.clone() }));
 }
 
 /// Hash of a wish. The default lifetime is not in it: it was not when there was no other, and a newer manager alone issues
@@ -246,9 +291,13 @@ mod tests {
                 Step::RecordRoots(roots) => {
                     world.records.extend(roots.iter().map(|root| (root.record(), "f".into())));
                 }
-                Step::IssueNode { node, hash, .. } => {
-                    let secret =
-                        SecretMeta { hash: Some(hash.clone()), renew_at: Some(renew_at), ..SecretMeta::default() };
+                Step::RemoveWorker { node } => {
+                    assert!(world.secrets.remove(&names::node_secret(node)).is_some(), "{node}");
+                }
+                Step::IssueNode { node, hash, worker, .. } => {
+                    let worker = worker.then(|| node.clone());
+                    let (hash, renew_at) = (Some(hash.clone()), Some(renew_at));
+                    let secret = SecretMeta { hash, renew_at, worker, ..SecretMeta::default() };
                     world.secrets.insert(names::node_secret(node), secret);
                 }
                 Step::IssueKubeconfig { hash, .. } => {
@@ -292,6 +341,39 @@ mod tests {
                 assert_eq!((plan.lost, plan.steps), (vec![root], vec![]));
             }
         }
+    }
+
+    #[test]
+    fn a_worker_is_issued_at_its_place_and_removed_after_its_vm() {
+        let cluster = valid(json!({"nodePools": [{"name": "a", "replicas": 2}]}));
+        let mut world = rooted();
+        world.places.insert("a-0".into(), Place(64));
+        let first = plan(&cluster, &world, NOW);
+        assert_eq!((first.steps.len(), first.waiting), (3, vec!["the places of 1 workers".to_owned()]));
+        world.places.insert("a-1".into(), Place(65));
+        let second = plan(&cluster, &world, NOW);
+        carry_out(&mut world, &second, at(1000));
+        assert_eq!(plan(&cluster, &world, NOW), Plan::default());
+        // Elsewhere on the overlay, its certificate would not fit.
+        world.places.insert("a-1".into(), Place(70));
+        assert_eq!(plan(&cluster, &world, NOW).steps.len(), 1);
+        world.places.insert("a-1".into(), Place(65));
+        let fewer = valid(json!({"nodePools": [{"name": "a", "replicas": 1}]}));
+        world.vm_pods = ["a-0".to_owned(), "a-1".to_owned()].into();
+        assert_eq!(plan(&fewer, &world, NOW), Plan::default());
+        world.vm_pods.remove("a-1");
+        assert_eq!(plan(&fewer, &world, NOW).steps, [Step::RemoveWorker { node: "a-1".into() }]);
+    }
+
+    #[test]
+    fn a_worker_has_no_certificate_of_the_control_plane() {
+        let leaves = leaf::of_worker(&valid(json!({})), "a-0", Place(64));
+        assert_eq!(
+            leaves.iter().map(|leaf| leaf.name).collect::<Vec<_>>(),
+            ["kubelet", "kubelet-server", "kube-proxy"]
+        );
+        assert!(leaves.iter().all(|leaf| leaf.authority == Authority::Kubernetes));
+        assert_eq!(leaves[1].addresses, [std::net::IpAddr::from([172, 26, 0, 64])]);
     }
 
     #[test]
@@ -346,7 +428,7 @@ mod tests {
             .iter()
             .map(|step| match step {
                 Step::IssueNode { hash, .. } | Step::IssueKubeconfig { hash, .. } => hash.as_str(),
-                Step::MakeRoot(_) | Step::RecordRoots(_) => panic!("{step:?}"),
+                _ => panic!("{step:?}"),
             })
             .collect();
         assert_eq!(hashes, ["d7099d5aab00b5af", "d68d844e9a66ab5e"]);

@@ -18,16 +18,15 @@ use tracing::info;
 use super::{
     PkiFacts,
     embedded::{self, Pair, PkiError},
-    kubeconfig,
-    leaf::{self, Authority, Leaf},
-    plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World, renew_at},
-    secrets::{bytes, is_intact, issued, pair_of, root_data, secret, secret_meta},
+    issue::Issue,
+    leaf::{self, Authority},
+    plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World},
+    secrets::{is_intact, pair_of, root_data, secret, secret_meta},
 };
 use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
-    node_config::paths,
     runtime::{CallError, apply, cache, call, operator::Reconciler, queue::Outcome},
 };
 
@@ -68,7 +67,7 @@ type Answer = (Report<PkiFacts>, Outcome);
 
 /// The pki operator.
 pub struct PkiOperator {
-    context: Context,
+    pub(super) context: Context,
 }
 
 impl PkiOperator {
@@ -133,7 +132,9 @@ impl PkiOperator {
         let endpoint = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.endpoint.clone());
         // In a pause nobody reports, and certificates are renewed nevertheless.
         let endpoint = endpoint.or_else(|| pinned_endpoint.filter(|_| reports.network.is_none()));
-        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint })
+        let places = self.context.places(identity);
+        let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
+        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, places, vm_pods })
     }
 
     /// Reads a Secret that changed, and answers whether it holds what was issued.
@@ -154,10 +155,15 @@ impl PkiOperator {
         match step {
             Step::MakeRoot(root) => self.make_root(valid, *root, now).await,
             Step::RecordRoots(roots) => self.record_roots(identity, roots, world).await,
-            Step::IssueNode { node, leaves, ttl, hash } => {
+            Step::IssueNode { node, leaves, ttl, hash, worker } => {
                 let issue = Issue { identity, world, hash, ttl: *ttl, now };
-                self.issue_node(issue, node, leaves).await
+                if *worker {
+                    self.issue_worker(issue, node, leaves).await
+                } else {
+                    self.issue_master(issue, node, leaves).await
+                }
             }
+            Step::RemoveWorker { node } => self.remove_worker(identity, node).await,
             Step::IssueKubeconfig { endpoint, ttl, hash } => {
                 self.issue_kubeconfig(Issue { identity, world, hash, ttl: *ttl, now }, endpoint).await
             }
@@ -216,59 +222,8 @@ impl PkiOperator {
         Ok(())
     }
 
-    async fn issue_node(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
-        let Issue { identity, world, hash, ttl, now } = issue;
-        if self.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
-            return Ok(());
-        }
-        let roots = self.roots(identity, world).await?;
-        let mut data = BTreeMap::new();
-        for (file, root) in [
-            (paths::CA, Root::Ca(Authority::Kubernetes)),
-            (paths::ETCD_CA, Root::Ca(Authority::Etcd)),
-            (paths::FRONT_PROXY_CA, Root::Ca(Authority::FrontProxy)),
-            (paths::SERVICE_ACCOUNT_PUB, Root::ServiceAccount),
-        ] {
-            data.insert(file.to_owned(), bytes(&roots.pair(root, identity)?.certificate));
-        }
-        let service_account = roots.pair(Root::ServiceAccount, identity)?;
-        data.insert(paths::SERVICE_ACCOUNT_KEY.into(), bytes(service_account.key.expose_secret()));
-        let encryption = roots.pair(Root::Encryption, identity)?;
-        data.insert(paths::ENCRYPTION.into(), bytes(encryption.key.expose_secret()));
-        let mut roots_end = Timestamp::MAX;
-        for leaf in leaves {
-            let ca = roots.pair(Root::Ca(leaf.authority), identity)?;
-            roots_end = roots_end.min(embedded::expires(&ca.certificate)?);
-            let pair = embedded::sign(ca, leaf, now, ttl)?;
-            data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
-            data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
-        }
-        let annotations = issued(hash, renew_at(now, ttl, roots_end));
-        let secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
-        self.store(identity, secret).await?;
-        info!(node, "certificates issued");
-        Ok(())
-    }
-
-    async fn issue_kubeconfig(&self, issue: Issue<'_>, endpoint: &str) -> Result<(), Error> {
-        let Issue { identity, world, hash, ttl, now } = issue;
-        let name = names::kubeconfig_secret(&identity.key.name);
-        if self.is_issued(identity, &identity.key.namespace, &name, hash, now).await? {
-            return Ok(());
-        }
-        let roots = self.roots(identity, world).await?;
-        let ca = roots.pair(Root::Ca(Authority::Kubernetes), identity)?;
-        let client = embedded::sign(ca, &leaf::administrator(), now, ttl)?;
-        let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
-        let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
-        let annotations = issued(hash, renew_at(now, ttl, embedded::expires(&ca.certificate)?));
-        self.store(identity, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
-        info!("kubeconfig issued");
-        Ok(())
-    }
-
     /// Whether the server has this wish fulfilled already: the cache may lag behind what was issued a moment ago.
-    async fn is_issued(
+    pub(super) async fn is_issued(
         &self,
         identity: &Identity,
         namespace: &str,
@@ -286,25 +241,21 @@ impl PkiOperator {
         })
     }
 
-    /// Reads the roots and compares each with its record.
-    async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
-        let mut pairs = BTreeMap::new();
-        for root in Root::ALL {
-            let name = root.secret();
-            let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
-            let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
-            let pair = found.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
-            let identifying = if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate };
-            if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying)) {
-                return Err(lost());
-            }
-            pairs.insert(root, pair);
+    /// Reads a root and compares it with its record.
+    pub(super) async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Pair, Error> {
+        let name = root.secret();
+        let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
+        let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
+        let pair = found.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
+        let identifying = if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate };
+        if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying)) {
+            return Err(lost());
         }
-        Ok(Roots { pairs })
+        Ok(pair)
     }
 
     /// Stores a Secret that is made anew whenever it is issued: creates it, or replaces exactly the one that was observed.
-    async fn store(&self, identity: &Identity, mut secret: Secret) -> Result<(), Error> {
+    pub(super) async fn store(&self, identity: &Identity, mut secret: Secret) -> Result<(), Error> {
         let (namespace, name) =
             (secret.metadata.namespace.clone().unwrap_or_default(), secret.metadata.name.clone().unwrap_or_default());
         let api = self.secrets(&namespace);
@@ -345,7 +296,7 @@ impl PkiOperator {
         Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_secs(2))))
     }
 
-    fn secrets(&self, namespace: &str) -> Api<Secret> {
+    pub(super) fn secrets(&self, namespace: &str) -> Api<Secret> {
         Api::namespaced(self.context.client.clone(), namespace)
     }
 
@@ -376,26 +327,6 @@ pub async fn bootstrap_credentials(
     }
     let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
     Ok((ca.certificate, client))
-}
-
-/// What issuing needs to know, whatever is issued.
-#[derive(Clone, Copy)]
-struct Issue<'a> {
-    identity: &'a Identity,
-    world: &'a World,
-    hash: &'a str,
-    ttl: Duration,
-    now: Timestamp,
-}
-
-struct Roots {
-    pairs: BTreeMap<Root, Pair>,
-}
-
-impl Roots {
-    fn pair(&self, root: Root, identity: &Identity) -> Result<&Pair, Error> {
-        self.pairs.get(&root).ok_or_else(|| Error::Lost(format!("{}/{}", identity.namespace, root.secret())))
-    }
 }
 
 fn next_renewal(world: &World) -> Option<Timestamp> {

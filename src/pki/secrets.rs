@@ -85,7 +85,14 @@ pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
             .inspect_err(|_| warn!(secret = meta.name, "unreadable renewal time; its certificates are issued anew"))
             .ok()
     });
-    SecretMeta { hash: annotation(names::HASH_ANNOTATION), renew_at, fingerprint: annotation(FINGERPRINT_ANNOTATION) }
+    let label = |name: &str| meta.labels.as_ref().and_then(|all| all.get(name).cloned());
+    let worker = label(names::ROLE_LABEL).filter(|role| role == names::ROLE_WORKER);
+    SecretMeta {
+        hash: annotation(names::HASH_ANNOTATION),
+        renew_at,
+        fingerprint: annotation(FINGERPRINT_ANNOTATION),
+        worker: worker.and_then(|_| label(names::NODE_LABEL)),
+    }
 }
 
 /// Whether a Secret holds what was put into it.

@@ -1,5 +1,7 @@
 //! What the controller tells a VM pod's supervisor: one JSON file of the node's ConfigMap. No secret is in it.
 
+use std::net::IpAddr;
+
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,9 @@ pub struct VmConfig {
     pub overlay: OverlayConfig,
     /// Ethernet address of the guest's way out.
     pub egress_mac: Mac,
+    /// On a worker: where the guest's API is, seen from the pod. None on a control-plane node, which has it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_address: Option<IpAddr>,
 }
 
 /// The overlay as one VM pod sees it.
@@ -43,4 +48,20 @@ pub struct OverlayConfig {
     pub gateway: Ipv4Net,
     /// The VM's place.
     pub node: NodeAddress,
+    /// How the guest's other VM pods are found. None: this pod has no peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersConfig>,
+}
+
+/// How the guest's other VM pods are found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PeersConfig {
+    /// Name whose addresses are those of all VM pods of the guest, this one among them.
+    pub name: String,
+    /// The management cluster's DNS server, which knows it.
+    pub server: IpAddr,
+    /// Private ranges in which the guest may ask DNS servers nevertheless.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<Ipv4Net>,
 }

@@ -1,25 +1,27 @@
 //! What is known of the VM, told apart: does QEMU run, has the guest come up, does its API answer.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{Json, Router, routing::get};
-use kube::{Client, Config};
+use kube::{Client, Config, client::Body};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{accelerator::Choice, paths};
 use crate::{
+    api::names,
     node_config::paths::CA,
     pki::kubeconfig::TLS_SERVER_NAME,
     runtime::{http, telemetry},
 };
 
-/// How often the guest's API is asked, and how long it may take to answer.
-const API_PERIOD: Duration = Duration::from_secs(2);
-const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the guest is asked, and how long it may take to answer.
+const PERIOD: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
 
@@ -33,8 +35,10 @@ pub struct Status {
     pub accelerator_reason: String,
     /// The guest's kernel and initial RAM disk have run.
     pub guest_up: bool,
-    /// The guest's API says that it is ready.
+    /// The guest's API says that it is ready. Never on a worker, which has none.
     pub api_ready: bool,
+    /// The guest's kubelet answers. Asked on workers alone.
+    pub kubelet_ready: bool,
     /// QEMU says that the machine runs.
     pub qemu_running: bool,
 }
@@ -55,7 +59,13 @@ impl Health {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         let status = &state.status;
-        for (part, well) in [("qemu", status.qemu_running), ("guest", status.guest_up), ("api", status.api_ready)] {
+        let parts = [
+            ("qemu", status.qemu_running),
+            ("guest", status.guest_up),
+            ("api", status.api_ready),
+            ("kubelet", status.kubelet_ready),
+        ];
+        for (part, well) in parts {
             telemetry::VM_UP.with_label_values(&[part]).set(well.into());
         }
     }
@@ -84,8 +94,11 @@ impl Health {
         self.update(|state| state.status.guest_up = true);
     }
 
-    fn api(&self, ready: bool) {
-        self.update(|state| state.status.api_ready = ready);
+    fn answers(&self, asked: &Asked, ready: bool) {
+        self.update(|state| match asked {
+            Asked::Api => state.status.api_ready = ready,
+            Asked::Kubelet(_) => state.status.kubelet_ready = ready,
+        });
     }
 
     /// What is known.
@@ -99,41 +112,70 @@ impl Health {
     }
 
     /// `/livez`, `/readyz`, `/metrics` and `/status`.
-    pub fn routes(&self) -> Router {
+    pub fn routes(&self, asked: &Asked) -> Router {
+        let (is_worker, what) = match asked {
+            Asked::Api => (false, "the guest's API"),
+            Asked::Kubelet(_) => (true, "the guest's kubelet"),
+        };
         let (live, ready, status) = (self.clone(), self.clone(), self.clone());
         let live = move || if live.hangs() { vec!["QEMU to answer".to_owned()] } else { Vec::new() };
-        let ready = move || if ready.status().api_ready { Vec::new() } else { vec!["the guest's API".to_owned()] };
+        let ready = move || {
+            let status = ready.status();
+            let answers = if is_worker { status.kubelet_ready } else { status.api_ready };
+            if answers { Vec::new() } else { vec![what.to_owned()] }
+        };
         http::routes(Arc::new(live), Arc::new(ready))
             .route("/status", get(move || std::future::ready(Json(status.status()))))
     }
 
-    /// Asks the guest's API at `address` whether it is ready, again and again until `stop`.
-    pub async fn watch_api(self, address: std::net::SocketAddr, stop: CancellationToken) {
+    /// Asks the guest at `address` again and again whether it is ready, until `stop`.
+    pub async fn watch(self, asked: Asked, address: IpAddr, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                ready = api_is_ready(address) => self.api(ready),
+                ready = asked.is_ready(address) => self.answers(&asked, ready),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(API_PERIOD) => {}
+                () = tokio::time::sleep(PERIOD) => {}
             }
         }
     }
 }
 
-/// Whether the API at `address` proves itself by the guest's CA and says that it is ready.
-async fn api_is_ready(address: std::net::SocketAddr) -> bool {
-    let ask = async {
+/// Who in the guest is asked whether it is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// The API of a control-plane node.
+    Api,
+    /// The kubelet of the worker of this name.
+    Kubelet(String),
+}
+
+impl Asked {
+    async fn is_ready(&self, address: IpAddr) -> bool {
+        matches!(tokio::time::timeout(TIMEOUT, self.ask(address)).await, Ok(Some(true)))
+    }
+
+    /// What the guest says, once it has proved itself by the guest's CA.
+    async fn ask(&self, address: IpAddr) -> Option<bool> {
+        let (port, path, server) = match self {
+            Self::Api => (names::API_PORT, "/readyz", TLS_SERVER_NAME),
+            Self::Kubelet(node) => (names::KUBELET_PORT, "/healthz", node.as_str()),
+        };
         // Read anew each time: the mount is live.
         let ca = tokio::fs::read(format!("{}/{CA}", paths::PKI)).await.ok()?;
         let (_, pem) = x509_parser::pem::parse_x509_pem(&ca).ok()?;
-        let mut config = Config::new(format!("https://{address}").parse().ok()?);
+        let mut config = Config::new(format!("https://{}", SocketAddr::from((address, port))).parse().ok()?);
         config.root_cert = Some(vec![pem.contents]);
-        config.tls_server_name = Some(TLS_SERVER_NAME.into());
+        config.tls_server_name = Some(server.into());
         config.default_retry = false;
         let client = Client::try_from(config).ok()?;
-        client.request_text(::http::Request::get("/readyz").body(Vec::new()).ok()?).await.ok()
-    };
-    matches!(tokio::time::timeout(API_TIMEOUT, ask).await, Ok(Some(text)) if text == "ok")
+        let request = ::http::Request::get(path);
+        match self {
+            Self::Api => Some(client.request_text(request.body(Vec::new()).ok()?).await.ok()? == "ok"),
+            // It refuses strangers, which we are: whoever can refuse is there.
+            Self::Kubelet(_) => client.send(request.body(Body::empty()).ok()?).await.ok().map(|_| true),
+        }
+    }
 }

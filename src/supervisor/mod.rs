@@ -12,6 +12,7 @@
 //!
 //! - [`config`]: what the controller says about the VM
 //! - [`network`]: bridge, VXLAN, tap and the rules that hold the guest in its place
+//! - [`peers`]: the guest's other VM pods
 //! - [`disks`]: root overlay, etcd's disk, cloud-init's seed
 //! - [`accelerator`]: KVM where a guest was seen to start on it
 //! - [`qemu`], [`qmp`]: arguments, process and monitor
@@ -23,6 +24,7 @@ pub mod config;
 pub mod disks;
 pub mod health;
 pub mod network;
+pub mod peers;
 pub mod proxy;
 pub mod qemu;
 pub mod qmp;

@@ -6,13 +6,22 @@
 //!  eth0 ── QEMU's own connections (user-mode network) ──────── QEMU ── the guest's second interface, its way out
 //! ```
 //!
-//! [`commands`] and [`rules`] are pure; [`set_up`] runs them with `ip` and `nft` of the image.
+//! [`commands`] and [`rules`] are pure; [`set_up`] runs them with `ip` and `nft` of the image. The other VM pods of the guest
+//! come and go: [`super::peers`] follows them.
 
-use std::{net::IpAddr, os::fd::OwnedFd, process::Stdio, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::OwnedFd,
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::{QEMU_ID, config::OverlayConfig};
+use super::{
+    QEMU_ID,
+    config::{OverlayConfig, PeersConfig},
+};
 use crate::{api::names::API_PORT, network::addresses::GATEWAY_MAC};
 
 /// UDP port of VXLAN: the kernel's and Flannel's.
@@ -23,7 +32,15 @@ const VXLAN_OVERHEAD: u32 = 50;
 const LEAST_MTU: u32 = 1280;
 const TAP: &str = "tap0";
 const BRIDGE: &str = "br0";
+/// The nftables set of the addresses of the guest's other VM pods.
+pub(super) const PEERS: &str = "peers";
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Priority of the rules on the bridge. Where the host filters bridged packets (br_netfilter), its hooks at priority 0 take IP
+/// packets out of the bridge's own chains, and rules at 0 would never see them.
+const BEFORE_BRIDGE_FILTER: i32 = -200;
+/// Private ranges: the management cluster's own addresses lie in them.
+const PRIVATE: &str = "10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16";
 
 /// Why the network could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +48,7 @@ pub enum Error {
     /// A program failed.
     #[error("run `{program}`: {message}")]
     Command {
-        /// `ip` or `nft`.
+        /// `ip`, `bridge` or `nft`.
         program: &'static str,
         /// What it said.
         message: String,
@@ -66,7 +83,9 @@ pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Netw
     for device in [BRIDGE.to_owned(), vxlan_name(overlay.vni), TAP.to_owned()] {
         let _ = run("ip", &["link", "delete", &device], "").await;
     }
-    run("nft", &["-f", "-"], &rules(overlay)).await?;
+    // The guest asks the resolvers of its pod, and no other inside the management cluster.
+    let resolvers = nameservers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    run("nft", &["-f", "-"], &rules(overlay, pod_address, &resolvers)).await?;
     let tap = make_tap()?;
     run("ip", &["-batch", "-"], &commands(overlay, pod_address, mtu)).await?;
     Ok(Network { tap, mtu })
@@ -91,7 +110,14 @@ fn make_tap() -> Result<OwnedFd, Error> {
     device.as_fd().try_clone_to_owned().map_err(Error::Tap)
 }
 
-fn vxlan_name(vni: u32) -> String {
+/// IPv4 addresses of the resolvers that a `resolv.conf` names.
+fn nameservers(resolv_conf: &str) -> Vec<Ipv4Addr> {
+    let addresses = resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    addresses.filter_map(|address| address.trim().parse().ok()).collect()
+}
+
+/// Name of the VXLAN device.
+pub(super) fn vxlan_name(vni: u32) -> String {
     format!("vx{vni}")
 }
 
@@ -101,7 +127,7 @@ fn commands(overlay: &OverlayConfig, pod_address: IpAddr, mtu: u32) -> String {
     format!(
         "\
 link add {BRIDGE} address {GATEWAY_MAC} mtu {mtu} type bridge
-link add {vxlan} mtu {mtu} type vxlan id {vni} local {pod_address} dstport {VXLAN_PORT} nolearning
+link add {vxlan} mtu {mtu} type vxlan id {vni} local {pod_address} dstport {VXLAN_PORT} learning
 link set {vxlan} master {BRIDGE} up
 link set {TAP} mtu {mtu} master {BRIDGE} up
 link set {BRIDGE} up
@@ -114,24 +140,32 @@ address add {gateway} dev {BRIDGE}
 /// The nftables rules.
 ///
 /// QEMU's user-mode network turns 10.0.2.2 into the pod's loopback, so nothing that QEMU's user sends may go to an address
-/// of the pod, nor to another pod's VXLAN port. What comes to ours is dropped as long as a guest has one node. On the bridge
-/// the guest may use its own addresses only, and of the pod only the gateway's API port.
-fn rules(overlay: &OverlayConfig) -> String {
+/// of the pod, to another pod's VXLAN port, or to the DNS server of the management cluster: the NetworkPolicy lets the pod
+/// ask it, but only for its peers. VXLAN is taken from peers alone, and there are none until they are found. On the bridge
+/// the guest may use its own addresses only, and of the pod only the gateway's API port; the gateway is on every VM pod, so
+/// nothing of it crosses the overlay. Bridged packets meet the `forward` chain too where the host filters bridges.
+fn rules(overlay: &OverlayConfig, pod_address: IpAddr, resolvers: &[Ipv4Addr]) -> String {
     let (ip, mac, gateway) = (overlay.node.ip.addr(), overlay.node.mac, overlay.gateway.addr());
     let (vxlan, network) = (vxlan_name(overlay.vni), overlay.gateway.trunc());
+    let (family, address) = if pod_address.is_ipv4() { ("ip", "ipv4_addr") } else { ("ip6", "ipv6_addr") };
+    let dns = overlay.peers.as_ref().map(|peers| closed_dns(peers, resolvers)).unwrap_or_default();
     format!(
         "\
 table inet giantnetes
 delete table inet giantnetes
 table inet giantnetes {{
+  set {PEERS} {{
+    type {address}
+  }}
   chain output {{
     type filter hook output priority 0; policy accept;
     meta skuid {QEMU_ID} oifname \"lo\" drop
     meta skuid {QEMU_ID} oifname \"{BRIDGE}\" drop
     meta skuid {QEMU_ID} udp dport {{ 4789, {VXLAN_PORT} }} drop
-  }}
+{dns}  }}
   chain input {{
     type filter hook input priority 0; policy accept;
+    iifname != \"{BRIDGE}\" udp dport {VXLAN_PORT} {family} saddr @{PEERS} accept
     udp dport {VXLAN_PORT} drop
     iifname != \"{BRIDGE}\" accept
     ip saddr != {network} drop
@@ -143,26 +177,32 @@ table inet giantnetes {{
   }}
   chain forward {{
     type filter hook forward priority 0; policy drop;
+    iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
   }}
 }}
 table bridge giantnetes
 delete table bridge giantnetes
 table bridge giantnetes {{
   chain forward {{
-    type filter hook forward priority 0; policy accept;
+    type filter hook forward priority {BEFORE_BRIDGE_FILTER}; policy accept;
     iifname \"{TAP}\" jump from_guest
     oifname \"{vxlan}\" arp daddr ip {gateway} drop
     iifname \"{vxlan}\" arp saddr ip {gateway} drop
   }}
   chain input {{
-    type filter hook input priority 0; policy accept;
+    type filter hook input priority {BEFORE_BRIDGE_FILTER}; policy accept;
     iifname \"{TAP}\" jump from_guest
     iifname \"{vxlan}\" drop
+  }}
+  chain output {{
+    type filter hook output priority {BEFORE_BRIDGE_FILTER}; policy accept;
+    oifname \"{vxlan}\" drop
   }}
   chain from_guest {{
     ether saddr != {mac} drop
     udp dport {{ 4789, {VXLAN_PORT} }} drop
     ether type arp arp saddr ether {mac} arp saddr ip {{ {ip}, 0.0.0.0 }} return
+    ether type ip ip saddr {network} ip saddr != {ip} drop
     ether type ip return
     drop
   }}
@@ -171,13 +211,29 @@ table bridge giantnetes {{
     )
 }
 
-async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(), Error> {
+/// What keeps QEMU's user away from the management cluster's DNS: its Service, and its pods, whose addresses are not known.
+fn closed_dns(peers: &PeersConfig, resolvers: &[Ipv4Addr]) -> String {
+    let mut text = match peers.server {
+        IpAddr::V4(server) => format!("    meta skuid {QEMU_ID} ip daddr {server} drop\n"),
+        IpAddr::V6(server) => format!("    meta skuid {QEMU_ID} ip6 daddr {server} drop\n"),
+    };
+    let allowed = resolvers.iter().map(ToString::to_string).chain(peers.allowed.iter().map(ToString::to_string));
+    for allowed in allowed {
+        text.push_str(&format!("    meta skuid {QEMU_ID} ip daddr {allowed} accept\n"));
+    }
+    let dns = format!("meta skuid {QEMU_ID} ip daddr {{ {PRIVATE} }}");
+    text.push_str(&format!("    {dns} udp dport 53 drop\n    {dns} tcp dport 53 drop\n"));
+    text
+}
+
+/// Runs a program and answers what it wrote.
+pub(super) async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String, Error> {
     let failed = |message: String| Error::Command { program, message };
     let work = async {
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
@@ -191,7 +247,7 @@ async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<(
         .map_err(|_| failed(format!("no answer in {} s", TIMEOUT.as_secs())))?
         .map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
@@ -206,13 +262,23 @@ mod tests {
             vni: 1234,
             gateway: "172.26.0.1/20".parse().unwrap(),
             node: NodeAddress { ip: "172.26.0.10/20".parse().unwrap(), mac: Mac([2, 1, 2, 3, 0, 10]) },
+            peers: None,
         }
     }
 
     #[test]
     fn devices_and_rules_are_golden() {
         let text = commands(&overlay(), [10, 1, 1, 1].into(), 1450);
-        insta::assert_snapshot!(format!("{text}\n{}", rules(&overlay())));
+        insta::assert_snapshot!(format!("{text}\n{}", rules(&overlay(), [10, 1, 1, 1].into(), &[])));
+    }
+
+    #[test]
+    fn the_guest_asks_no_dns_server_of_the_management_cluster_but_its_resolvers() {
+        let resolvers = nameservers("search a b\nnameserver 192.168.1.1\nnameserver fe80::1\n# nameserver 1.1.1.1\n");
+        assert_eq!(resolvers, [Ipv4Addr::new(192, 168, 1, 1)]);
+        let allowed = vec!["10.20.30.0/24".parse().unwrap()];
+        let peers = PeersConfig { name: "nodes".into(), server: [10, 96, 0, 10].into(), allowed };
+        insta::assert_snapshot!(closed_dns(&peers, &resolvers));
     }
 
     #[test]

@@ -21,8 +21,8 @@ use super::{
     accelerator::{self, UP_LINE},
     config::VmConfig,
     disks,
-    health::Health,
-    network, paths, proxy,
+    health::{Asked, Health},
+    network, paths, peers, proxy,
     qemu::{self, NodeImage},
     qmp::Monitor,
 };
@@ -53,12 +53,16 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let health = Health::default();
 
     let pod = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let guest = SocketAddr::from((vm.overlay.node.ip.addr(), API_PORT));
-    let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), health.routes(), stop.clone()));
-    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), guest, stop.clone()));
+    let guest = IpAddr::from(vm.overlay.node.ip.addr());
+    // A worker reaches its API by way of its pod.
+    let asked = if vm.api_address.is_some() { Asked::Kubelet(vm.node.clone()) } else { Asked::Api };
+    let api = SocketAddr::from((vm.api_address.unwrap_or(guest), API_PORT));
+    let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), health.routes(&asked), stop.clone()));
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, stop.clone()));
 
     let network = network::set_up(&vm.overlay, pod_address).await?;
     info!(vni = vm.overlay.vni, mtu = network.mtu, "network is set up");
+    tokio::spawn(peers::follow(vm.overlay.clone(), pod_address, stop.clone()));
     let disks = disks::prepare(&vm).await?;
     let image = NodeImage::in_folder(Path::new(paths::NODE));
     let choice = accelerator::choose(vm.accelerator, &image, QEMU_ID).await?;
@@ -72,7 +76,7 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let socket = UnixStream::from_std(socket).map_err(io("use the monitor's socket"))?;
     let mut monitor = Monitor::open(socket).await?;
     info!(node = vm.node, cpus = vm.cpus, memory_mib = vm.memory_mib, "QEMU runs");
-    tokio::spawn(health.clone().watch_api(guest, stop.clone()));
+    tokio::spawn(health.clone().watch(asked, guest, stop.clone()));
 
     let mut tick = tokio::time::interval(QEMU_PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -8,3 +8,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/name: giantnetes
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- /* The settings; an empty clusterDNS is looked up. */ -}}
+{{- define "giantnetes.settings" -}}
+{{- $settings := deepCopy .Values.settings }}
+{{- if not $settings.network.clusterDNS }}
+{{- $dns := lookup "v1" "Service" "kube-system" "kube-dns" }}
+{{- if $dns }}
+{{- $_ := set $settings.network "clusterDNS" $dns.spec.clusterIP }}
+{{- end }}
+{{- end }}
+{{- toYaml $settings }}
+{{- end }}

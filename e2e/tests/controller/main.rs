@@ -14,6 +14,7 @@ mod leadership;
 mod manager;
 mod outage;
 mod pause;
+mod pools;
 mod proxy;
 mod servers;
 mod steady;

@@ -28,6 +28,8 @@ pub struct Options {
     pub log: &'static str,
     /// Without the proxy between it and the API server.
     pub direct: bool,
+    /// With VM pods, which nobody runs.
+    pub kvm: bool,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             quarantine: "1s",
             log: "info,giantnetes=debug",
             direct: false,
+            kvm: false,
         }
     }
 }
@@ -59,8 +62,8 @@ impl Manager {
         let settings = folder.join(format!("{name}-settings.yaml"));
         let text = format!(
             "kubernetes: {{defaultVersion: v1.36.3, images: {{v1.36.3: 'giantnetes/vm:v1.36.3', v1.36.4: 'giantnetes/vm:v1.36.4'}}}}\n\
-             network: {{quarantine: {}}}\nkvm: {{enabled: false}}\n",
-            options.quarantine
+             network: {{quarantine: {}}}\nkvm: {{enabled: {}}}\n",
+            options.quarantine, options.kvm
         );
         std::fs::write(&settings, text).unwrap();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));

@@ -1,11 +1,15 @@
 //! What the management cluster has of a Cluster's objects. Reads only.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DynamicObject, ListParams},
+    api::{DynamicObject, ListParams, PartialObjectMeta},
 };
 use serde_json::json;
 
@@ -14,7 +18,10 @@ use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{Valid, valid},
     kvm::pod::NODE_HASH_ANNOTATION,
-    network::claims::{self, Holder, VniChoice},
+    network::{
+        claims::{self, Holder, VniChoice},
+        places::Place,
+    },
     pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
     runtime::{CallError, call},
     settings::Settings,
@@ -90,6 +97,14 @@ type Found = Vec<(steps::Object, DynamicObject)>;
 /// Reads what is there of the steps' objects. The namespace's UID and the Service's address become known on the way.
 async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &Settings) -> Result<Found, Failure> {
     let mut found = Vec::new();
+    let namespace = &valid.identity.namespace;
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    let params = ListParams::default().labels(&valid.identity.selector());
+    let maps = call("list", format!("ConfigMaps of {namespace}"), maps.list_metadata(&params)).await?;
+    let placed = |map: &PartialObjectMeta<ConfigMap>| {
+        Some((map.labels().get(names::NODE_LABEL)?.clone(), Place::of(&map.metadata)?))
+    };
+    known.places = maps.items.iter().filter_map(placed).collect();
     for step in steps::of(valid, settings, known)? {
         let object = step.object;
         if object.in_guest || step.part == "pki" {
@@ -99,8 +114,11 @@ async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &S
             match object.resource.kind.as_str() {
                 "Namespace" => known.namespace_uid = live.uid().unwrap_or_default(),
                 "Service" => {
-                    if let Some(address) = live.data["spec"]["clusterIP"].as_str() {
+                    // That of the headless one is no address.
+                    let address = live.data["spec"]["clusterIP"].as_str().and_then(|text| text.parse::<IpAddr>().ok());
+                    if let Some(address) = address {
                         known.endpoint = format!("https://{address}:{}", names::API_PORT);
+                        known.api_address = address;
                     }
                 }
                 _ => {}
@@ -157,6 +175,7 @@ async fn pki_states(
     let mut world = World {
         namespace: true,
         records: namespace.annotations().clone(),
+        places: known.places.iter().cloned().collect(),
         endpoint: known.endpoint.contains('<').then_some(()).map_or_else(|| Some(known.endpoint.clone()), |()| None),
         ..World::default()
     };
@@ -195,5 +214,6 @@ fn meta(meta: &ObjectMeta) -> SecretMeta {
         hash: annotation(names::HASH_ANNOTATION),
         renew_at: annotation(names::RENEW_AT_ANNOTATION).and_then(|at| at.parse().ok()),
         fingerprint: annotation(FINGERPRINT_ANNOTATION),
+        worker: None,
     }
 }

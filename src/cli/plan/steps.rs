@@ -1,5 +1,7 @@
 //! The objects of a guest in the order in which they are made, from the same plans that the reconcilers use.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt as _, api::ApiResource};
 use serde::Serialize;
@@ -10,10 +12,12 @@ use crate::{
     api::names,
     cluster::{self, Valid, valid::Exposure},
     guest,
-    kvm::plan::{NodeObjects, Surroundings, control_plane_node},
+    kvm::plan::{NodeObjects, Surroundings, control_plane_node, worker_node},
     network::{
         claims::{self, VniChoice},
-        exposure, plan as network, policies,
+        exposure,
+        places::{self, Place, Places},
+        plan as network, policies,
     },
     pki::plan::{self as pki, World},
     settings::Settings,
@@ -65,6 +69,19 @@ pub(super) struct Known {
     pub namespace_uid: String,
     /// URL of the guest's API.
     pub endpoint: String,
+    /// Address of the guest's API inside the management cluster.
+    pub api_address: IpAddr,
+    /// Places of workers that are written down.
+    pub places: Vec<(String, Place)>,
+}
+
+impl Known {
+    /// The places that all workers get.
+    fn all_places(&self, valid: &Valid) -> Places {
+        let nodes: Vec<_> = valid.workers().map(|(_, node)| node).collect();
+        let room = places::room(&valid.ranges);
+        places::plan(nodes.iter().map(String::as_str), self.places.clone(), room)
+    }
 }
 
 impl Known {
@@ -75,6 +92,8 @@ impl Known {
                 vni,
                 namespace_uid: "<uid of the namespace>".into(),
                 endpoint: "https://<address of Service master>:6443".into(),
+                api_address: Ipv4Addr::UNSPECIFIED.into(),
+                places: Vec::new(),
             }),
             VniChoice::InUse(..) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
         }
@@ -96,17 +115,33 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
         steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
     }
+    if !valid.pools.is_empty() {
+        let purpose = "the Service by which nodes find each other";
+        steps.push(step("network", purpose, &network::nodes_service(valid), &[&namespace])?);
+    }
     steps.extend(pki_steps(valid, &namespace, known));
-    let around = Surroundings { vni: known.vni, namespace_uid: &known.namespace_uid, settings: &settings.kvm };
+    let around =
+        Surroundings { vni: known.vni, api_address: known.api_address, namespace_uid: &known.namespace_uid, settings };
     let NodeObjects { claim, config, pod } = control_plane_node(valid, 0, around)?;
     let node = names::master(0);
     let mut needs = vec!["the VNI", "the certificates"];
     if !settings.kvm.enabled {
         needs.push("the KVM provider, which is off in the operator's settings");
     }
-    steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
+    if let Some(claim) = claim {
+        steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
+    }
     steps.push(step("kvm", "the node's configuration", &config, &needs)?);
     steps.push(Step { rolls: Some(node), ..step("kvm", "the node", &pod, &needs)? });
+    let places = known.all_places(valid);
+    for (pool, node) in valid.workers() {
+        let Some(place) = places.given.get(&node) else { continue };
+        let NodeObjects { config, pod, .. } = worker_node(valid, pool, &node, *place, around)?;
+        // Its certificates are for the place that the configuration names.
+        let first: Vec<_> = needs.iter().filter(|need| **need != "the certificates").copied().collect();
+        steps.push(step("kvm", "the worker's configuration", &config, &first)?);
+        steps.push(Step { rolls: Some(node), ..step("kvm", "the worker", &pod, &needs)? });
+    }
     for binding in guest::plan::bindings() {
         let mut step = step("guest", "rights, inside the guest", &binding, &["the control plane"])?;
         step.object.in_guest = true;
@@ -136,7 +171,12 @@ where
 
 /// The steps of pki as if each were carried out at once.
 fn pki_steps(valid: &Valid, namespace: &str, known: &Known) -> Vec<Step> {
-    let mut world = World { namespace: true, endpoint: Some(known.endpoint.clone()), ..World::default() };
+    let mut world = World {
+        namespace: true,
+        endpoint: Some(known.endpoint.clone()),
+        places: known.all_places(valid).given,
+        ..World::default()
+    };
     let roots = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
     for root in pki::Root::ALL {
         world.records.insert(root.record(), "made".into());
@@ -152,7 +192,12 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
     let (place, name) = secret_of(valid, wish)?;
     let (purpose, waits_for) = match wish {
         pki::Step::MakeRoot(_) | pki::Step::RecordRoots(_) => ("a root, made once", vec![namespace.to_owned()]),
+        pki::Step::IssueNode { worker: true, node, .. } => {
+            let place = format!("the place in ConfigMap {guest}/{}", names::node_config_map(node));
+            ("the worker's certificates", vec!["the roots".into(), place])
+        }
         pki::Step::IssueNode { .. } => ("the node's certificates", vec!["the roots".into()]),
+        pki::Step::RemoveWorker { .. } => return None,
         pki::Step::IssueKubeconfig { .. } => (
             "the administrator's kubeconfig",
             vec!["the roots".into(), format!("the address of Service {guest}/master")],
@@ -178,7 +223,7 @@ pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> Option<(String, Stri
     let identity = &valid.identity;
     match wish {
         pki::Step::MakeRoot(root) => Some((identity.namespace.clone(), root.secret())),
-        pki::Step::RecordRoots(_) => None,
+        pki::Step::RecordRoots(_) | pki::Step::RemoveWorker { .. } => None,
         pki::Step::IssueNode { node, .. } => Some((identity.namespace.clone(), names::node_secret(node))),
         pki::Step::IssueKubeconfig { .. } => {
             Some((identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name)))

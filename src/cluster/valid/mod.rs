@@ -25,7 +25,7 @@ pub use update::update;
 
 use self::check::Check;
 use crate::{
-    api::{Accelerator, Cluster, ClusterStatus},
+    api::{Accelerator, Cluster, ClusterStatus, names},
     cluster::Identity,
     settings::Settings,
 };
@@ -93,6 +93,12 @@ impl Valid {
             identity,
         };
         check.finish(valid)
+    }
+
+    /// Every worker that there should be, with its pool: by pool, then by index.
+    pub fn workers(&self) -> impl Iterator<Item = (&NodePool, String)> {
+        let of = |pool: &NodePool, index| names::worker(pool.name.as_str(), index);
+        self.pools.iter().flat_map(move |pool| (0..pool.replicas).map(move |index| (pool, of(pool, index))))
     }
 
     /// What the spec asks for and this version cannot do yet: the guest is made without it.
@@ -191,13 +197,17 @@ mod tests {
     fn what_is_not_done_yet_is_listed_and_the_rest_is_not() {
         let not_yet = |spec| Valid::new(&cluster(spec), &settings()).unwrap().not_yet();
         assert_eq!(not_yet(json!({"kubernetes": {"podCIDR": "10.128.0.0/14"}, "deletionProtection": true})), []);
-        let found = not_yet(json!({"nodePools": [{"name": "a"}], "controlPlane": {"replicas": 3}}));
+        assert_eq!(
+            not_yet(json!({"controlPlane": {"zones": ["a"]}, "nodePools": [{"name": "a", "zones": ["b"]}]})),
+            []
+        );
+        let found = not_yet(json!({"controlPlane": {"replicas": 3}, "network": {"overlay": {"mtu": 1400}}}));
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
             found,
             [
-                "spec.nodePools: node pools are not supported by this version yet",
-                "spec.controlPlane.replicas: more than one control-plane node is not supported by this version yet"
+                "spec.controlPlane.replicas: more than one control-plane node is not supported by this version yet",
+                "spec.network.overlay.mtu: another MTU is not supported by this version yet"
             ]
         );
     }

@@ -6,9 +6,7 @@ use super::{Valid, Violation};
 /// does it.
 pub(super) fn of(valid: &Valid) -> Vec<Violation> {
     let asked = [
-        (!valid.pools.is_empty(), "spec.nodePools", "node pools are"),
         (valid.control_plane.replicas > 1, "spec.controlPlane.replicas", "more than one control-plane node is"),
-        (!valid.control_plane.zones.is_empty(), "spec.controlPlane.zones", "zones are"),
         (valid.mtu.overlay.is_some(), "spec.network.overlay.mtu", "another MTU is"),
         (valid.mtu.pods.is_some(), "spec.network.calico.mtu", "Calico is"),
     ];
