@@ -17,6 +17,8 @@ binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 # To be raised when this script itself changes what it makes.
 recipe=3
 names=(base pause toolbox nettools calico coredns traefik node vm controller)
+# Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
+preloaded=(pause toolbox calico coredns)
 
 die() { echo "images: $*" >&2; exit 1; }
 
@@ -31,8 +33,8 @@ inputs() {
     coredns | traefik) echo "recipe $recipe"; tool_names "$name" ;;
     node)
       sha256sum < "$here/base/debian.sh"
-      hash_of pause; hash_of toolbox
-      tool_names kubernetes etcd cni ;;
+      for image in "${preloaded[@]}"; do hash_of "$image"; done
+      tool_names kubernetes etcd cni calico ;;
     vm) hash_of base; hash_of node; binary_hash ;;
     controller) hash_of base; binary_hash ;;
     *) die "there is no image $name; known: ${names[*]}" ;;
@@ -61,7 +63,7 @@ ref() {
 needs() {
   case $1 in
     pause | toolbox | nettools | calico | controller) echo base ;;
-    node) echo pause toolbox ;;
+    node) echo "${preloaded[@]}" ;;
     vm) echo base node ;;
   esac
 }
@@ -166,11 +168,13 @@ build_tool() {
 
 build_node() {
   KUBERNETES=$("$tools" --dir kubernetes) ETCD=$("$tools" --dir etcd) CNI=$("$tools" --dir cni)
-  KUBERNETES_VERSION=$(kubernetes_version) PRELOAD="$(path pause) $(path toolbox)"
-  for folder in "$KUBERNETES" "$ETCD" "$CNI"; do
+  CALICO=$("$tools" --dir calico) KUBERNETES_VERSION=$(kubernetes_version)
+  CALICO_VERSION=$(tool_version calico) COREDNS_VERSION=$(tool_version coredns)
+  PRELOAD=$(for image in "${preloaded[@]}"; do path "$image"; done | xargs)
+  for folder in "$KUBERNETES" "$ETCD" "$CNI" "$CALICO"; do
     [[ -d $folder ]] || { echo "$folder is missing: run e2e/tools/build.sh first"; return 1; }
   done
-  export KUBERNETES ETCD CNI KUBERNETES_VERSION PRELOAD
+  export KUBERNETES ETCD CNI CALICO KUBERNETES_VERSION CALICO_VERSION COREDNS_VERSION PRELOAD
   "$here/node/build.sh" "$1"
 }
 

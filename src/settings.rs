@@ -66,6 +66,8 @@ pub struct NetworkSettings {
     pub cluster_dns: Option<IpAddr>,
     /// Domain of the management cluster's Services.
     pub cluster_domain: String,
+    /// Namespace of the controller manager, whose pods may ask VM pods how they are. The chart sets it.
+    pub manager_namespace: String,
 }
 
 impl Default for NetworkSettings {
@@ -75,6 +77,7 @@ impl Default for NetworkSettings {
             egress_allowed: Vec::new(),
             cluster_dns: None,
             cluster_domain: "cluster.local".into(),
+            manager_namespace: "giantnetes-system".into(),
         }
     }
 }

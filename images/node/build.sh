@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # build.sh OUT   Makes the disk that every guest node boots from: OUT/{disk.qcow2,vmlinuz,vmlinux,initrd.img,packages.txt,
-# kubernetes-version}. Needs root (it makes a Debian root and runs containerd), and from the environment the folders
-# KUBERNETES, ETCD and CNI with binaries, KUBERNETES_VERSION and PRELOAD, the archives of images to have at first boot.
+# kubernetes-version}, and the add-ons that fit it: OUT/addons.yaml. Needs root (it makes a Debian root and runs
+# containerd), and from the environment the folders KUBERNETES, ETCD, CNI and CALICO with binaries, KUBERNETES_VERSION,
+# CALICO_VERSION and COREDNS_VERSION, and PRELOAD, the archives of images to have at first boot.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=images/base/debian.sh
@@ -17,8 +18,10 @@ started=$SECONDS
 step() { echo "node: $* ($((SECONDS - started)) s)"; }
 
 main() {
-  : "${KUBERNETES:?}" "${ETCD:?}" "${CNI:?}" "${KUBERNETES_VERSION:?}" "${PRELOAD:?}"
+  : "${KUBERNETES:?}" "${ETCD:?}" "${CNI:?}" "${CALICO:?}" "${KUBERNETES_VERSION:?}" "${CALICO_VERSION:?}" \
+    "${COREDNS_VERSION:?}" "${PRELOAD:?}"
   mkdir -p "$out"
+  step "add-ons"; make_addons
   step "Debian"; make_root
   step "kernel and initramfs"; take_kernel; make_initramfs
   step "Kubernetes"; add_kubernetes
@@ -29,6 +32,16 @@ main() {
   echo "$KUBERNETES_VERSION" > "$out/kubernetes-version"
   rm -rf "$root"
   step "done"
+}
+
+# Upstream's manifests with our patches. kustomize reads nothing from outside of the folder that it is given.
+make_addons() {
+  local folder=$out/addons
+  cp -r "$here/addons" "$folder"
+  cp -r "$CALICO/share" "$folder/upstream"
+  sed -i "s/CALICO_VERSION/$CALICO_VERSION/; s/COREDNS_VERSION/$COREDNS_VERSION/" "$folder/kustomization.yaml"
+  "$KUBERNETES/kubectl" kustomize "$folder" > "$out/addons.yaml"
+  rm -rf "$folder"
 }
 
 make_root() {
@@ -82,7 +95,8 @@ add_kubernetes() {
   done
   install -m 755 "$ETCD"/etcd "$ETCD"/etcdctl "$ETCD"/etcdutl "$root/usr/local/bin/"
   install -d "$root/opt/cni/bin" "$root/etc/cni/net.d" "$root/etc/kubernetes" "$root/var/lib/kubelet"
-  install -m 755 "$CNI"/* "$root/opt/cni/bin/"
+  install -m 755 "$CNI"/* "$CALICO/calico" "$root/opt/cni/bin/"
+  ln -s calico "$root/opt/cni/bin/calico-ipam"
 }
 
 # What runs is said by the user data, so nothing of Debian's starts but what a machine needs.

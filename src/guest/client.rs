@@ -1,6 +1,9 @@
 //! A connection to a guest's API, with a certificate that lives ten minutes and is kept in memory only.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kube::{Client, Config, config::AuthInfo};
@@ -11,7 +14,8 @@ use crate::{
     cluster::Identity,
     context::Context,
     pki::{self, kubeconfig::TLS_SERVER_NAME},
-    runtime::link,
+    runtime::{CallError, call, link},
+    supervisor::addons,
 };
 
 /// Lifetime of the certificate.
@@ -54,6 +58,20 @@ pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) ->
     };
     // Writes inside a guest are the leader's, too.
     link::connect(config, Some(context.leadership.clone())).map_err(|error| failed(error.into()))
+}
+
+/// The manifests of add-ons that the VM image of the VM pod at `address` carries.
+///
+/// # Errors
+/// If the supervisor does not answer, or has none.
+pub async fn manifests(address: IpAddr) -> Result<String, CallError> {
+    let ask = async {
+        let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
+        let config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
+        let request = http::Request::get(addons::PATH).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        link::connect(config, None)?.request_text(request).await
+    };
+    call("get", format!("{} of {address}", addons::PATH), ask).await
 }
 
 fn der(pem: &str) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {

@@ -6,20 +6,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    core::v1::{Node, ServiceAccount},
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{ConfigMap, Node, ServiceAccount},
     rbac::v1::ClusterRoleBinding,
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tracing::info;
 
 use super::{
     GuestFacts,
+    addons::{self, Bundle, BundleError, Record},
     client::{self, ConnectError},
     dress, plan,
 };
@@ -39,6 +42,11 @@ use crate::{
 /// How often a guest is looked at while it settles, and when it is well.
 const POLL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
 
+/// Field manager inside guests.
+const MANAGER: &str = "giantnetes.guest";
+/// How many objects of add-ons are on their way at a time.
+const AT_A_TIME: usize = 4;
+
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -51,6 +59,23 @@ pub enum Error {
     /// Nodes and the like.
     #[error("look into the guest")]
     Nodes(#[source] CallError),
+    /// The manifests of the VM image, asked of the VM pod.
+    #[error("ask VM pod {pod} at {address}:{} for the add-ons of its image", names::SUPERVISOR_PORT)]
+    Manifests {
+        /// The VM pod.
+        pod: String,
+        /// Its address.
+        address: std::net::IpAddr,
+        /// Why not.
+        #[source]
+        source: CallError,
+    },
+    /// The manifests.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Add-ons inside the guest.
+    #[error("set up add-ons inside the guest")]
+    AddOns(#[source] CallError),
 }
 
 impl Blames for Error {
@@ -66,8 +91,11 @@ impl Error {
     /// Whether the guest's API just does not answer, as it does while it starts.
     fn is_silence(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::Rights(ApplyError::Foreign { .. } | ApplyError::Encode { .. }) => false,
-            Self::Rights(ApplyError::Call(error)) | Self::Nodes(error) => error.status().is_none(),
+            Self::Connect(_) | Self::Manifests { .. } | Self::Bundle(_) => false,
+            Self::Rights(ApplyError::Foreign { .. } | ApplyError::Encode { .. }) => false,
+            Self::Rights(ApplyError::Call(error)) | Self::Nodes(error) | Self::AddOns(error) => {
+                error.status().is_none()
+            }
         }
     }
 }
@@ -112,6 +140,7 @@ impl GuestOperator {
         };
         let Session { client, applier, .. } = self.session(key, valid, address).await?;
         self.rights(&client, &applier, valid).await?;
+        self.add_ons(&client, valid).await?;
         let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
             .await
             .map_err(Error::Nodes)?
@@ -121,22 +150,53 @@ impl GuestOperator {
         let nodes = plan::count(&nodes);
         let facts = GuestFacts { nodes };
         // Made by the guest's own controllers within moments; before it no pod is accepted.
-        let accounts = Api::<ServiceAccount>::namespaced(client, "default");
+        let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
         let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));
         if account.await.map_err(Error::Nodes)?.is_none() {
             let what = "the guest's default service account".into();
             return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
         }
-        Ok(if nodes.total >= expected && nodes.ready == nodes.total {
-            (Report::Ready(facts), Outcome::After(POLL.1))
-        } else {
-            let missing = expected.saturating_sub(nodes.total);
-            let what = match missing {
+        let waiting = |what| Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
+        if nodes.total < expected || nodes.ready < nodes.total {
+            return waiting(match expected.saturating_sub(nodes.total) {
                 0 => format!("nodes to be Ready ({nodes})"),
-                _ => format!("nodes to be Ready ({nodes}, {missing} more to come)"),
-            };
-            (Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0))
-        })
+                missing => format!("nodes to be Ready ({nodes}, {missing} more to come)"),
+            });
+        }
+        if let Some(what) = unready_add_on(&client).await? {
+            return waiting(what);
+        }
+        Ok((Report::Ready(facts), Outcome::After(POLL.1)))
+    }
+
+    /// Applies the add-ons of the control plane's VM image, once for each time that one comes up with others.
+    async fn add_ons(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
+        let pods = self.context.vm_pods(&valid.identity);
+        let master = pods.iter().filter(|pod| !pod.is_worker()).find_map(|pod| Some((pod, pod.answering_at()?)));
+        let Some((pod, address)) = master else { return Ok(()) };
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let records = Api::<ConfigMap>::namespaced(client.clone(), addons::NAMESPACE);
+        let record = call("get", format!("the guest's ConfigMap {}", addons::RECORD), records.get_opt(addons::RECORD));
+        let record = Record::read(record.await.map_err(Error::AddOns)?.as_ref());
+        if record.pod == uid {
+            return Ok(());
+        }
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let manifests = client::manifests(address).await;
+        let manifests = manifests.map_err(|source| Error::Manifests { pod: name, address, source })?;
+        let bundle = Bundle::new(&manifests, valid)?;
+        if record.bundle != bundle.hash {
+            info!(cluster = %valid.identity.key, objects = bundle.objects.len(), "setting up add-ons");
+            let objects = stream::iter(bundle.objects);
+            let applied = objects.map(|(resource, object)| apply_add_on(client.clone(), resource, object));
+            applied.buffer_unordered(AT_A_TIME).try_collect::<()>().await.map_err(Error::AddOns)?;
+        }
+        let record = Record { pod: uid, bundle: bundle.hash }.write();
+        let params = PatchParams::apply(MANAGER).force();
+        let patch = Patch::Apply(record);
+        let written = records.patch(addons::RECORD, &params, &patch);
+        let what = format!("the guest's ConfigMap {}", addons::RECORD);
+        call("apply", what, written).await.map(drop).map_err(Error::AddOns)
     }
 
     /// Gives Nodes what kubelets may not give themselves, and removes those of workers that are no more.
@@ -194,7 +254,7 @@ impl GuestOperator {
         }
         let expires = Instant::now() + client::TTL;
         let client = client::connect(&self.context, &valid.identity, address).await?;
-        let applier = Applier::new("giantnetes.guest", names::HASH_ANNOTATION, &Memory::default());
+        let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &Memory::default());
         let session = Session { client, applier, uid: valid.identity.uid.clone(), address, expires };
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session.clone());
         Ok(session)
@@ -203,6 +263,28 @@ impl GuestOperator {
     fn forget(&self, key: &ClusterKey) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+}
+
+async fn apply_add_on(client: Client, resource: ApiResource, object: DynamicObject) -> Result<(), CallError> {
+    let api: Api<DynamicObject> = match &object.metadata.namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+        None => Api::all_with(client, &resource),
+    };
+    let name = object.name_any();
+    let params = PatchParams::apply(MANAGER).force();
+    let what = format!("the guest's {} {name}", resource.kind);
+    call("apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
+}
+
+/// What of the add-ons does not serve yet.
+async fn unready_add_on(client: &Client) -> Result<Option<String>, Error> {
+    let params = ListParams::default().labels(addons::SELECTOR);
+    let sets = Api::<DaemonSet>::namespaced(client.clone(), addons::NAMESPACE);
+    let sets = call("list", "the guest's DaemonSets", sets.list(&params)).await.map_err(Error::AddOns)?;
+    let deployments = Api::<Deployment>::namespaced(client.clone(), addons::NAMESPACE);
+    let deployments =
+        call("list", "the guest's Deployments", deployments.list(&params)).await.map_err(Error::AddOns)?;
+    Ok(addons::unready(&sets.items, &deployments.items))
 }
 
 impl Reconciler for GuestOperator {

@@ -25,6 +25,9 @@ pub struct VmPodStatus {
     /// Why it is in this phase, when kubelet says so (`Evicted` and the like).
     #[serde(default)]
     pub reason: String,
+    /// Its address, once it has one.
+    #[serde(default, rename = "podIP")]
+    pub pod_ip: Option<std::net::IpAddr>,
     /// Conditions, `Ready` and `PodScheduled` among them.
     #[serde(default)]
     pub conditions: Vec<VmPodCondition>,
@@ -84,6 +87,11 @@ impl VmPod {
     /// Whether the scheduler finds no host for it.
     pub fn is_unschedulable(&self) -> bool {
         self.condition("PodScheduled").is_some_and(|condition| condition.status == "False")
+    }
+
+    /// Its address, if it answers.
+    pub fn answering_at(&self) -> Option<std::net::IpAddr> {
+        self.status.pod_ip.filter(|_| self.is_ready())
     }
 
     /// Why it does not run, in words.

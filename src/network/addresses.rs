@@ -65,6 +65,11 @@ pub fn gateway(overlay: Ipv4Net) -> Ipv4Addr {
     nth(overlay, 1)
 }
 
+/// The address of a guest's DNS Service, by convention the tenth of its Services.
+pub fn dns(services: Ipv4Net) -> Ipv4Addr {
+    nth(services, 10)
+}
+
 /// The address of the `index`-th control-plane node.
 pub fn master(identity: &Identity, overlay: Ipv4Net, index: u32) -> NodeAddress {
     at(identity, overlay, FIRST_MASTER + index)

@@ -11,14 +11,12 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::addresses::nth;
 use crate::{api::names, cluster::valid::Ranges};
-use ipnet::Ipv4Net;
 
 /// First place of workers. Those below are the control plane's, and reserved.
 const FIRST: u32 = 64;
-/// Prefix length of the range that the pods of one node have.
-const NODE_PREFIX: u8 = 24;
+/// Prefix length of the blocks in which Calico gives nodes addresses for their pods (its default).
+const BLOCK_PREFIX: u8 = 26;
 
 /// A worker's place on the overlay: which address of its range it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,20 +41,14 @@ impl Place {
     pub fn of(meta: &ObjectMeta) -> Option<Self> {
         meta.annotations.as_ref()?.get(names::PLACE_ANNOTATION)?.parse().ok()
     }
-
-    /// The range of the pods of a worker at this place: each node has a `/24` of its own, and the first is that of
-    /// `master-0`.
-    pub fn pods(self, pods: Ipv4Net) -> Ipv4Net {
-        let blocks = self.0.saturating_sub(FIRST).saturating_add(1);
-        Ipv4Net::new(nth(pods, blocks << (32 - NODE_PREFIX)), NODE_PREFIX).unwrap_or(pods)
-    }
 }
 
-/// The places that a guest has room for. Each needs an address of the overlay and a `/24` of the pods' range.
+/// The places that a guest has room for. Each needs an address of the overlay and a block of the pods' range; the first
+/// block is for `master-0`.
 pub fn room(ranges: &Ranges) -> RangeInclusive<u32> {
     // Neither the network's own address nor the broadcast.
     let last_address = (1_u64 << (32 - ranges.overlay.prefix_len())).saturating_sub(2);
-    let blocks = 1_u64 << NODE_PREFIX.saturating_sub(ranges.pods.prefix_len());
+    let blocks = 1_u64 << BLOCK_PREFIX.saturating_sub(ranges.pods.prefix_len());
     let last_block = u64::from(FIRST) + blocks.saturating_sub(2);
     let none = blocks < 2 || last_address < u64::from(FIRST);
     let last = if none { FIRST - 1 } else { u32::try_from(last_address.min(last_block)).unwrap_or(u32::MAX) };
@@ -113,16 +105,9 @@ mod tests {
 
     #[test]
     fn there_is_room_where_both_ranges_have_it() {
-        // 4,096 addresses, but 256 ranges for pods, of which master-0 has one.
-        assert_eq!(room_of(serde_json::json!({})), 64..=318);
+        // 4,096 addresses, but 1,024 blocks for pods, of which master-0 has one.
+        assert_eq!(room_of(serde_json::json!({})), 64..=1086);
         assert_eq!(room_of(serde_json::json!({"network": {"overlay": {"cidr": "172.26.0.0/24"}}})), 64..=254);
-    }
-
-    #[test]
-    fn every_node_has_its_own_range_of_pods() {
-        let pods: Ipv4Net = "10.200.0.0/16".parse().unwrap();
-        assert_eq!(Place(64).pods(pods).to_string(), "10.200.1.0/24");
-        assert_eq!(Place(318).pods(pods).to_string(), "10.200.255.0/24");
     }
 
     #[test]

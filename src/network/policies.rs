@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   any pod, any user ──── tcp/6443 ────► VM pods ──── any but the operator's ranges ───► the world
-//!                                          │  ▲
+//!   controller manager ─── tcp/8080 ────►  │  ▲
 //!                                          └──┘ udp/8472, tcp/6443, among the VM pods of one guest
 //! ```
 //!
@@ -51,6 +51,10 @@ pub fn policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
                     from: Some(vec![members(identity)]),
                     ports: Some(vec![port("UDP", VXLAN_PORT)]),
                 },
+                NetworkPolicyIngressRule {
+                    from: Some(vec![manager(settings)]),
+                    ports: Some(vec![port("TCP", names::SUPERVISOR_PORT)]),
+                },
             ]),
             egress: Some(egress(identity, settings)),
         }),
@@ -94,8 +98,18 @@ fn members(identity: &Identity) -> NetworkPolicyPeer {
     }
 }
 
+/// The pods of the controller manager, as the chart labels them.
+fn manager(settings: &Settings) -> NetworkPolicyPeer {
+    pods(&settings.network.manager_namespace, "app.kubernetes.io/name", names::MANAGER)
+}
+
 /// The pods of the management cluster's DNS server, by the labels that every distribution gives them.
 fn cluster_dns() -> NetworkPolicyPeer {
+    pods("kube-system", "k8s-app", "kube-dns")
+}
+
+/// The pods of a namespace that carry a label.
+fn pods(namespace: &str, key: &str, value: &str) -> NetworkPolicyPeer {
     let label = |key: &str, value: &str| {
         Some(LabelSelector {
             match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
@@ -103,8 +117,8 @@ fn cluster_dns() -> NetworkPolicyPeer {
         })
     };
     NetworkPolicyPeer {
-        namespace_selector: label("kubernetes.io/metadata.name", "kube-system"),
-        pod_selector: label("k8s-app", "kube-dns"),
+        namespace_selector: label("kubernetes.io/metadata.name", namespace),
+        pod_selector: label(key, value),
         ..NetworkPolicyPeer::default()
     }
 }

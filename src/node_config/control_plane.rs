@@ -152,7 +152,8 @@ fn controller_manager(node: &Node) -> Component {
             format!("--service-account-private-key-file={}", in_pki(SERVICE_ACCOUNT_KEY)),
             "--use-service-account-credentials".into(),
             format!("--cluster-cidr={}", ranges.pods),
-            "--allocate-node-cidrs=true".into(),
+            // Calico gives each node blocks of it as it needs them.
+            "--allocate-node-cidrs=false".into(),
             format!("--service-cluster-ip-range={}", ranges.services),
             "--bind-address=127.0.0.1".into(),
             "--profiling=false".into(),

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Revision of what this module renders. Nodes keep the revision that they were made with until they are rolled.
-pub const RENDER_REVISION: u32 = 1;
+pub const RENDER_REVISION: u32 = 2;
 
 /// A file of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +97,6 @@ struct Node<'a> {
     cluster: &'a Valid,
     /// URL of the API, as this node reaches it.
     api: String,
-    /// The range of its pods.
-    pods: Ipv4Net,
     /// The pool that it belongs to.
     pool: Option<&'a NodePool>,
 }
@@ -107,9 +105,8 @@ struct Node<'a> {
 pub fn control_plane(cluster: &Valid, index: u32) -> NodeConfig {
     let name = names::master(index);
     let address = addresses::master(&cluster.identity, cluster.ranges.overlay, index);
-    let pods = Ipv4Net::new(cluster.ranges.pods.network(), 24).unwrap_or(cluster.ranges.pods);
     let api = control_plane::LOCAL_API.to_owned();
-    let node = Node { name: name.clone(), address, cluster, api, pods, pool: None };
+    let node = Node { name: name.clone(), address, cluster, api, pool: None };
     let mut components = node::components(&node);
     components.extend(control_plane::components(&node));
     let mut files = pki_mount::files();
@@ -125,8 +122,7 @@ pub fn worker(cluster: &Valid, pool: &NodePool, name: &str, place: Place) -> Nod
     let overlay = cluster.ranges.overlay;
     let address = addresses::worker(&cluster.identity, overlay, place);
     let api = format!("https://{}:{}", addresses::gateway(overlay), names::API_PORT);
-    let pods = place.pods(cluster.ranges.pods);
-    let node = Node { name: name.to_owned(), address, cluster, api, pods, pool: Some(pool) };
+    let node = Node { name: name.to_owned(), address, cluster, api, pool: Some(pool) };
     let components = node::components(&node);
     let mut files = pki_mount::files();
     files.extend(node::files(&node));

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::names,
     cluster::valid::{NodePool, Taint},
-    network::addresses::nth,
+    network::addresses::dns,
 };
 
 const KUBELET: &str = "/etc/kubernetes/kubelet.yaml";
@@ -26,7 +26,6 @@ pub(super) fn files(node: &Node) -> Vec<File> {
     let mut files = vec![
         File::new("/etc/resolv.conf", "nameserver 10.0.2.3\n"),
         File::new("/etc/containerd/config.toml", containerd_config()),
-        File::new("/etc/cni/net.d/10-giantnetes.conflist", cni_config(node)),
         File::new(KUBELET, kubelet_config(node)),
     ];
     if !proxy_takes_flags(node) {
@@ -138,30 +137,6 @@ fn containerd_config() -> String {
     )
 }
 
-/// A bridge for the pods of this node. The subnet is what kube-controller-manager gives the first node, and on a worker
-/// what follows from its place: nothing routes by `spec.podCIDR`.
-fn cni_config(node: &Node) -> String {
-    let subnet = node.pods;
-    format!(
-        r#"{{
-  "cniVersion": "1.0.0",
-  "name": "giantnetes",
-  "plugins": [
-    {{
-      "type": "bridge",
-      "bridge": "cni0",
-      "isGateway": true,
-      "ipMasq": true,
-      "hairpinMode": true,
-      "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{subnet}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}
-    }},
-    {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
-  ]
-}}
-"#
-    )
-}
-
 fn kubelet_config(node: &Node) -> String {
     let config = format!(
         "\
@@ -193,7 +168,7 @@ evictionHard:
         ca = in_pki(CA),
         certificate = in_pki(certificate("kubelet-server")),
         key = in_pki(key("kubelet-server")),
-        dns = nth(node.cluster.ranges.services, 10),
+        dns = dns(node.cluster.ranges.services),
         taints = node.pool.map(taints).unwrap_or_default(),
     );
     config + &gates_section(&node.cluster.kubernetes.feature_gates)

@@ -10,6 +10,7 @@
 //! One task owns QEMU and its monitor ([`vm`]); others only read what it says ([`health`]). QEMU runs as a user of its
 //! own without any capability; whatever it may not open by itself it is handed as an open file.
 //!
+//! - `addons`: the manifests that the VM image carries
 //! - [`config`]: what the controller says about the VM
 //! - [`network`]: bridge, VXLAN, tap and the rules that hold the guest in its place
 //! - [`peers`]: the guest's other VM pods
@@ -20,6 +21,7 @@
 //! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
 
 pub mod accelerator;
+pub mod addons;
 pub mod config;
 pub mod disks;
 pub mod health;

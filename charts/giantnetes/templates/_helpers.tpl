@@ -17,5 +17,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $_ := set $settings.network "clusterDNS" $dns.spec.clusterIP }}
 {{- end }}
 {{- end }}
+{{- $_ := set $settings.network "managerNamespace" .Release.Namespace }}
 {{- toYaml $settings }}
 {{- end }}

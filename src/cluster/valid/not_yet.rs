@@ -8,7 +8,6 @@ pub(super) fn of(valid: &Valid) -> Vec<Violation> {
     let asked = [
         (valid.control_plane.replicas > 1, "spec.controlPlane.replicas", "more than one control-plane node is"),
         (valid.mtu.overlay.is_some(), "spec.network.overlay.mtu", "another MTU is"),
-        (valid.mtu.pods.is_some(), "spec.network.calico.mtu", "Calico is"),
     ];
     asked
         .into_iter()

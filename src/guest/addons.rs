@@ -1,0 +1,199 @@
+//! Add-ons: what of a usable cluster runs in a guest's pods (Calico, CoreDNS). Pure.
+//!
+//! Their manifests come with the VM image of the control plane, since they name container images that its node disk has. They
+//! are applied when that image comes up for the first time, and not again: what users then change of them is theirs.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment},
+        core::v1::ConfigMap,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    ResourceExt as _,
+    api::{ApiResource, DynamicObject, GroupVersionKind},
+};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::{api::names, cluster::Valid, network::addresses};
+
+/// Namespace of all add-ons.
+pub const NAMESPACE: &str = "kube-system";
+/// Selects the objects of add-ons.
+pub const SELECTOR: &str = "giantnetes.io/addon=true";
+/// Name of the ConfigMap that says what was applied.
+pub const RECORD: &str = "giantnetes-addons";
+const POD_KEY: &str = "vm-pod";
+const BUNDLE_KEY: &str = "bundle";
+
+/// What the ConfigMap [`RECORD`] says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// UID of the control-plane VM pod whose manifests were looked at last.
+    pub pod: String,
+    /// Hash of the manifests that were applied last.
+    pub bundle: String,
+}
+
+impl Record {
+    /// What a ConfigMap says; nothing, if there is none.
+    pub fn read(map: Option<&ConfigMap>) -> Self {
+        let value = |key: &str| map.and_then(|map| map.data.as_ref()?.get(key).cloned()).unwrap_or_default();
+        Self { pod: value(POD_KEY), bundle: value(BUNDLE_KEY) }
+    }
+
+    /// The ConfigMap that says it.
+    pub fn write(&self) -> ConfigMap {
+        let data = [(POD_KEY, &self.pod), (BUNDLE_KEY, &self.bundle)];
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(RECORD.into()),
+                namespace: Some(NAMESPACE.into()),
+                labels: Some([(names::MANAGED_BY_LABEL.to_owned(), names::MANAGER.to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(data.map(|(key, value)| (key.to_owned(), value.clone())).into()),
+            ..ConfigMap::default()
+        }
+    }
+}
+
+/// The manifests of all add-ons, for one guest.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The objects, with what they need to be applied.
+    pub objects: Vec<(ApiResource, DynamicObject)>,
+    /// Hash of all of them.
+    pub hash: String,
+}
+
+/// Why manifests cannot be used. They are part of the VM image: another one is needed.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// No YAML.
+    #[error("parse the add-ons of the VM image")]
+    Parse(#[source] Box<serde_saphyr::Error>),
+    /// A document is no object.
+    #[error("document {0} of the VM image's add-ons is no Kubernetes object")]
+    Shape(usize),
+}
+
+impl Bundle {
+    /// Fills in what the manifests leave open, and parses them.
+    ///
+    /// # Errors
+    /// [`BundleError`]
+    pub fn new(manifests: &str, cluster: &Valid) -> Result<Self, BundleError> {
+        let text = fill_in(manifests, cluster);
+        let hash = Sha256::digest(&text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(&text).map_err(|error| BundleError::Parse(Box::new(error)))?;
+        let objects = documents.into_iter().enumerate().map(|(place, value)| object(place, value));
+        Ok(Self { objects: objects.collect::<Result<_, _>>()?, hash })
+    }
+}
+
+fn fill_in(manifests: &str, cluster: &Valid) -> String {
+    let ranges = &cluster.ranges;
+    let values = [
+        ("${POD_CIDR}", ranges.pods.to_string()),
+        ("${DNS_ADDRESS}", addresses::dns(ranges.services).to_string()),
+        // 0: Calico takes the overlay's.
+        ("${POD_MTU}", cluster.mtu.pods.unwrap_or(0).to_string()),
+    ];
+    values.iter().fold(manifests.to_owned(), |text, (name, value)| text.replace(name, value))
+}
+
+fn object(place: usize, value: Value) -> Result<(ApiResource, DynamicObject), BundleError> {
+    let shape = BundleError::Shape(place + 1);
+    let Ok(object) = serde_json::from_value::<DynamicObject>(value) else { return Err(shape) };
+    let kind = object.types.as_ref().and_then(|types| GroupVersionKind::try_from(types).ok());
+    let Some(kind) = kind.filter(|_| object.metadata.name.is_some()) else { return Err(shape) };
+    // Plural names follow the rule for every kind that add-ons have.
+    Ok((ApiResource::from_gvk(&kind), object))
+}
+
+/// The first workload that does not serve yet, in words.
+pub fn unready(daemon_sets: &[DaemonSet], deployments: &[Deployment]) -> Option<String> {
+    let daemon_set = |set: &DaemonSet| {
+        let status = set.status.clone().unwrap_or_default();
+        let wanted = status.desired_number_scheduled;
+        let current = status.observed_generation >= set.metadata.generation
+            && status.updated_number_scheduled.unwrap_or(0) >= wanted;
+        (current && wanted > 0, status.number_ready, wanted, set.name_any())
+    };
+    let deployment = |deployment: &Deployment| {
+        let status = deployment.status.clone().unwrap_or_default();
+        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let current = status.observed_generation >= deployment.metadata.generation;
+        (current, status.ready_replicas.unwrap_or(0), wanted, deployment.name_any())
+    };
+    let all = daemon_sets.iter().map(daemon_set).chain(deployments.iter().map(deployment));
+    let late = all.into_iter().find(|(current, ready, wanted, _)| !current || ready < wanted);
+    late.map(|(_, ready, wanted, name)| format!("add-on {name} ({ready}/{wanted} pods ready)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::valid;
+
+    const MANIFESTS: &str = "\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: a, namespace: kube-system}
+data: {pods: '${POD_CIDR}', dns: '${DNS_ADDRESS}', mtu: '${POD_MTU}'}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: ippools.crd.projectcalico.org}
+";
+
+    #[test]
+    fn manifests_are_filled_in_for_the_guest() {
+        let spec = json!({"kubernetes": {"podCIDR": "10.8.0.0/16", "serviceCIDR": "10.9.0.0/16"}});
+        let bundle = Bundle::new(MANIFESTS, &valid(spec)).unwrap();
+        let [(map, object), (definition, _)] = &bundle.objects[..] else { panic!("{bundle:?}") };
+        assert_eq!((map.plural.as_str(), definition.plural.as_str()), ("configmaps", "customresourcedefinitions"));
+        assert_eq!(object.data["data"], json!({"pods": "10.8.0.0/16", "dns": "10.9.0.10", "mtu": "0"}));
+        assert_ne!(bundle.hash, Bundle::new(MANIFESTS, &valid(json!({}))).unwrap().hash);
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_an_error_and_no_panic() {
+        let error = |text: &str| Bundle::new(text, &valid(json!({}))).unwrap_err().to_string();
+        assert!(error("a: [").contains("parse"));
+        assert!(error("kind: ConfigMap").contains("document 1"));
+        assert!(error(&format!("{MANIFESTS}---\napiVersion: v1\nkind: Secret\n")).contains("document 3"));
+    }
+
+    #[test]
+    fn a_record_reads_as_it_was_written() {
+        let record = Record { pod: "uid".into(), bundle: "hash".into() };
+        assert_eq!(Record::read(Some(&record.write())), record);
+        assert_eq!(Record::read(None), Record::default());
+    }
+
+    #[test]
+    fn an_addon_is_ready_when_all_of_its_current_pods_are() {
+        let set = |ready: i32, generation: i64| -> DaemonSet {
+            serde_json::from_value(json!({"metadata": {"name": "calico-node", "generation": 1}, "status": {
+                "observedGeneration": generation, "desiredNumberScheduled": 2, "updatedNumberScheduled": 2,
+                "numberReady": ready, "currentNumberScheduled": 2, "numberMisscheduled": 0,
+            }}))
+            .unwrap()
+        };
+        let dns: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "coredns", "generation": 1}, "spec": {"selector": {}, "template": {}},
+        }))
+        .unwrap();
+        assert_eq!(unready(&[set(2, 1)], &[]), None);
+        assert_eq!(unready(&[set(1, 1)], &[]).unwrap(), "add-on calico-node (1/2 pods ready)");
+        assert!(unready(&[set(2, 0)], &[]).is_some());
+        assert_eq!(unready(&[set(2, 1)], &[dns]).unwrap(), "add-on coredns (0/1 pods ready)");
+    }
+}
