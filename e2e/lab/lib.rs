@@ -133,7 +133,16 @@ impl Lab {
     /// # Errors
     /// If kubectl fails, with what it said.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        self.control_plane().kubectl(&["apply", "--server-side", "-f", "-"]).input(manifest).output()
+        self.apply_in("default", manifest)
+    }
+
+    /// As [`apply`](Self::apply), into a namespace where the manifest names none.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub fn apply_in(&self, namespace: &str, manifest: &str) -> Result<String> {
+        let words = ["--namespace", namespace, "apply", "--server-side", "-f", "-"];
+        self.control_plane().kubectl(&words).input(manifest).output()
     }
 
     /// Imports an archive's images into every host, unless they are there already. Says whether it imported any.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
-use support::{Guest, SYSTEM, installed, kill_manager, list, processes};
+use support::{Guest, SYSTEM, in_steps, installed, kill_manager, list, processes};
 
 /// Budget of the design for an emulated guest on two cores, times three.
 const READY: Duration = Duration::from_secs(270);
@@ -44,12 +44,7 @@ fn a_guest_lives_and_leaves_nothing() {
         ("killing QEMU brings the node back with etcd's data", survives_qemu),
         ("deleting it leaves nothing", leaves_nothing),
     ];
-    for (name, step) in steps {
-        let started = Instant::now();
-        println!("--- {name}");
-        step(&lab, &guest).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        println!("    ok, {:.1?}", started.elapsed());
-    }
+    in_steps(&steps, |step| step(&lab, &guest));
     assert_eq!(host_links().unwrap(), links, "network devices are left on the host");
 }
 

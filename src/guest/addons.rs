@@ -98,10 +98,10 @@ impl Bundle {
 fn fill_in(manifests: &str, cluster: &Valid) -> String {
     let ranges = &cluster.ranges;
     let values = [
-        ("${POD_CIDR}", ranges.pods.to_string()),
-        ("${DNS_ADDRESS}", addresses::dns(ranges.services).to_string()),
+        ("{{POD_CIDR}}", ranges.pods.to_string()),
+        ("{{DNS_ADDRESS}}", addresses::dns(ranges.services).to_string()),
         // 0: Calico takes the overlay's.
-        ("${POD_MTU}", cluster.mtu.pods.unwrap_or(0).to_string()),
+        ("{{POD_MTU}}", cluster.mtu.pods.unwrap_or(0).to_string()),
     ];
     values.iter().fold(manifests.to_owned(), |text, (name, value)| text.replace(name, value))
 }
@@ -146,7 +146,7 @@ mod tests {
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: a, namespace: kube-system}
-data: {pods: '${POD_CIDR}', dns: '${DNS_ADDRESS}', mtu: '${POD_MTU}'}
+data: {pods: '{{POD_CIDR}}', dns: '{{DNS_ADDRESS}}', mtu: '{{POD_MTU}}'}
 ---
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition

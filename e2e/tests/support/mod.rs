@@ -15,6 +15,19 @@ use serde_json::Value;
 
 pub const SYSTEM: &str = "giantnetes-system";
 
+/// Names of what kubectl lists.
+pub const NAMED: &str = "jsonpath={.items[*].metadata.name}";
+
+/// Runs the steps of a test one after the other, telling what they are and how long each takes.
+pub fn in_steps<S>(steps: &[(&str, S)], run: impl Fn(&S) -> Result<()>) {
+    for (name, step) in steps {
+        let started = Instant::now();
+        println!("--- {name}");
+        run(step).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        println!("    ok, {:.1?}", started.elapsed());
+    }
+}
+
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -76,14 +89,18 @@ pub struct Guest<'a> {
 impl<'a> Guest<'a> {
     /// Creates the Cluster `name` with this spec.
     pub fn create(lab: &'a Lab, namespace: &'static str, name: &'static str, spec: &str) -> Self {
+        let manifest =
+            format!("{{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {{name: {name}}}, spec: {spec}}}");
+        Self::apply(lab, namespace, name, &manifest)
+    }
+
+    /// Creates the Cluster of a manifest, whose name is `name`.
+    pub fn apply(lab: &'a Lab, namespace: &'static str, name: &'static str, manifest: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("giantnetes-{namespace}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         lab.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).unwrap();
         let guest = Self { lab, namespace, name, writes_before: manager_writes(lab).unwrap(), folder };
-        lab.apply(&format!(
-            "{{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {{name: {name}, namespace: {namespace}}}, spec: {spec}}}"
-        ))
-        .unwrap();
+        lab.apply_in(namespace, manifest).unwrap();
         guest
     }
 
@@ -126,6 +143,28 @@ impl<'a> Guest<'a> {
 
     /// The same, with something on its standard input.
     pub fn kubectl_input(&self, args: &[&str], input: &str) -> Result<String> {
+        let words = self.kubectl_words()?;
+        let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
+        Run::new(program)
+            .args(words.iter().cloned())
+            .arg("--request-timeout=20s")
+            .args(args.iter().copied())
+            .timeout(Duration::from_secs(200))
+            .input(input)
+            .output()
+    }
+
+    /// kubectl against the guest, as a command that the caller runs and ends.
+    pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
+        let words = self.kubectl_words()?;
+        let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
+        let mut command = std::process::Command::new(program);
+        command.args(words).args(args);
+        Ok(command)
+    }
+
+    /// kubectl and what leads it to the guest.
+    fn kubectl_words(&self) -> Result<Vec<String>> {
         let file = self.folder.join("kubeconfig");
         if !file.exists() {
             let kubeconfig = Run::new("env")
@@ -138,16 +177,12 @@ impl<'a> Guest<'a> {
         // No DNS knows the lab's names: the ingress controller is told what a resolver would lead to it for.
         let text = std::fs::read_to_string(&file)?;
         let host = text.split_once("server: https://").and_then(|(_, rest)| rest.split_once(":10443"));
-        let way = host.map_or(Vec::new(), |(host, _)| {
-            vec!["--server=https://127.0.0.1:10443".to_owned(), format!("--tls-server-name={host}")]
-        });
-        Run::new(self.lab.kubectl_binary())
-            .args(["--kubeconfig", &file.display().to_string(), "--request-timeout=20s"])
-            .args(way)
-            .args(args.iter().copied())
-            .timeout(Duration::from_secs(200))
-            .input(input)
-            .output()
+        let mut words =
+            vec![self.lab.kubectl_binary().display().to_string(), format!("--kubeconfig={}", file.display())];
+        if let Some((host, _)) = host {
+            words.extend(["--server=https://127.0.0.1:10443".to_owned(), format!("--tls-server-name={host}")]);
+        }
+        Ok(words)
     }
 
     /// Runs a command in the VM pod's container.

@@ -1,0 +1,347 @@
+//! A guest of two nodes, as its users see it: what they expect of any Kubernetes works in it. One boot, many checks.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::command::Run;
+use lab::{Lab, wait_every, wait_for};
+use support::{Guest, NAMED, in_steps, installed};
+
+/// Budget of the design for 1 + 1 emulated nodes, times three.
+const READY: Duration = Duration::from_secs(540);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A web server on each node that says where it is, a Service in front of both, and a client with every right over its node.
+const WORKLOAD: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-master, labels: {app: web}}
+spec:
+  nodeName: master-0
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: giantnetes/toolbox:1
+    imagePullPolicy: Never
+    command: [sh, -c, "mkdir /www; hostname > /www/index.html; echo serving; exec httpd -f -p 8080 -h /www"]
+    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-worker, labels: {app: web}}
+spec:
+  nodeName: default-0
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: giantnetes/toolbox:1
+    imagePullPolicy: Never
+    command: [sh, -c, "mkdir /www; hostname > /www/index.html; echo serving; exec httpd -f -p 8080 -h /www"]
+    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: root}
+spec:
+  selector: {matchLabels: {app: root}}
+  template:
+    metadata: {labels: {app: root}}
+    spec:
+      hostNetwork: true
+      hostPID: true
+      terminationGracePeriodSeconds: 0
+      tolerations: [{operator: Exists}]
+      containers:
+      - name: root
+        image: giantnetes/toolbox:1
+        imagePullPolicy: Never
+        command: [sleep, "86400"]
+        securityContext: {privileged: true}
+"#;
+
+type Step = fn(&Lab, &Guest) -> Result<()>;
+
+#[test]
+fn a_typical_guest_is_a_whole_kubernetes() {
+    let lab = installed();
+    let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
+    let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
+    let steps: [(&str, Step); 10] = [
+        ("two nodes become Ready in time", become_ready),
+        ("a workload runs on both nodes", workload_runs),
+        ("BGP is established on both nodes", bgp_is_established),
+        ("pods reach each other and Services, on and across nodes", pods_reach_each_other),
+        ("names resolve", names_resolve),
+        ("logs, exec and port-forward reach both nodes", logs_exec_and_port_forward),
+        ("a NetworkPolicy blocks what it says", policies_hold),
+        ("rights are as RBAC says", rbac_holds),
+        ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
+        ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
+    ];
+    in_steps(&steps, |step| step(&lab, &guest));
+}
+
+fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
+    guest.await_condition(READY, "Ready", "True")?;
+    let nodes = guest.kubectl(&["get", "nodes", "-o", "wide", "--no-headers"])?;
+    println!("{nodes}");
+    ensure!(nodes.lines().filter(|line| line.contains(" Ready ")).count() == 2, "{nodes}");
+    let home = guest.home()?;
+    let times = "{range .items[*]}{.metadata.name}{'\\t'}{.status.startTime}{'\\t'}{.status.conditions[?(@.type=='Ready')].lastTransitionTime}{'\\n'}{end}";
+    println!(
+        "    VM pods started and ready:\n{}",
+        lab.kubectl(&["-n", &home, "get", "pods", "-o", &format!("jsonpath={times}")])?
+    );
+    println!("    {} writes of the manager", support::manager_writes(lab)? - guest.writes_before);
+    Ok(())
+}
+
+fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
+    guest.kubectl_input(&["apply", "-f", "-"], WORKLOAD)?;
+    for pod in ["web-master", "web-worker"] {
+        guest.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=180s"])?;
+    }
+    // Privileged, with the node's network: they run, or nobody is root in a VM below.
+    guest.kubectl(&["rollout", "status", "daemonset/root", "--timeout=180s"]).map(drop)
+}
+
+fn bgp_is_established(_: &Lab, guest: &Guest) -> Result<()> {
+    for node in ["master-0", "default-0"] {
+        let selector = format!("--field-selector=spec.nodeName={node}");
+        let pod = guest.kubectl(&[
+            "-n",
+            "kube-system",
+            "get",
+            "pods",
+            "-l",
+            "k8s-app=calico-node",
+            &selector,
+            "-o",
+            NAMED,
+        ])?;
+        let show = ["-n", "kube-system", "exec", pod.trim(), "-c", "calico-node", "--"];
+        let ask =
+            |words: &[&str]| guest.kubectl(&[&show[..], &["birdcl", "-s", "/var/run/calico/bird.ctl"], words].concat());
+        let protocols = wait_every(Duration::from_secs(2), MINUTE * 2, "an established session", || {
+            let protocols = ask(&["show", "protocols"])?;
+            ensure!(protocols.contains("Established"), "{protocols}");
+            Ok(protocols)
+        })?;
+        println!("    {node}: {}", protocols.lines().find(|line| line.contains("Established")).unwrap_or_default());
+        let routes = ask(&["show", "route", "protocol", protocols.lines().find_map(session).unwrap_or_default()])?;
+        ensure!(routes.contains("/26 via 172.26."), "{node} learned no block of pods: {routes}");
+    }
+    Ok(())
+}
+
+/// Name of the established session that a line of `show protocols` is about.
+fn session(line: &str) -> Option<&str> {
+    line.contains("Established").then(|| line.split_whitespace().next())?
+}
+
+/// Asks `from` for the page at `url`.
+fn fetch(guest: &Guest, from: &str, url: &str) -> Result<String> {
+    guest.kubectl(&["exec", from, "--", "wget", "-q", "-T", "5", "-O", "-", url])
+}
+
+fn address(guest: &Guest, pod: &str) -> Result<String> {
+    guest.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
+}
+
+fn pods_reach_each_other(_: &Lab, guest: &Guest) -> Result<()> {
+    let pods = ["web-master", "web-worker"];
+    for pod in pods {
+        let url = format!("http://{}:8080/", address(guest, pod)?);
+        for from in pods {
+            ensure!(fetch(guest, from, &url)?.trim() == pod, "{from} does not reach {pod}");
+        }
+    }
+    let service = guest.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
+    for from in pods {
+        // Both endpoints come up sooner or later, the one on the other node among them.
+        let mut missing: Vec<_> = pods.to_vec();
+        wait_every(Duration::from_millis(200), MINUTE, "both endpoints of the Service", || {
+            let said = fetch(guest, from, &format!("http://{service}/"))?;
+            missing.retain(|pod| *pod != said.trim());
+            ensure!(missing.is_empty(), "{from} never got to {missing:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn names_resolve(_: &Lab, guest: &Guest) -> Result<()> {
+    for from in ["web-master", "web-worker"] {
+        let said = fetch(guest, from, "http://web.default.svc.cluster.local/")?;
+        ensure!(said.starts_with("web-"), "{from} got {said}");
+        let answer = guest.kubectl(&["exec", from, "--", "nslookup", "kubernetes.default.svc.cluster.local"])?;
+        ensure!(answer.contains("10.96.0.1"), "{answer}");
+    }
+    Ok(())
+}
+
+fn logs_exec_and_port_forward(_: &Lab, guest: &Guest) -> Result<()> {
+    for pod in ["web-master", "web-worker"] {
+        ensure!(guest.kubectl(&["logs", pod])?.trim() == "serving", "no logs of {pod}");
+        ensure!(guest.kubectl(&["exec", pod, "--", "hostname"])?.trim() == pod, "no exec into {pod}");
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let mut forward = Forward(
+            guest
+                .command(&["port-forward", &format!("pod/{pod}"), &format!("{free}:8080")])?
+                .stdout(Stdio::null())
+                .spawn()?,
+        );
+        let said = wait_for(MINUTE, "the forwarded port", || {
+            ensure!(forward.0.try_wait()?.is_none(), "kubectl port-forward ended");
+            Run::new("curl").args(["-sS", "-m", "5", &format!("http://127.0.0.1:{free}/")]).output()
+        })?;
+        ensure!(said.trim() == pod, "the forwarded port answers {said}");
+    }
+    Ok(())
+}
+
+/// A `kubectl port-forward` that ends with its test.
+struct Forward(std::process::Child);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn policies_hold(_: &Lab, guest: &Guest) -> Result<()> {
+    let policy = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "only-friends"},
+      "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+               "ingress": [{"from": [{"podSelector": {"matchLabels": {"friend": "yes"}}}]}]}}"#;
+    let urls: Vec<_> = ["web-master", "web-worker"]
+        .iter()
+        .map(|pod| Ok(format!("http://{}:8080/", address(guest, pod)?)))
+        .collect::<Result<_>>()?;
+    guest.kubectl_input(&["apply", "-f", "-"], policy)?;
+    // From one node to the other, and on one node.
+    for url in &urls {
+        wait_every(Duration::from_secs(1), MINUTE, "the policy to hold", || {
+            ensure!(fetch(guest, "web-worker", url).is_err(), "{url} is open to everybody");
+            Ok(())
+        })?;
+    }
+    guest.kubectl(&["label", "pod", "web-worker", "friend=yes"])?;
+    for url in &urls {
+        wait_every(Duration::from_secs(1), MINUTE, "a friend to get through", || fetch(guest, "web-worker", url))?;
+        ensure!(fetch(guest, "web-master", url).is_err(), "{url} is open to who is no friend");
+    }
+    guest.kubectl(&["delete", "networkpolicy", "only-friends"])?;
+    wait_every(Duration::from_secs(1), MINUTE, "everybody to get through again", || {
+        urls.iter().try_for_each(|url| fetch(guest, "web-master", url).map(drop))
+    })
+}
+
+fn rbac_holds(_: &Lab, guest: &Guest) -> Result<()> {
+    guest.kubectl(&["create", "serviceaccount", "reader"])?;
+    guest.kubectl(&["create", "role", "reader", "--verb=get,list", "--resource=pods"])?;
+    guest.kubectl(&["create", "rolebinding", "reader", "--role=reader", "--serviceaccount=default:reader"])?;
+    let can = |verb: &str, what: &str| {
+        // It ends with 1 where the answer is no.
+        guest
+            .kubectl(&["auth", "can-i", verb, what, "--as=system:serviceaccount:default:reader"])
+            .is_ok_and(|said| said.trim() == "yes")
+    };
+    wait_for(MINUTE, "the right to list pods", || {
+        ensure!(can("list", "pods"), "not yet");
+        Ok(())
+    })?;
+    ensure!(!can("delete", "pods") && !can("list", "secrets"), "the reader may more than its role says");
+    Ok(())
+}
+
+/// What the API server serves to who comes through the Ingress, and what a kubelet serves inside the guest.
+fn served(guest: &Guest) -> Result<[String; 2]> {
+    let object = guest.object()?;
+    let endpoint = object["status"]["endpoint"].as_str().unwrap_or_default().to_owned();
+    let host = endpoint.trim_start_matches("https://").split(':').next().unwrap_or_default().to_owned();
+    let api = Command::new("openssl")
+        .args(["s_client", "-connect", "127.0.0.1:10443", "-servername", &host])
+        .stdin(Stdio::null())
+        .output()?;
+    let api = String::from_utf8_lossy(&api.stdout).into_owned();
+    let begin = api.find("-----BEGIN CERTIFICATE-----").context("the API server serves no certificate")?;
+    let end = api.find("-----END CERTIFICATE-----").context("half a certificate")?;
+    let kubelet = in_node(
+        guest,
+        "default-0",
+        "python3 -c \"import ssl; print(ssl.get_server_certificate(('127.0.0.1', 10250)))\"",
+    )?;
+    Ok([api[begin..end].to_owned(), kubelet])
+}
+
+/// Runs a shell command as root of a node.
+fn in_node(guest: &Guest, node: &str, command: &str) -> Result<String> {
+    let selector = format!("--field-selector=spec.nodeName={node}");
+    let pod = guest.kubectl(&["get", "pods", "-l", "app=root", &selector, "-o", NAMED])?;
+    guest.kubectl(&["exec", pod.trim(), "--", "chroot", "/proc/1/root", "sh", "-c", command])
+}
+
+fn renewed_certificates_are_served(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    let boots = |node: &str| in_node(guest, node, "cat /proc/sys/kernel/random/boot_id");
+    let (before, booted) = (served(guest)?, [boots("master-0")?, boots("default-0")?]);
+    for node in ["master-0", "default-0"] {
+        let args = [
+            "-n",
+            &home,
+            "annotate",
+            "--overwrite",
+            "secret",
+            &format!("{node}-pki"),
+            "giantnetes.io/renew-at=2020-01-01T00:00:00Z",
+        ];
+        lab.kubectl(&args)?;
+    }
+    let started = Instant::now();
+    // Kubelet of the host refreshes the volume within a minute and a half, the guest looks every half minute.
+    wait_every(Duration::from_secs(3), MINUTE * 6, "both renewed certificates", || {
+        let now = served(guest)?;
+        ensure!(now[0] != before[0], "the API server serves the old one");
+        ensure!(now[1] != before[1], "kubelet serves the old one");
+        Ok(())
+    })?;
+    println!("    both are served after {:.1?}", started.elapsed());
+    ensure!([boots("master-0")?, boots("default-0")?] == booted, "a node was booted");
+    ensure!(guest.kubectl(&["logs", "web-worker"])?.trim() == "serving", "kubelet's new certificate is not accepted");
+    Ok(())
+}
+
+fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    let place = [
+        "-n",
+        &home,
+        "get",
+        "pod",
+        "default-0",
+        "-o",
+        "jsonpath={.metadata.uid} {.metadata.annotations.giantnetes\\.io/place}",
+    ];
+    let before = lab.kubectl(&place)?;
+    lab.kubectl_within(MINUTE * 3, &["-n", &home, "delete", "pod", "default-0"])?;
+    guest.await_condition(MINUTE, "Ready", "False")?;
+    guest.await_condition(READY, "Ready", "True")?;
+    let after = lab.kubectl(&place)?;
+    ensure!(before.split(' ').next() != after.split(' ').next(), "the VM pod was not made anew");
+    ensure!(before.split(' ').next_back() == after.split(' ').next_back(), "its place changed: {before}, {after}");
+    wait_every(Duration::from_secs(2), READY, "the pod on the worker to serve again", || {
+        fetch(guest, "web-master", &format!("http://{}:8080/", address(guest, "web-worker")?))
+    })
+    .map(drop)
+}
