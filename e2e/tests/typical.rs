@@ -76,7 +76,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
     let lab = installed();
     let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
     let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
-    let steps: [(&str, Step); 10] = [
+    let steps: [(&str, Step); 11] = [
         ("two nodes become Ready in time", become_ready),
         ("a workload runs on both nodes", workload_runs),
         ("BGP is established on both nodes", bgp_is_established),
@@ -85,6 +85,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
         ("logs, exec and port-forward reach both nodes", logs_exec_and_port_forward),
         ("a NetworkPolicy blocks what it says", policies_hold),
         ("rights are as RBAC says", rbac_holds),
+        ("root in a VM reaches no other guest and nothing of the management cluster", is_apart),
         ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
         ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
     ];
@@ -263,6 +264,66 @@ fn rbac_holds(_: &Lab, guest: &Guest) -> Result<()> {
     })?;
     ensure!(!can("delete", "pods") && !can("list", "secrets"), "the reader may more than its role says");
     Ok(())
+}
+
+/// Another guest, with the same addresses inside, and whoever is root in a VM of the first one.
+fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
+    let other = Guest::create(lab, "e2e-other", "other", "{}");
+    other.await_condition(READY, "Ready", "True")?;
+    let home = other.home()?;
+    let in_other = |command: &str| lab.kubectl(&["-n", &home, "exec", "master-0", "--", "sh", "-c", command]);
+    let pod = lab.kubectl(&["-n", &home, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"])?;
+    let vni = other.object()?["status"]["vni"].as_u64().context("a guest without a VNI")?;
+
+    let reach = |address: &str, port: u16| {
+        in_node(
+            guest,
+            "default-0",
+            &format!("python3 -c \"import socket; socket.create_connection(('{address}', {port}), 4)\""),
+        )
+        .is_ok()
+    };
+    // What must work, or the rest would prove nothing.
+    ensure!(reach("172.26.0.1", 6443) && reach("172.26.0.10", 10250), "the node reaches nothing at all");
+    let service = lab.kubectl(&["-n", &home, "get", "service", "master", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let mut closed = vec![(pod.clone(), 6443), (pod.clone(), 8080), (service, 6443), ("10.233.0.1".into(), 443)];
+    closed.extend([2379, 6443].map(|port| ("10.231.0.2".into(), port)));
+    closed.extend(["10.231.0.11", "10.231.0.12", "10.231.0.13"].map(|host| (host.to_owned(), 10250)));
+    closed.extend([6443, 8080].map(|port| ("10.0.2.2".into(), port)));
+    for (address, port) in &closed {
+        ensure!(!reach(address, *port), "{address}:{port} is open to a guest");
+    }
+
+    // VXLAN with the other's VNI, to its VM pod: over the way out, and over the guest's own overlay.
+    let device = format!("vx{vni}");
+    let received = || -> Result<u64> {
+        let count = in_other(&format!("cat /sys/class/net/{device}/statistics/rx_packets"))?;
+        Ok(count.trim().parse()?)
+    };
+    let before = received()?;
+    for way in ["egress", "overlay"] {
+        let forge = format!(
+            "ip link add forged type vxlan id {vni} remote {pod} dstport 8472 dev {way} && \
+             ip address add 172.26.9.9/32 dev forged && ip link set forged up && \
+             ip route add 172.26.0.10/32 dev forged table 99 && ip rule add from 172.26.9.9 table 99; \
+             ping -c 3 -W 1 -I 172.26.9.9 172.26.0.10; ip -s link show forged; \
+             ip rule del from 172.26.9.9; ip link del forged"
+        );
+        let said = in_node(guest, "default-0", &forge)?;
+        ensure!(said.contains("100% packet loss"), "the other guest answers a forged packet: {said}");
+        ensure!(sent(&said) > 0, "nothing was forged: {said}");
+    }
+    ensure!(received()? == before, "forged packets reached the other guest's overlay");
+    let gone = other.delete(MINUTE * 3)?;
+    println!("    the other guest is gone after {gone:.1?}");
+    Ok(())
+}
+
+/// Packets that a device has sent, as `ip -s link show` says it.
+fn sent(said: &str) -> u64 {
+    let mut lines = said.lines().skip_while(|line| !line.trim_start().starts_with("TX:"));
+    let counts = lines.nth(1).unwrap_or_default();
+    counts.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()).unwrap_or(0)
 }
 
 /// What the API server serves to who comes through the Ingress, and what a kubelet serves inside the guest.
