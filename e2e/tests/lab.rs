@@ -7,8 +7,10 @@
 // Helpers of tests may fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use lab::command::Run;
+use lab::paths::Paths;
 use lab::snapshot::listeners;
 use lab::{Lab, Snapshot, cgroup, snapshot, topology, wait_for};
 
@@ -144,6 +147,7 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     let toolbox = lab::tools::Image::build("toolbox").unwrap();
     lab.load(&toolbox.archive).unwrap();
     assert!(!lab.load(&toolbox.archive).unwrap(), "an image that is there is not loaded again");
+    what_all_hosts_have_is_on_disk_once();
     in_time("lab down", 15, || machine.down());
     assert!(foreign.runs(), "lab down ended a process that only looked like one of the lab's");
     machine.down();
@@ -208,6 +212,25 @@ fn starts_what_has_ended_and_leaves_the_rest_alone(machine: &Machine, lab: &Lab)
     assert_ready(&machine.up());
     assert_ne!(pid("host1-kubelet").unwrap(), kubelet);
     assert_eq!(pid("etcd").unwrap(), first[0]);
+}
+
+/// A blob that is in every host's image store is one file of several names.
+fn what_all_hosts_have_is_on_disk_once() {
+    let paths = Paths::of_machine().unwrap();
+    let mut inodes: BTreeMap<OsString, Vec<u64>> = BTreeMap::new();
+    for host in topology::HOSTS {
+        let folder = paths.image_store(host).join("io.containerd.content.v1.content/blobs/sha256");
+        for blob in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            // containerd removes what no image needs any more.
+            let Ok(metadata) = blob.metadata() else { continue };
+            inodes.entry(blob.file_name()).or_default().push(metadata.ino());
+        }
+    }
+    inodes.retain(|_, hosts| hosts.len() == topology::HOSTS.len());
+    assert!(!inodes.is_empty(), "the hosts have nothing in common");
+    for (blob, hosts) in inodes {
+        assert!(hosts.iter().all(|inode| *inode == hosts[0]), "{} is on disk more than once", blob.display());
+    }
 }
 
 /// Every container that a host's containerd knows belongs to a pod that the API server knows.
