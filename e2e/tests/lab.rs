@@ -144,6 +144,8 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     only_the_ingress_listens(&listening);
     servers_have_namespaces_of_their_own();
     starts_what_has_ended_and_leaves_the_rest_alone(&machine, &lab);
+    faults(&["host isolate host2", "host stop host3", "apiserver freeze"]);
+    assert_ready(&machine.up());
     let toolbox = lab::tools::Image::build("toolbox").unwrap();
     lab.load(&toolbox.archive).unwrap();
     assert!(!lab.load(&toolbox.archive).unwrap(), "an image that is there is not loaded again");
@@ -157,7 +159,14 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     assert_ready(&lab);
     assert!(!lab.load(&toolbox.archive).unwrap(), "images survive lab down");
     only_new_containers_run(&lab);
+    faults(&["host stop host3", "apiserver freeze"]);
     machine.down();
+}
+
+fn faults(commands: &[&str]) {
+    for words in commands {
+        lab(&words.split(' ').collect::<Vec<_>>()).unwrap();
+    }
 }
 
 /// Prints how long something took; three times its budget is an error.
