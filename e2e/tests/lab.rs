@@ -51,8 +51,10 @@ impl Machine {
     }
 
     fn up(&self) -> Lab {
-        lab(&["up"]).expect("lab up");
-        Lab::running().expect("the lab runs after lab up")
+        let said = lab(&["up"]).expect("lab up");
+        let lab = Lab::running().expect("the lab runs after lab up");
+        what_it_says_holds(&lab, &said);
+        lab
     }
 
     /// `lab down`, after which nothing may be left.
@@ -77,6 +79,18 @@ impl Drop for Machine {
 
 fn lab(args: &[&str]) -> Result<String> {
     Run::new(BINARY).args(args.iter().copied()).timeout(5 * MINUTE).output()
+}
+
+/// `lab up` prints where the kubeconfig is and two commands: one to use it, one to remove the lab.
+fn what_it_says_holds(lab: &Lab, said: &str) {
+    let lines: Vec<_> = said.lines().collect();
+    let [kubeconfig, ask, down] = lines[..] else { panic!("it says {} lines: {said}", lines.len()) };
+    assert!(Path::new(kubeconfig).is_file(), "there is no {kubeconfig}");
+    let cache = format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display());
+    let pods = Run::new("env").args([&cache, "sh", "-c", ask]).timeout(MINUTE).output().unwrap();
+    assert!(pods.contains("calico"), "{ask} says {pods}");
+    let command = down.trim().strip_suffix(" down").unwrap_or_default();
+    assert!(Path::new(command).is_file(), "there is no command in {down}");
 }
 
 /// Whether `lab up`, told to crash after a step, did; if not, it has fewer steps and the lab is up.
