@@ -7,6 +7,8 @@
 // Helpers of tests may fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::TcpListener;
@@ -14,13 +16,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lab::command::Run;
 use lab::paths::Paths;
 use lab::snapshot::listeners;
 use lab::{Lab, Snapshot, cgroup, snapshot, topology, wait_for};
+use support::in_time;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lab");
 const STATE: &str = "/var/lib/giantnetes-lab";
@@ -181,16 +184,6 @@ fn faults(commands: &[&str]) {
     for words in commands {
         lab(&words.split(' ').collect::<Vec<_>>()).unwrap();
     }
-}
-
-/// Prints how long something took; three times its budget is an error.
-fn in_time<T>(what: &str, budget: u64, action: impl FnOnce() -> T) -> T {
-    let started = Instant::now();
-    let value = action();
-    let took = started.elapsed();
-    println!("    {what}: {took:.1?} (budget {budget} s)");
-    assert!(took.as_secs() <= 3 * budget, "{what} took {took:?}");
-    value
 }
 
 fn only_the_ingress_listens(before: &BTreeSet<String>) {

@@ -1,4 +1,4 @@
-//! What tests on a running lab share: the installed chart, and a Cluster that goes when its test ends.
+//! What tests share: budgets, and on a running lab the installed chart, and a Cluster that goes when its test ends.
 
 // Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -228,6 +228,16 @@ pub fn processes(command: &str) -> Result<Vec<i32>> {
         }
     }
     Ok(found)
+}
+
+/// Prints how long something took, which may be its budget at most. Waiting for it ends later, by its own deadline.
+pub fn in_time<T>(what: &str, budget: u64, action: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = action();
+    let took = started.elapsed();
+    println!("    {what}: {took:.1?} (budget {budget} s)");
+    assert!(took <= Duration::from_secs(budget), "{what} took {took:.1?}, its budget is {budget} s");
+    value
 }
 
 /// All objects of a kind, as JSON.
