@@ -23,10 +23,9 @@ use lab::command::Run;
 use lab::paths::Paths;
 use lab::snapshot::listeners;
 use lab::{Lab, Snapshot, cgroup, snapshot, topology, wait_for};
-use support::in_time;
+use support::{STATE, assert_unchanged, in_time};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lab");
-const STATE: &str = "/var/lib/giantnetes-lab";
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The machine, for one test at a time; whatever the test leaves is removed at its end.
@@ -64,13 +63,13 @@ impl Machine {
     #[track_caller]
     fn down(&self) {
         lab(&["down"]).expect("lab down");
-        // The kernel frees network namespaces and their devices some time after they were given up.
-        let nothing_left = wait_for(Duration::from_secs(5), "the machine being as before", || {
-            let left = self.before.differences(&snapshot()?);
-            if left.is_empty() { Ok(()) } else { bail!("\n{}", left.join("\n")) }
-        });
-        nothing_left.unwrap();
-        assert!(!Path::new(STATE).exists());
+        assert_unchanged(&self.before);
+    }
+
+    /// Fails if a `lab up` that was to refuse has changed anything.
+    #[track_caller]
+    fn untouched(&self) {
+        assert_unchanged(&self.before);
     }
 }
 
@@ -320,6 +319,7 @@ fn who_is_not_root_is_told_so_before_anything_starts() {
     std::fs::remove_dir_all(&folder).unwrap();
     let error = run.unwrap_err().to_string();
     assert!(error.contains("nothing was started\n  - not root: "), "{error}");
+    machine.untouched();
     machine.down();
 }
 
@@ -341,6 +341,7 @@ fn an_address_range_that_is_taken_is_told_before_anything_starts() {
         "{error}"
     );
     drop(device);
+    machine.untouched();
     machine.down();
 }
 
@@ -352,5 +353,40 @@ fn a_port_that_is_taken_is_told_before_anything_starts() {
     let error = lab(&["up"]).unwrap_err().to_string();
     assert!(error.contains(&format!("port {port} of 127.0.0.1")) && error.contains("nothing was started"), "{error}");
     drop(taken);
+    machine.untouched();
     machine.down();
+}
+
+/// What `lab up` says in a mount namespace that a script has changed before.
+fn refusal_where(script: &str) -> String {
+    let machine = Machine::take();
+    let script = format!("{script}; exec \"$0\" up");
+    let up = Run::new("unshare").args(["--mount", "sh", "-ec", &script, BINARY]).timeout(5 * MINUTE).output();
+    let error = up.unwrap_err().to_string();
+    assert!(error.contains("nothing was started"), "{error}");
+    machine.untouched();
+    machine.down();
+    error
+}
+
+#[test]
+fn too_little_memory_is_told_before_anything_starts() {
+    let file = std::env::temp_dir().join(format!("giantnetes-meminfo-{}", std::process::id()));
+    let file = file.display();
+    let error = refusal_where(&format!(
+        "echo 'MemAvailable: 1048576 kB' >{file}; mount -n --bind {file} /proc/meminfo; rm {file}"
+    ));
+    assert!(error.contains("only 1.0 GiB of memory are available, "), "{error}");
+}
+
+#[test]
+fn too_little_disk_is_told_before_anything_starts() {
+    let error = refusal_where("mount -n -t tmpfs -o size=1G t /var/lib");
+    assert!(error.contains(&format!("GiB of disk are free at {STATE}, ")), "{error}");
+}
+
+#[test]
+fn a_missing_kernel_feature_is_told_before_anything_starts() {
+    let error = refusal_where("mount -n --bind /bin/false /usr/sbin/nft");
+    assert!(error.contains("nftables do not work here"), "{error}");
 }

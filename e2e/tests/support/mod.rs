@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
-use lab::{Lab, wait_every, wait_for};
+use lab::{Lab, Snapshot, snapshot, wait_every, wait_for};
 use serde_json::Value;
 
+/// The lab's state folder: there is a lab, or what is left of one, as long as it exists.
+pub const STATE: &str = "/var/lib/giantnetes-lab";
 pub const SYSTEM: &str = "giantnetes-system";
 
 pub fn root() -> PathBuf {
@@ -238,6 +240,19 @@ pub fn in_time<T>(what: &str, budget: u64, action: impl FnOnce() -> T) -> T {
     println!("    {what}: {took:.1?} (budget {budget} s)");
     assert!(took <= Duration::from_secs(budget), "{what} took {took:.1?}, its budget is {budget} s");
     value
+}
+
+/// Fails unless the machine is as it was: nothing has come and nothing has gone.
+#[track_caller]
+pub fn assert_unchanged(before: &Snapshot) {
+    // The kernel frees network namespaces and their devices some time after they were given up.
+    wait_for(Duration::from_secs(5), "the machine being as before", || {
+        let differences = before.differences(&snapshot()?);
+        ensure!(differences.is_empty(), "\n{}", differences.join("\n"));
+        Ok(())
+    })
+    .unwrap();
+    assert!(!Path::new(STATE).exists(), "{STATE} is there");
 }
 
 /// All objects of a kind, as JSON.
