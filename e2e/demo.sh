@@ -12,9 +12,11 @@ namespace=demo cluster=demo
 # Emulated guests on two cores take a minute or two; this is where something is wrong.
 deadline=600
 
+export PATH KUBECONFIG KUBECACHEDIR
 PATH=$("$tools" --dir kubernetes):$("$tools" --dir helm):$target/debug:$PATH
 KUBECONFIG=$(lab kubeconfig)
-export PATH KUBECONFIG
+# What kubectl and helm remember of APIs goes with the lab, not into the user's home.
+KUBECACHEDIR=$(dirname "$KUBECONFIG")/kubectl-cache
 
 say() { echo "demo: $*"; }
 die() { echo "demo: $*" >&2; exit 1; }

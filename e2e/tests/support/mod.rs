@@ -44,7 +44,10 @@ pub fn installed() -> Lab {
     let image = script("images/build.sh", &["--ref", "controller"]);
     let (repository, tag) = image.rsplit_once(':').unwrap();
     let helm = PathBuf::from(script("e2e/tools/build.sh", &["--dir", "helm"])).join("helm");
-    Run::new(helm)
+    // Its cache of the API goes with the lab, not into the home of who runs the tests.
+    Run::new("env")
+        .args([format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display())])
+        .arg(helm)
         .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
         .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
@@ -145,6 +148,7 @@ impl<'a> Guest<'a> {
         });
         Run::new(self.lab.kubectl_binary())
             .args(["--kubeconfig", &file.display().to_string(), "--request-timeout=20s"])
+            .args(["--cache-dir", &self.folder.join("kubectl-cache").display().to_string()])
             .args(way)
             .args(args.iter().copied())
             .timeout(Duration::from_secs(200))
