@@ -25,6 +25,8 @@ step() {
   "$@" || { echo "=== FAILED after $((SECONDS - began)) s: $*"; exit 1; }
   echo "=== ok in $((SECONDS - began)) s: $*"
 }
+e2e() { step cargo test -p giantnetes-e2e --test "$1" -- --nocapture --test-threads=1; }
+
 chosen=none
 if [[ $part == ci ]]; then
   # Each commit takes the next group.
@@ -48,7 +50,7 @@ step make --no-print-directory images
 
 # These raise what they need themselves: an API server, network namespaces.
 if $fast; then
-  for test in admission plan node_flags overlay; do step cargo test -p giantnetes-e2e --test "$test" -- --nocapture --test-threads=1; done
+  for test in tools admission plan node_flags overlay; do e2e "$test"; done
 fi
 
 if ! $fast && [[ $chosen != lab-* ]]; then
@@ -62,13 +64,13 @@ else
     all/*) export LAB_CRASHES=all ;;
     */lab-*) export LAB_CRASHES=${chosen#lab-}/4 ;;
   esac
-  step cargo test -p giantnetes-e2e --test lab -- --nocapture --test-threads=1
+  e2e lab
 fi
 
 # Without a lab: a real etcd and API server of its own.
 if [[ $part == all || $chosen == controller ]]; then export CONTROLLER=all,long; fi
 if $fast || [[ $chosen == controller ]]; then
-  step cargo test -p giantnetes-e2e --test controller -- --nocapture --test-threads=1
+  e2e controller
 fi
 
 if [[ $part == all || $chosen == mutants ]]; then step e2e/mutants.py; fi
@@ -84,15 +86,14 @@ compare_images() {
   rm -rf "$second"
 }
 runs() { [[ $part == all || $chosen == "$1" ]]; }
-on_lab() { step cargo test -p giantnetes-e2e --test "$1" -- --nocapture --test-threads=1; }
 if runs images; then step compare_images; fi
 if runs guest || runs management; then
   "$target/debug/lab" status >/dev/null 2>&1 || trap '"$target/debug/lab" down' EXIT
   step make --no-print-directory lab-up
 fi
-if runs management; then on_lab management; fi
+if runs management; then e2e management; fi
 if runs guest; then
-  on_lab accelerator
-  on_lab guest
+  e2e accelerator
+  e2e guest
 fi
 echo "=== all ok in $((SECONDS - started)) s"
