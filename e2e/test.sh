@@ -3,14 +3,15 @@
 # TEST=guest (that slow group, without the fast ones).
 #
 # Slow groups, each a test binary of e2e/tests or a variant of one:
+#   demo             make demo, twice, and make demo-down
 #   guest            one guest's whole life, and the accelerator's probe
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
 #   images           builds all images a second time, and compares
 #   controller       the controller manager against a real API server: every crash point, outages in full length
 #   mutants          breaks the product on purpose, rule by rule: a test must notice each
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
-# The lab's own tests raise and remove labs, so they run before the one that the others share; they are left out, with a
-# word, while somebody else's lab is running. The others use that one, if no guest is on it.
+# The lab's own tests and the demo raise and remove labs, so they run before the one that the others share; they are left
+# out, with a word, while somebody else's lab is running. The others use that one, if no guest is on it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +19,7 @@ part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
 lab=$target/debug/lab
-groups=(guest management images controller mutants lab-0 lab-1 lab-2 lab-3)
+groups=(demo guest management images controller mutants lab-0 lab-1 lab-2 lab-3)
 
 step() {
   local began=$SECONDS
@@ -26,6 +27,7 @@ step() {
   "$@" || { echo "=== FAILED after $((SECONDS - began)) s: $*"; exit 1; }
   echo "=== ok in $((SECONDS - began)) s: $*"
 }
+runs() { [[ $part == all || $chosen == "$1" ]]; }
 e2e() { step cargo test -p giantnetes-e2e --test "$1" -- --nocapture --test-threads=1; }
 
 # ask ARGUMENT…: kubectl on the running lab
@@ -65,10 +67,12 @@ if $fast; then
   for test in tools admission plan node_flags overlay; do e2e "$test"; done
 fi
 
-if ! $fast && [[ $chosen != lab-* ]]; then
-  : # The lab's own tests are not asked for.
+tests_lab=false
+if $fast || [[ $chosen == lab-* ]]; then tests_lab=true; fi
+if ! $tests_lab && ! runs demo; then
+  : # Nothing that raises labs is asked for.
 elif lab_runs; then
-  echo '=== SKIPPED: the tests of the lab itself, because a lab is running; the others use it'
+  echo '=== SKIPPED: the tests of the lab itself and the demo, because a lab is running; the others use it'
 else
   # What a crash, or a machine that was stopped, left of a lab.
   step "$lab" down
@@ -76,7 +80,8 @@ else
     all/*) export LAB_CRASHES=all ;;
     */lab-*) export LAB_CRASHES=${chosen#lab-}/4 ;;
   esac
-  e2e lab
+  if $tests_lab; then e2e lab; fi
+  if runs demo; then e2e demo; fi
 fi
 
 # Without a lab: a real etcd and API server of its own.
@@ -99,7 +104,6 @@ compare_images() {
   images/build.sh && GIANTNETES_CACHE=$second images/build.sh && images/compare.py "$GIANTNETES_CACHE" "$second" || return
   rm -rf "$second"
 }
-runs() { [[ $part == all || $chosen == "$1" ]]; }
 if runs images; then step compare_images; fi
 
 raised=false
