@@ -128,4 +128,6 @@ if $raised; then
   trap - EXIT
   step "$lab" down
 fi
-echo "=== all ok in $((SECONDS - started)) s"
+budget=
+if [[ $part == ci ]]; then budget=' (budget: 900 s with warm caches, 3600 s with empty ones)'; fi
+echo "=== all ok in $((SECONDS - started)) s$budget"
