@@ -66,8 +66,9 @@ bench: tools ours ## Measure what the controller manager costs, with an optimise
 
 .PHONY: lab-up
 lab-up: images ## Raise the management cluster on this machine
-	@$(LAB) up
-	@$(LAB) load $$(for name in toolbox vm controller; do images/build.sh --path $$name; done)
+	@next=$$($(LAB) up); \
+	  $(LAB) load $$(for name in toolbox vm controller; do images/build.sh --path $$name; done); \
+	  echo "$$next"
 
 .PHONY: lab-down
 lab-down: build ## Remove it

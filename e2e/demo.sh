@@ -12,9 +12,13 @@ namespace=demo cluster=demo
 # Emulated guests on two cores take a minute or two; this is where something is wrong.
 deadline=600
 
+export PATH KUBECONFIG KUBECACHEDIR
 PATH=$("$tools" --dir kubernetes):$("$tools" --dir helm):$target/debug:$PATH
+# Without a lab there is nothing to remove.
+if [[ ${1:-} == down ]] && ! lab kubeconfig >/dev/null 2>&1; then exit 0; fi
 KUBECONFIG=$(lab kubeconfig)
-export PATH KUBECONFIG
+# What kubectl and helm remember of APIs goes with the lab, not into the user's home.
+KUBECACHEDIR=$(dirname "$KUBECONFIG")/kubectl-cache
 
 say() { echo "demo: $*"; }
 die() { echo "demo: $*" >&2; exit 1; }
@@ -67,13 +71,15 @@ Next:
 NEXT
 }
 
+# What cannot be removed in order goes with the lab, which is removed next.
 down() {
-  kubectl version >/dev/null 2>&1 || return 0
+  kubectl version --request-timeout=10s >/dev/null 2>&1 || return 0
   if kubectl get crd clusters.giantnetes.io >/dev/null 2>&1; then
     say 'deleting the Cluster'
-    kubectl -n $namespace delete clusters.giantnetes.io --all --timeout=180s
+    kubectl -n $namespace delete clusters.giantnetes.io --all --timeout=180s || say 'the Cluster is left to the lab'
   fi
-  helm uninstall giantnetes --namespace giantnetes-system --ignore-not-found >/dev/null
+  helm uninstall giantnetes --namespace giantnetes-system --ignore-not-found >/dev/null ||
+    say 'the controller manager is left to the lab'
 }
 
 case ${1:-} in

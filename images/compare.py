@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""compare.py ONE OTHER   Lists the files in which two builds of the same images differ, a line each.
+"""compare.py ONE OTHER   Lists the files in which two builds of all images differ, a line each.
 
-ONE and OTHER are $GIANTNETES_CACHE/images of two builds. Compared are, in each image's archive, every file's type, mode,
-owner and content (times and the order of layers' entries are not), and in the node disk the same. What may differ is in
-differences.txt, a pattern and its reason on each line; the exit status is 1 if the builds differ in anything else, or
-if a pattern of that list matches nothing.
+ONE and OTHER are $GIANTNETES_CACHE of two builds; every image must be in both. Compared are, in each image's archive,
+every file's type, mode, owner and content (times and the order of layers' entries are not), and in the node disk the
+same. What may differ is in differences.txt, a pattern and its reason on each line; the exit status is 1 if the builds
+differ in anything else, or if a pattern of that list matches nothing.
 """
 import fnmatch
 import hashlib
@@ -16,11 +16,15 @@ import tarfile
 import tempfile
 
 
-def newest(images, name):
-    """The folder of an image's latest result."""
-    folder = os.path.join(images, name)
-    results = [os.path.join(folder, entry) for entry in os.listdir(folder)]
-    return max((result for result in results if os.path.isdir(result)), key=os.path.getmtime)
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def result(cache, name):
+    """The archive of an image, or the folder of the node disk, as build.sh of now would make it."""
+    build = [os.path.join(HERE, "build.sh"), "--path", name]
+    path = subprocess.check_output(build, env={**os.environ, "GIANTNETES_CACHE": cache}, text=True).strip()
+    assert os.path.exists(path), f"{name} is not in {cache}: there is no {path}"
+    return path
 
 
 def digest(stream):
@@ -80,9 +84,9 @@ def of_disk(folder):
     return found
 
 
-def contents(images, name):
-    folder = newest(images, name)
-    return of_disk(folder) if name == "node" else of_archive(os.path.join(folder, name + ".tar"))
+def contents(cache, name):
+    path = result(cache, name)
+    return of_disk(path) if name == "node" else of_archive(path)
 
 
 def differences(one, other, name):
@@ -91,7 +95,7 @@ def differences(one, other, name):
 
 
 def justified():
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "differences.txt")) as stream:
+    with open(os.path.join(HERE, "differences.txt")) as stream:
         lines = [line.split(None, 1) for line in stream if line.strip() and not line.startswith("#")]
     assert all(len(line) == 2 for line in lines), "differences.txt: a line without a reason"
     return [pattern for pattern, _ in lines]
@@ -99,7 +103,8 @@ def justified():
 
 def main():
     one, other = sys.argv[1:]
-    names = sorted(name for name in os.listdir(one) if not name.startswith(".") and os.path.isdir(os.path.join(other, name)))
+    # Every folder beside this script is an image's.
+    names = sorted(entry.name for entry in os.scandir(HERE) if entry.is_dir() and entry.name[0] not in "._")
     patterns, unused, wrong = justified(), set(justified()), []
     for name in names:
         for line in differences(one, other, name):

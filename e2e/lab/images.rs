@@ -73,9 +73,8 @@ pub fn load_everywhere(servers: &[HostServers<'_>], archives: &[PathBuf]) -> Res
         threads.into_iter().map(join).collect()
     });
     let imported = outcomes.into_iter().sum::<Result<usize>>()?;
-    if imported > 0 {
-        share_content(servers)?;
-    }
+    // Whatever was imported: a crash may have come between an import and this.
+    share_content(servers)?;
     Ok(imported)
 }
 

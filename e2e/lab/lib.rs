@@ -133,10 +133,10 @@ impl Lab {
     /// # Errors
     /// If kubectl fails, with what it said.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        self.apply_in("default", manifest)
+        self.control_plane().kubectl(&["apply", "--server-side", "-f", "-"]).input(manifest).output()
     }
 
-    /// As [`apply`](Self::apply), into a namespace where the manifest names none.
+    /// As [`apply`](Self::apply), into this namespace; the manifest names none or the same.
     ///
     /// # Errors
     /// If the API server refuses.

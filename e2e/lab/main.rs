@@ -99,7 +99,8 @@ fn run(command: Command) -> Result<ExitCode> {
             let kubeconfig = lab.kubeconfig();
             println!("{}", kubeconfig.display());
             println!("  {} --kubeconfig {} get pods -A", lab.kubectl_binary().display(), kubeconfig.display());
-            println!("  lab down");
+            // By its path: it is on nobody's search path.
+            println!("  {} down", std::env::current_exe().context("cannot tell where `lab` is")?.display());
         }
         Command::Down => down::down()?,
         Command::Status => {

@@ -33,6 +33,8 @@ pub fn snapshot() -> Result<Snapshot> {
     things.insert("link", names("/sys/class/net"));
     things.insert("network namespace", names("/run/netns"));
     things.insert("route", lines(Run::line("ip -4 route show table all"))?);
+    things.insert("IPv6 route", ipv6_routes()?);
+    things.insert("routing rule", lines(Run::line("ip rule show"))?);
     things.insert("firewall rule", firewall_rules()?);
     things.insert("mount", mounts()?);
     things.insert("cgroup", cgroups()?);
@@ -92,6 +94,28 @@ fn mounts() -> Result<BTreeSet<String>> {
     let mounts = mountinfo(Path::new("/proc/self/mountinfo"))?;
     let others = mounts.iter().filter(|mount| !mount.target.starts_with(&images));
     Ok(others.map(|mount| format!("{} {}", mount.fstype, mount.target.display())).collect())
+}
+
+/// Without what a route that a router announced has left to live. None where the kernel has no IPv6.
+fn ipv6_routes() -> Result<BTreeSet<String>> {
+    if !Path::new("/proc/self/net/if_inet6").exists() {
+        return Ok(BTreeSet::new());
+    }
+    let routes = Run::line("ip -6 route show table all").output()?;
+    Ok(routes.lines().map(without_expiry).collect())
+}
+
+fn without_expiry(route: &str) -> String {
+    let mut words = Vec::new();
+    let mut all = route.split_whitespace();
+    while let Some(word) = all.next() {
+        if word == "expires" {
+            all.next();
+        } else {
+            words.push(word);
+        }
+    }
+    words.join(" ")
 }
 
 /// Without counters. nftables shows the rules of today's iptables, too.
@@ -197,6 +221,13 @@ mod tests {
         let found = with("link", &["lo", "a"]).differences(&with("link", &["lo", "b"]));
         assert_eq!(found, ["link appeared: b", "link vanished: a"]);
         assert!(with("process", &["7 x"]).differences(&with("process", &[])).is_empty());
+    }
+
+    #[test]
+    fn the_time_that_an_announced_route_has_left_makes_no_other_route() {
+        let route = |left: &str| without_expiry(&format!("default via fe80::1 dev eth0 proto ra {left}pref medium"));
+        assert_eq!(route("expires 1799sec "), route("expires 12sec "));
+        assert_eq!(route("expires 12sec "), route(""));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
-use support::{Guest, SYSTEM, in_steps, installed, kill_manager, list, processes};
+use support::{Guest, SYSTEM, image_path, in_steps, installed, kill_manager, list, processes};
 
 /// Budget of the design for an emulated guest on two cores, times three.
 const READY: Duration = Duration::from_secs(270);
@@ -32,7 +32,7 @@ fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", ALPHA);
-    let steps: [(&str, Step); 10] = [
+    let steps: [(&str, Step); 11] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready in time", becomes_ready),
         ("a pod runs in it, and exec reaches it", pod_runs),
@@ -41,6 +41,7 @@ fn a_guest_lives_and_leaves_nothing() {
         ("the VM pod has no more rights than designed", is_unprivileged),
         ("the guest reaches neither the pod's loopback nor its addresses", is_held_in_place),
         ("no secret is in user data, pod, status, events or logs", shows_no_secret),
+        ("the node lets nobody in, and starts from a small RAM disk", has_no_other_way_in),
         ("killing QEMU brings the node back with etcd's data", survives_qemu),
         ("deleting it leaves nothing", leaves_nothing),
     ];
@@ -294,6 +295,25 @@ fn shows_no_secret(lab: &Lab, guest: &Guest) -> Result<()> {
     ])?;
     ensure!(user_data.contains("#cloud-config"), "there is no user data in the node");
     ensure!(!needles.iter().any(|needle| user_data.contains(needle.as_str())), "user data holds key material");
+    Ok(())
+}
+
+/// Nothing in the running node has a password or an ssh key; in the image neither, or it would be there.
+fn has_no_other_way_in(_: &Lab, guest: &Guest) -> Result<()> {
+    let look = "awk -F: '$2 !~ /^[!*]/' /etc/shadow; find / -ignore_readdir_race -xdev \\( -name 'ssh_host_*' -o -name authorized_keys \\)";
+    let in_node = |script: &str| guest.kubectl(&["exec", "root", "--", "chroot", "/proc/1/root", "sh", "-ec", script]);
+    let found = in_node(look)?;
+    ensure!(found.is_empty(), "the node can be entered by {found}");
+    // The same look finds what is there.
+    let found =
+        in_node("awk -F: '$1 == \"root\"' /etc/shadow; find / -ignore_readdir_race -xdev -name kubelet -type f")?;
+    ensure!(
+        found.contains("root:") && found.contains("/usr/local/bin/kubelet"),
+        "the node's files are not seen: {found}"
+    );
+    let size = image_path("node").join("initrd.img").metadata()?.len();
+    println!("    the initial RAM disk has {:.1} MB", size as f64 / 1e6);
+    ensure!(size < 10_000_000, "the initial RAM disk has {size} bytes");
     Ok(())
 }
 

@@ -7,20 +7,25 @@
 // Helpers of tests may fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lab::command::Run;
+use lab::paths::Paths;
 use lab::snapshot::listeners;
 use lab::{Lab, Snapshot, cgroup, snapshot, topology, wait_for};
+use support::{STATE, assert_unchanged, in_time};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lab");
-const STATE: &str = "/var/lib/giantnetes-lab";
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The machine, for one test at a time; whatever the test leaves is removed at its end.
@@ -48,21 +53,23 @@ impl Machine {
     }
 
     fn up(&self) -> Lab {
-        lab(&["up"]).expect("lab up");
-        Lab::running().expect("the lab runs after lab up")
+        let said = lab(&["up"]).expect("lab up");
+        let lab = Lab::running().expect("the lab runs after lab up");
+        what_it_says_holds(&lab, &said);
+        lab
     }
 
     /// `lab down`, after which nothing may be left.
     #[track_caller]
     fn down(&self) {
         lab(&["down"]).expect("lab down");
-        // The kernel frees network namespaces and their devices some time after they were given up.
-        let nothing_left = wait_for(Duration::from_secs(5), "the machine being as before", || {
-            let left = self.before.differences(&snapshot()?);
-            if left.is_empty() { Ok(()) } else { bail!("\n{}", left.join("\n")) }
-        });
-        nothing_left.unwrap();
-        assert!(!Path::new(STATE).exists());
+        assert_unchanged(&self.before);
+    }
+
+    /// Fails if a `lab up` that was to refuse has changed anything.
+    #[track_caller]
+    fn untouched(&self) {
+        assert_unchanged(&self.before);
     }
 }
 
@@ -74,6 +81,18 @@ impl Drop for Machine {
 
 fn lab(args: &[&str]) -> Result<String> {
     Run::new(BINARY).args(args.iter().copied()).timeout(5 * MINUTE).output()
+}
+
+/// `lab up` prints where the kubeconfig is and two commands: one to use it, one to remove the lab.
+fn what_it_says_holds(lab: &Lab, said: &str) {
+    let lines: Vec<_> = said.lines().collect();
+    let [kubeconfig, ask, down] = lines[..] else { panic!("it says {} lines: {said}", lines.len()) };
+    assert!(Path::new(kubeconfig).is_file(), "there is no {kubeconfig}");
+    let cache = format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display());
+    let pods = Run::new("env").args([&cache, "sh", "-c", ask]).timeout(MINUTE).output().unwrap();
+    assert!(pods.contains("calico"), "{ask} says {pods}");
+    let command = down.trim().strip_suffix(" down").unwrap_or_default();
+    assert!(Path::new(command).is_file(), "there is no command in {down}");
 }
 
 /// Whether `lab up`, told to crash after a step, did; if not, it has fewer steps and the lab is up.
@@ -141,9 +160,12 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     only_the_ingress_listens(&listening);
     servers_have_namespaces_of_their_own();
     starts_what_has_ended_and_leaves_the_rest_alone(&machine, &lab);
+    faults(&["host isolate host2", "host stop host3", "apiserver freeze"]);
+    assert_ready(&machine.up());
     let toolbox = lab::tools::Image::build("toolbox").unwrap();
     lab.load(&toolbox.archive).unwrap();
     assert!(!lab.load(&toolbox.archive).unwrap(), "an image that is there is not loaded again");
+    what_all_hosts_have_is_on_disk_once();
     in_time("lab down", 15, || machine.down());
     assert!(foreign.runs(), "lab down ended a process that only looked like one of the lab's");
     machine.down();
@@ -153,17 +175,14 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     assert_ready(&lab);
     assert!(!lab.load(&toolbox.archive).unwrap(), "images survive lab down");
     only_new_containers_run(&lab);
+    faults(&["host stop host3", "apiserver freeze"]);
     machine.down();
 }
 
-/// Prints how long something took; three times its budget is an error.
-fn in_time<T>(what: &str, budget: u64, action: impl FnOnce() -> T) -> T {
-    let started = Instant::now();
-    let value = action();
-    let took = started.elapsed();
-    println!("    {what}: {took:.1?} (budget {budget} s)");
-    assert!(took.as_secs() <= 3 * budget, "{what} took {took:?}");
-    value
+fn faults(commands: &[&str]) {
+    for words in commands {
+        lab(&words.split(' ').collect::<Vec<_>>()).unwrap();
+    }
 }
 
 fn only_the_ingress_listens(before: &BTreeSet<String>) {
@@ -208,6 +227,25 @@ fn starts_what_has_ended_and_leaves_the_rest_alone(machine: &Machine, lab: &Lab)
     assert_ready(&machine.up());
     assert_ne!(pid("host1-kubelet").unwrap(), kubelet);
     assert_eq!(pid("etcd").unwrap(), first[0]);
+}
+
+/// A blob that is in every host's image store is one file of several names.
+fn what_all_hosts_have_is_on_disk_once() {
+    let paths = Paths::of_machine().unwrap();
+    let mut inodes: BTreeMap<OsString, Vec<u64>> = BTreeMap::new();
+    for host in topology::HOSTS {
+        let folder = paths.image_store(host).join("io.containerd.content.v1.content/blobs/sha256");
+        for blob in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            // containerd removes what no image needs any more.
+            let Ok(metadata) = blob.metadata() else { continue };
+            inodes.entry(blob.file_name()).or_default().push(metadata.ino());
+        }
+    }
+    inodes.retain(|_, hosts| hosts.len() == topology::HOSTS.len());
+    assert!(!inodes.is_empty(), "the hosts have nothing in common");
+    for (blob, hosts) in inodes {
+        assert!(hosts.iter().all(|inode| *inode == hosts[0]), "{} is on disk more than once", blob.display());
+    }
 }
 
 /// Every container that a host's containerd knows belongs to a pod that the API server knows.
@@ -281,6 +319,7 @@ fn who_is_not_root_is_told_so_before_anything_starts() {
     std::fs::remove_dir_all(&folder).unwrap();
     let error = run.unwrap_err().to_string();
     assert!(error.contains("nothing was started\n  - not root: "), "{error}");
+    machine.untouched();
     machine.down();
 }
 
@@ -302,6 +341,7 @@ fn an_address_range_that_is_taken_is_told_before_anything_starts() {
         "{error}"
     );
     drop(device);
+    machine.untouched();
     machine.down();
 }
 
@@ -313,5 +353,40 @@ fn a_port_that_is_taken_is_told_before_anything_starts() {
     let error = lab(&["up"]).unwrap_err().to_string();
     assert!(error.contains(&format!("port {port} of 127.0.0.1")) && error.contains("nothing was started"), "{error}");
     drop(taken);
+    machine.untouched();
     machine.down();
+}
+
+/// What `lab up` says in a mount namespace that a script has changed before.
+fn refusal_where(script: &str) -> String {
+    let machine = Machine::take();
+    let script = format!("{script}; exec \"$0\" up");
+    let up = Run::new("unshare").args(["--mount", "sh", "-ec", &script, BINARY]).timeout(5 * MINUTE).output();
+    let error = up.unwrap_err().to_string();
+    assert!(error.contains("nothing was started"), "{error}");
+    machine.untouched();
+    machine.down();
+    error
+}
+
+#[test]
+fn too_little_memory_is_told_before_anything_starts() {
+    let file = std::env::temp_dir().join(format!("giantnetes-meminfo-{}", std::process::id()));
+    let file = file.display();
+    let error = refusal_where(&format!(
+        "echo 'MemAvailable: 1048576 kB' >{file}; mount -n --bind {file} /proc/meminfo; rm {file}"
+    ));
+    assert!(error.contains("only 1.0 GiB of memory are available, "), "{error}");
+}
+
+#[test]
+fn too_little_disk_is_told_before_anything_starts() {
+    let error = refusal_where("mount -n -t tmpfs -o size=1G t /var/lib");
+    assert!(error.contains(&format!("GiB of disk are free at {STATE}, ")), "{error}");
+}
+
+#[test]
+fn a_missing_kernel_feature_is_told_before_anything_starts() {
+    let error = refusal_where("mount -n --bind /bin/false /usr/sbin/nft");
+    assert!(error.contains("nftables do not work here"), "{error}");
 }

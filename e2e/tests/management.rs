@@ -26,13 +26,12 @@ struct Place<'a>(&'a Lab);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A step that failed left its fault: hosts without power or network, an API server that does not answer.
+            let _ = Run::new(env!("CARGO_BIN_EXE_lab")).arg("up").timeout(MINUTE * 5).output();
+        }
         let words = ["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=100s"];
         let _ = self.0.kubectl_within(MINUTE * 2, &words);
-        // Whatever a failed step left.
-        for host in topology::HOSTS {
-            let _ = self.0.heal_host(host);
-        }
-        let _ = self.0.thaw_apiserver();
     }
 }
 
@@ -362,17 +361,19 @@ fn apiserver_returns(lab: &Lab) -> Result<()> {
 /// The lab alone: at most half a core and 3 GiB.
 fn idles(lab: &Lab) -> Result<()> {
     lab.kubectl_within(MINUTE * 2, &["delete", "namespace", NAMESPACE, "--timeout=100s"])?;
-    // What was just ended or started still works a little: the quietest of some windows counts.
+    // What was just ended or started still works a little, and the machine does other things: the middle one of some
+    // windows counts.
     let mut cores = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..5 {
         let (before, started) = (cpu_seconds()?, Instant::now());
         std::thread::sleep(Duration::from_secs(15));
         cores.push((cpu_seconds()? - before) / started.elapsed().as_secs_f64());
     }
     cores.sort_by(f64::total_cmp);
+    let (quietest, median, busiest) = (cores[0], cores[2], cores[4]);
     let memory = resident()? as f64 / f64::from(1 << 30);
-    println!("    {:.2} to {:.2} of a core, {memory:.2} GiB", cores[0], cores[3]);
-    ensure!(cores[0] <= 0.5, "{:.2} of a core when idle", cores[0]);
+    println!("    {quietest:.2} to {busiest:.2} of a core, {median:.2} in the middle, {memory:.2} GiB");
+    ensure!(median <= 0.5, "{median:.2} of a core when idle");
     ensure!(memory <= 3.0, "{memory:.2} GiB");
     Ok(())
 }

@@ -50,6 +50,7 @@ build() {
   for entry in "${binaries[@]}"; do
     name=${entry%%=*} package=${entry#*=}
     started=$SECONDS
+    echo "tools: $product $version: building $name"
     if ! (cd "$here/$product" && CGO_ENABLED=$cgo go build -trimpath -buildvcs=false \
           -ldflags "-s -w $ldflags" -o "$staging/$name" "$package") >"$log" 2>&1; then
       tail -n 20 "$log" >&2

@@ -9,7 +9,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    api,
+    api::{self, Accelerator},
     runtime::telemetry::{self, LogFormat},
     supervisor::{
         self,
@@ -53,6 +53,9 @@ enum Command {
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
     Probe {
+        /// Say instead what a VM with `accelerator: Auto` would run on here, and why.
+        #[arg(long, conflicts_with_all = ["accelerator", "timeout"])]
+        choose: bool,
         /// The accelerator.
         #[arg(long, value_enum, default_value = "kvm")]
         accelerator: Accel,
@@ -86,7 +89,12 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         }
         Command::Plan(args) => plan::plan(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
-        Command::Probe { accelerator, node, timeout, user } => {
+        Command::Probe { choose: true, node, user, .. } => {
+            let choice = accelerator::choose(Accelerator::Auto, &NodeImage::in_folder(&node), user).await?;
+            println!("{}: {}", choice.accel, choice.reason);
+            Ok(())
+        }
+        Command::Probe { accelerator, node, timeout, user, .. } => {
             let image = NodeImage::in_folder(&node);
             let took = accelerator::probe(accelerator, &image, user, Duration::from_secs(timeout)).await?;
             println!("{accelerator} works: a probe guest came up in {:.1} s", took.as_secs_f64());

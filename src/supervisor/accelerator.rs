@@ -72,11 +72,15 @@ pub struct Error(String);
 /// # Errors
 /// If KVM is asked for and does not work.
 pub async fn choose(wanted: Accelerator, image: &NodeImage, user: u32) -> Result<Choice, Error> {
-    let verdict = match wanted {
-        Accelerator::TCG => return Ok(Choice { accel: Accel::Tcg, reason: "the Cluster asks for it".into() }),
-        Accelerator::Auto | Accelerator::KVM => probe(Accel::Kvm, image, user, PROBE_TIMEOUT).await,
-    };
-    match (wanted, verdict) {
+    decide(wanted, probe(Accel::Kvm, image, user, PROBE_TIMEOUT)).await
+}
+
+/// What follows from a probe of KVM, which runs only if it is awaited.
+async fn decide(wanted: Accelerator, probed: impl Future<Output = Result<Duration, String>>) -> Result<Choice, Error> {
+    if wanted == Accelerator::TCG {
+        return Ok(Choice { accel: Accel::Tcg, reason: "the Cluster asks for it".into() });
+    }
+    match (wanted, probed.await) {
         (_, Ok(took)) => {
             let reason = format!("a probe guest started on KVM in {:.1} s", took.as_secs_f64());
             Ok(Choice { accel: Accel::Kvm, reason })
@@ -125,5 +129,35 @@ pub async fn probe(accel: Accel, image: &NodeImage, user: u32, timeout: Duration
             };
             Err(format!("QEMU ended while a probe guest was to start on {accel}: {words}"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_wanted_and_what_the_probe_says_decide() {
+        let works = || Ok(Duration::from_millis(1840));
+        let hangs = || Err("there is no /dev/kvm".to_owned());
+        let on = |accel, reason: &str| Ok(Choice { accel, reason: reason.to_owned() });
+        let started = "a probe guest started on KVM in 1.8 s";
+        for (wanted, verdict, expected) in [
+            (Accelerator::Auto, works(), on(Accel::Kvm, started)),
+            (Accelerator::KVM, works(), on(Accel::Kvm, started)),
+            (Accelerator::Auto, hangs(), on(Accel::Tcg, "there is no /dev/kvm")),
+            (Accelerator::KVM, hangs(), Err("accelerator KVM is asked for, but there is no /dev/kvm".to_owned())),
+        ] {
+            let decided = decide(wanted, ready(verdict.clone())).await.map_err(|error| error.to_string());
+            assert_eq!(decided, expected, "{wanted:?}, {verdict:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_wants_emulation_waits_for_no_probe() {
+        let choice = decide(Accelerator::TCG, async { panic!("it was probed") }).await.unwrap();
+        assert_eq!(choice, Choice { accel: Accel::Tcg, reason: "the Cluster asks for it".into() });
     }
 }

@@ -1,4 +1,4 @@
-//! What tests on a running lab share: the installed chart, and a Cluster that goes when its test ends.
+//! What tests share: budgets, and on a running lab the installed chart, and a Cluster that goes when its test ends.
 
 // Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
-use lab::{Lab, wait_every, wait_for};
+use lab::{Lab, Snapshot, snapshot, wait_every, wait_for};
 use serde_json::Value;
 
+/// The lab's state folder: there is a lab, or what is left of one, as long as it exists.
+pub const STATE: &str = "/var/lib/giantnetes-lab";
 pub const SYSTEM: &str = "giantnetes-system";
 
 /// Names of what kubectl lists.
@@ -55,7 +57,10 @@ pub fn installed() -> Lab {
     let image = script("images/build.sh", &["--ref", "controller"]);
     let (repository, tag) = image.rsplit_once(':').unwrap();
     let helm = PathBuf::from(script("e2e/tools/build.sh", &["--dir", "helm"])).join("helm");
-    Run::new(helm)
+    // Its cache of the API goes with the lab, not into the home of who runs the tests.
+    Run::new("env")
+        .args([format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display())])
+        .arg(helm)
         .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
         .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
@@ -177,8 +182,11 @@ impl<'a> Guest<'a> {
         // No DNS knows the lab's names: the ingress controller is told what a resolver would lead to it for.
         let text = std::fs::read_to_string(&file)?;
         let host = text.split_once("server: https://").and_then(|(_, rest)| rest.split_once(":10443"));
-        let mut words =
-            vec![self.lab.kubectl_binary().display().to_string(), format!("--kubeconfig={}", file.display())];
+        let mut words = vec![
+            self.lab.kubectl_binary().display().to_string(),
+            format!("--kubeconfig={}", file.display()),
+            format!("--cache-dir={}", self.folder.join("kubectl-cache").display()),
+        ];
         if let Some((host, _)) = host {
             words.extend(["--server=https://127.0.0.1:10443".to_owned(), format!("--tls-server-name={host}")]);
         }
@@ -263,6 +271,29 @@ pub fn processes(command: &str) -> Result<Vec<i32>> {
         }
     }
     Ok(found)
+}
+
+/// Prints how long something took, which may be its budget at most. Waiting for it ends later, by its own deadline.
+pub fn in_time<T>(what: &str, budget: u64, action: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = action();
+    let took = started.elapsed();
+    println!("    {what}: {took:.1?} (budget {budget} s)");
+    assert!(took <= Duration::from_secs(budget), "{what} took {took:.1?}, its budget is {budget} s");
+    value
+}
+
+/// Fails unless the machine is as it was: nothing has come and nothing has gone.
+#[track_caller]
+pub fn assert_unchanged(before: &Snapshot) {
+    // The kernel frees network namespaces and their devices some time after they were given up.
+    wait_for(Duration::from_secs(5), "the machine being as before", || {
+        let differences = before.differences(&snapshot()?);
+        ensure!(differences.is_empty(), "\n{}", differences.join("\n"));
+        Ok(())
+    })
+    .unwrap();
+    assert!(!Path::new(STATE).exists(), "{STATE} is there");
 }
 
 /// All objects of a kind, as JSON.
