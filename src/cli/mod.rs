@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod device_plugin;
 mod kubeconfig;
 mod plan;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
         #[arg(long, env = "POD_IP")]
         pod_ip: IpAddr,
     },
+    /// Offer KVM to VM pods on this host, if guests start on it.
+    DevicePlugin(device_plugin::DevicePluginArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Print what would be made or changed for a Cluster.
@@ -80,6 +83,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Run(args) => run::run(args).await,
         Command::Supervise { config, pod_ip } => Ok(supervisor::vm::supervise(&config, pod_ip).await?),
+        Command::DevicePlugin(args) => Ok(crate::device_plugin::run(args.options()).await?),
         Command::Crds => {
             print!("{}", api::crds_yaml()?);
             Ok(())

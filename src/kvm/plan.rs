@@ -297,6 +297,21 @@ mod tests {
     }
 
     #[test]
+    fn kvm_is_asked_for_where_the_cluster_says_so_and_replaces_no_node() {
+        let limits = |pod: &Pod| pod.spec.as_ref().unwrap().containers[0].resources.clone().unwrap().limits.unwrap();
+        let asks = |pod: &Pod| limits(pod).get(names::KVM_RESOURCE) == Some(&Quantity("1".into()));
+        let accelerated = |accelerator| objects(json!({"provider": {"kvm": {"accelerator": accelerator}}})).pod;
+        assert!(asks(&accelerated("KVM")) && !asks(&accelerated("TCG")));
+        let mut auto = accelerated("Auto");
+        let hash = |pod: &Pod| pod.metadata.annotations.clone().unwrap()[pod::NODE_HASH_ANNOTATION].clone();
+        let before = hash(&auto);
+        assert!(!asks(&auto));
+        pod::ask_for_kvm(&mut auto);
+        assert!(asks(&auto) && limits(&auto).contains_key("memory"));
+        assert_eq!(hash(&auto), before);
+    }
+
+    #[test]
     fn the_pod_has_no_more_rights_than_designed() {
         let spec = objects(json!({})).pod.spec.unwrap();
         assert_eq!(spec.automount_service_account_token, Some(false));

@@ -19,7 +19,7 @@ use k8s_openapi::{
 
 use super::plan::Surroundings;
 use crate::{
-    api::names,
+    api::{Accelerator, names},
     cluster::{
         Valid,
         valid::{Machine, NodePool, parse_bytes},
@@ -173,7 +173,7 @@ fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
             ..EnvVar::default()
         }]),
         ports: Some(vec![port("api", names::API_PORT), port("health", names::SUPERVISOR_PORT)]),
-        resources: Some(resources(of.machine, around)),
+        resources: Some(resources(of.machine, cluster.accelerator, around)),
         // A guest's first boot under emulation takes minutes: that is the start-up probe's to wait for.
         startup_probe: Some(probe("/livez", 2, 60)),
         liveness_probe: Some(probe("/livez", 10, 6)),
@@ -232,21 +232,39 @@ fn volumes(of: &NodePod) -> Vec<Volume> {
     volumes
 }
 
+/// Lets a VM pod run only where it gets KVM. No part of what is hashed: where a node runs replaces no node.
+pub(super) fn ask_for_kvm(pod: &mut Pod) {
+    let containers = pod.spec.iter_mut().flat_map(|spec| &mut spec.containers);
+    for container in containers {
+        let limits = container.resources.get_or_insert_default().limits.get_or_insert_default();
+        limits.insert(names::KVM_RESOURCE.into(), Quantity("1".into()));
+    }
+}
+
+/// The zones that a VM pod is kept to. None: any host.
+pub(super) fn zones(pod: &Pod) -> Option<&[String]> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let mut rules = required.node_selector_terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
+    rules.find(|rule| rule.key == names::ZONE_LABEL)?.values.as_deref()
+}
+
 /// Memory is the guest's and QEMU's own, as request and limit; CPU is a share of the virtual CPUs, without a limit.
-fn resources(machine: Machine, around: Surroundings) -> ResourceRequirements {
+fn resources(machine: Machine, accelerator: Accelerator, around: Surroundings) -> ResourceRequirements {
     let kvm = &around.settings.kvm;
     // Checked when the settings were read; QEMU needs some in any case.
     let overhead = parse_bytes(&kvm.memory_overhead.0).unwrap_or(512 << 20) >> 20;
     let memory = Quantity(format!("{}Mi", machine.memory_mib + overhead));
     #[allow(clippy::cast_possible_truncation, reason = "at most 64 CPUs, in thousandths")]
     let millicpus = (f64::from(machine.cpus) * kvm.cpu_request_ratio * 1000.0).round() as i64;
+    let kvm = (accelerator == Accelerator::KVM).then(|| (names::KVM_RESOURCE.to_owned(), Quantity("1".into())));
     ResourceRequirements {
         requests: Some(BTreeMap::from([
             ("memory".into(), memory.clone()),
             ("cpu".into(), Quantity(format!("{millicpus}m"))),
             ("ephemeral-storage".into(), Quantity(machine.disk_bytes.to_string())),
         ])),
-        limits: Some(BTreeMap::from([("memory".into(), memory)])),
+        limits: Some([("memory".to_owned(), memory)].into_iter().chain(kvm).collect()),
         ..ResourceRequirements::default()
     }
 }

@@ -13,11 +13,11 @@ use tracing::info;
 use super::{
     KvmFacts,
     plan::{self, NodeObjects, PlanError, Surroundings},
-    pod::NODE_HASH_ANNOTATION,
+    pod::{self, NODE_HASH_ANNOTATION},
     vm_pod::VmPod,
 };
 use crate::{
-    api::{Reason, names},
+    api::{Accelerator, Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     network::NetworkFacts,
@@ -138,8 +138,8 @@ impl KvmOperator {
     }
 
     /// Makes a node's objects so, and says how it is.
-    pub(super) async fn node(&self, valid: &Valid, node: &str, objects: NodeObjects) -> Result<State, Error> {
-        let pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
+    pub(super) async fn node(&self, valid: &Valid, node: &str, mut objects: NodeObjects) -> Result<State, Error> {
+        let mut pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
         if let Some(pod) = pod.as_ref().filter(|pod| pod.is_finished() && pod.metadata().deletion_timestamp.is_none()) {
             info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
             let api = self.pods(&valid.identity);
@@ -150,6 +150,19 @@ impl KvmOperator {
             // A running node changes only when it is rolled, never because the controller was updated.
             return Ok(state_of(pod, node));
         }
+        if valid.accelerator == Accelerator::Auto {
+            // It prefers KVM, which a scheduler cannot say: it asks for it where some host offers it, and settles for less if
+            // that host has no room.
+            match pod.take_if(|pod| pod.lacks_kvm()) {
+                Some(pod) => {
+                    info!(node, trouble = pod.trouble(), "no host has room and KVM; it is made anew without");
+                    let api = self.pods(&valid.identity);
+                    apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
+                }
+                None if pod.is_none() && self.is_kvm_offered(&objects.pod) => pod::ask_for_kvm(&mut objects.pod),
+                None => {}
+            }
+        }
         let applied = self
             .ensure(valid, objects, pod.as_deref())
             .await
@@ -159,6 +172,10 @@ impl KvmOperator {
             Some(pod) => state_of(&pod, node),
             None => State::waits(format!("VM pod {node} to start")),
         })
+    }
+
+    fn is_kvm_offered(&self, pod: &Pod) -> bool {
+        self.context.cache.hosts.state().iter().any(|host| host.offers_kvm(pod))
     }
 
     async fn ensure(&self, valid: &Valid, objects: NodeObjects, pod: Option<&VmPod>) -> Result<Applied, ApplyError> {

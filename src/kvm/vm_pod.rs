@@ -86,6 +86,12 @@ impl VmPod {
         self.condition("PodScheduled").is_some_and(|condition| condition.status == "False")
     }
 
+    /// Whether hosts were passed over because they offer no KVM.
+    pub fn lacks_kvm(&self) -> bool {
+        let scheduled = self.condition("PodScheduled").filter(|condition| condition.status == "False");
+        scheduled.is_some_and(|condition| condition.message.contains(names::KVM_RESOURCE))
+    }
+
     /// Why it does not run, in words.
     pub fn trouble(&self) -> String {
         let scheduled = self.condition("PodScheduled").filter(|condition| condition.status == "False");
