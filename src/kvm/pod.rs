@@ -106,7 +106,7 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
                 seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
                 ..PodSecurityContext::default()
             }),
-            affinity: affinity(cluster, of),
+            affinity: Some(affinity(cluster, of)),
             containers: vec![container(cluster, of, around)],
             volumes: Some(volumes(of)),
             ..PodSpec::default()
@@ -115,8 +115,8 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
     }
 }
 
-/// In its zones and nowhere else; the nodes of one pool on different hosts where that can be had.
-fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
+/// In its zones and nowhere else; nodes of one pool, and those of the control plane, on different hosts where that can be had.
+fn affinity(cluster: &Valid, of: &NodePod) -> Affinity {
     let zones = (!of.zones.is_empty()).then(|| NodeAffinity {
         required_during_scheduling_ignored_during_execution: Some(NodeSelector {
             node_selector_terms: vec![NodeSelectorTerm {
@@ -130,7 +130,11 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
         }),
         ..NodeAffinity::default()
     });
-    let spread = of.worker.map(|(pool, _)| PodAntiAffinity {
+    let (label, kin) = match of.worker {
+        Some((pool, _)) => (names::POOL_LABEL, pool.name.as_str()),
+        None => (names::ROLE_LABEL, names::ROLE_CONTROL_PLANE),
+    };
+    let spread = PodAntiAffinity {
         preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
             weight: 100,
             pod_affinity_term: PodAffinityTerm {
@@ -138,7 +142,7 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
                 label_selector: Some(LabelSelector {
                     match_labels: Some(BTreeMap::from([
                         (names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone()),
-                        (names::POOL_LABEL.to_owned(), pool.name.to_string()),
+                        (label.to_owned(), kin.to_owned()),
                     ])),
                     ..LabelSelector::default()
                 }),
@@ -146,11 +150,8 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
             },
         }]),
         ..PodAntiAffinity::default()
-    });
-    if zones.is_none() && spread.is_none() {
-        return None;
-    }
-    Some(Affinity { node_affinity: zones, pod_anti_affinity: spread, pod_affinity: None })
+    };
+    Affinity { node_affinity: zones, pod_anti_affinity: Some(spread), pod_affinity: None }
 }
 
 fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
