@@ -179,6 +179,8 @@ fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
         startup_probe: Some(probe("/livez", 2, 60)),
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
+        // A supervisor that cannot go on says why in its last line: it ends up in the Cluster's conditions.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
         security_context: Some(SecurityContext {
             run_as_user: Some(0),
             allow_privilege_escalation: Some(false),

@@ -114,7 +114,7 @@ impl KvmOperator {
         let state = self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await?;
         let report = match state {
             State::Ready => Report::Ready(KvmFacts { ready: 1, wanted: 1 }),
-            State::Waits { what, .. } => Report::Waiting { what, facts: Some(KvmFacts { ready: 0, wanted: 1 }) },
+            State::Waits { what, obstacle } => Report::held_up(obstacle, what, Some(KvmFacts { ready: 0, wanted: 1 })),
         };
         Ok((report, Outcome::AwaitChange))
     }
@@ -244,14 +244,14 @@ pub(super) enum State {
     Waits {
         /// What it waits for.
         what: String,
-        /// Whether there is no host for it, which somebody must mend.
-        unschedulable: bool,
+        /// Of which sort, if somebody must mend it.
+        obstacle: Option<Reason>,
     },
 }
 
 impl State {
     pub(super) fn waits(what: impl Into<String>) -> Self {
-        Self::Waits { what: what.into(), unschedulable: false }
+        Self::Waits { what: what.into(), obstacle: None }
     }
 }
 
@@ -259,7 +259,7 @@ fn state_of(pod: &VmPod, node: &str) -> State {
     if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
         return State::Ready;
     }
-    State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), unschedulable: pod.is_unschedulable() }
+    State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), obstacle: pod.obstacle() }
 }
 
 fn sooner(one: Outcome, other: Outcome) -> Outcome {
