@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod describe;
 mod device_plugin;
 mod kubeconfig;
 mod plan;
@@ -52,6 +53,8 @@ enum Command {
     Crds,
     /// Print what would be made or changed for a Cluster.
     Plan(plan::PlanArgs),
+    /// Draw a Cluster with all that belongs to it, and what it waits for.
+    Describe(describe::DescribeArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
@@ -89,6 +92,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
             Ok(())
         }
         Command::Plan(args) => plan::plan(&args).await,
+        Command::Describe(args) => describe::describe(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
         Command::Probe { accelerator, node, timeout, user } => {
             let image = NodeImage::in_folder(&node);
