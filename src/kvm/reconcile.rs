@@ -158,6 +158,8 @@ impl KvmOperator {
                     info!(node, trouble = pod.trouble(), "no host has room and KVM; it is made anew without");
                     let api = self.pods(&valid.identity);
                     apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
+                    // Or the next one would pass for it, which was made a moment ago.
+                    self.context.memory.forget(pod.metadata());
                 }
                 None if pod.is_none() && self.is_kvm_offered(&objects.pod) => pod::ask_for_kvm(&mut objects.pod),
                 None => {}

@@ -1,17 +1,26 @@
 //! What hosts, scheduler and kubelet say of VM pods, on a real API server. No VM runs: the tests say it for them.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result, ensure};
 use giantnetes::api::Cluster;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    rbac::v1::{Role, RoleBinding},
+};
 use kube::{
     Api, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
+    config::Kubeconfig,
 };
+use lab::command::Run;
 use serde_json::{Value, json};
 
 use crate::{
     manager::{Manager, Options},
     on_servers,
+    servers::Servers,
+    support::giantnetes,
     world::{SECOND, World, eventually},
 };
 
@@ -79,6 +88,38 @@ fn container(waiting: Value, ended: Option<&str>) -> Value {
     })
 }
 
+/// What `giantnetes describe` draws for whom this kubeconfig is of.
+fn described(kubeconfig: &Path, settings: Option<&Path>) -> String {
+    let settings = settings.map(|file| format!("--settings={}", file.display()));
+    let run = Run::new("env").arg(format!("KUBECONFIG={}", kubeconfig.display())).arg(giantnetes());
+    run.args(["describe", "demo", "-n", "a"]).args(settings).timeout(SECOND * 30).output().unwrap()
+}
+
+/// A kubeconfig of somebody who may look at Clusters, and at nothing else.
+async fn tenant(servers: &Servers, world: &World) -> PathBuf {
+    let role = json!({
+        "metadata": {"name": "tenant"},
+        "rules": [{"apiGroups": ["giantnetes.io"], "resources": ["clusters"], "verbs": ["get"]}],
+    });
+    let binding = json!({
+        "metadata": {"name": "tenant"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tenant"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "ann"}],
+    });
+    let params = PostParams::default();
+    let roles = Api::<Role>::namespaced(world.client.clone(), "a");
+    roles.create(&params, &serde_json::from_value(role).unwrap()).await.unwrap();
+    let bindings = Api::<RoleBinding>::namespaced(world.client.clone(), "a");
+    bindings.create(&params, &serde_json::from_value(binding).unwrap()).await.unwrap();
+    let mut kubeconfig = Kubeconfig::read_from(servers.kubeconfig()).unwrap();
+    for user in &mut kubeconfig.auth_infos {
+        user.auth_info.get_or_insert_default().impersonate = Some("ann".into());
+    }
+    let file = servers.folder().join("tenant.kubeconfig");
+    std::fs::write(&file, serde_json::to_string(&kubeconfig).unwrap()).unwrap();
+    file
+}
+
 #[test]
 fn kvm_is_asked_for_where_a_host_offers_it_and_auto_settles_for_less() {
     on_servers("kvm", async |servers, world| {
@@ -136,6 +177,16 @@ fn what_somebody_must_mend_has_a_reason_and_its_cause_and_goes_with_it() {
             let degraded = ("Degraded", "True", reason);
             world.condition(SECOND * 10, ("a", "demo"), degraded).await.unwrap();
             println!("    {reason} after {took:.1?}");
+            let drawn = described(&servers.kubeconfig(), Some(&servers.folder().join("one-settings.yaml")));
+            assert!(drawn.contains("└─ master-0: not ready\n") && drawn.contains("NetworkClaim vni-"), "{drawn}");
+            let waits = drawn.lines().find(|line| line.contains("└─ waits: ")).expect("nothing is waited for");
+            assert!(waits.contains(cause), "{waits}");
+            assert!(!drawn.contains("outdated") && !drawn.contains("not shown"), "{drawn}");
+        }
+        let drawn = described(&tenant(servers, &world).await, None);
+        assert!(drawn.contains("ControlPlaneReady False (VMFails)") && !drawn.contains("─ master-0"), "{drawn}");
+        for what in ["VM pods of g8s-", "NetworkClaims", "hosts", "Events of a"] {
+            assert!(drawn.contains(&format!("─ list {what}")), "{what} in {drawn}");
         }
         world.condition(SECOND * 10, ("a", "other"), ("Degraded", "False", "AsExpected")).await.unwrap();
         master.say(container(waiting("ContainerCreating", ""), None)).await;

@@ -178,6 +178,7 @@ fn what_may_not_be_read_is_said_and_the_rest_is_drawn() {
         volumes: Err(forbidden("PersistentVolumeClaims of g8s-yvjqyjs7")),
         claims: Err(forbidden("NetworkClaims")),
         hosts: Err(forbidden("hosts")),
+        events: Err(forbidden("Events of team-a")),
         ..observed(spec, status)
     };
     insta::assert_snapshot!(drawn(&observed));

@@ -29,7 +29,7 @@ pub(super) fn tree(observed: &Observed, now: Timestamp) -> Branch {
     under.push(control_plane(observed, status));
     under.extend(pools(observed));
     under.extend(holdings(observed));
-    under.push(events(observed, now));
+    under.extend(events(observed, now));
     under.extend(not_shown(observed));
     Branch::of(format!("Cluster {name}: {phase}"), under)
 }
@@ -209,12 +209,13 @@ fn holdings(observed: &Observed) -> Option<Branch> {
     (!all.is_empty()).then(|| Branch::of("claims", all))
 }
 
-fn events(observed: &Observed, now: Timestamp) -> Branch {
-    let mut events: Vec<_> = observed.events.iter().flatten().map(|event| (last_seen(event), event)).collect();
+fn events(observed: &Observed, now: Timestamp) -> Option<Branch> {
+    let events = observed.events.as_ref().ok()?;
+    let mut events: Vec<_> = events.iter().map(|event| (last_seen(event), event)).collect();
     events.sort_by_key(|(at, _)| *at);
     let last = events.split_off(events.len().saturating_sub(EVENTS));
     let lines: Vec<_> = last.into_iter().map(|(at, event)| happened(event, at, now)).collect();
-    Branch::of(if lines.is_empty() { "events: none" } else { "events" }, lines)
+    Some(Branch::of(if lines.is_empty() { "events: none" } else { "events" }, lines))
 }
 
 fn happened(event: &Event, at: Option<Timestamp>, now: Timestamp) -> Branch {
