@@ -23,7 +23,7 @@ use kube::{
 use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation},
-    kvm::vm_pod::VmPod,
+    kvm::{host::Host, vm_pod::VmPod},
     network::places::Place,
     runtime::{
         apply::Memory,
@@ -49,6 +49,7 @@ pub struct Cache {
     pub policies: Store<PartialObjectMeta<NetworkPolicy>>,
     pub volume_claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
     pub pods: Store<VmPod>,
+    pub hosts: Store<Host>,
     /// Claims by the Cluster (`namespace/name`) that holds them.
     pub claims_by_cluster: Index,
     /// Secrets by namespace.
@@ -153,6 +154,8 @@ impl Cache {
             claims,
             services: watches.objects("services", OURS, move |s: &Service, change| service(&s.metadata, change)),
             pods: watches.objects("pods", OURS, move |p: &VmPod, change| pod(&p.metadata, change)),
+            // What a host offers is asked for when a pod is made; its changes wake nobody.
+            hosts: watches.objects("nodes", None, |_: &Host, _| {}),
             namespaces: watches.metadata("namespaces", OURS, move |object, change| namespace(&object.metadata, change)),
             secrets: watches.metadata("secrets", OURS, move |object, change| secret(&object.metadata, change)),
             config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),

@@ -27,6 +27,7 @@
 //! - [`kvm`]: VM pods and their volumes
 //! - [`guest`]: rights and nodes inside a guest
 //! - [`supervisor`]: what runs inside a VM pod beside QEMU
+//! - [`device_plugin`]: which hosts offer KVM to VM pods
 //! - [`cli`]: the subcommands
 //!
 //! A micro-operator never calls another; it reads the cache and the others' reports. In each of them `plan` decides,
@@ -36,6 +37,7 @@ pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod context;
+pub mod device_plugin;
 pub mod guest;
 pub mod kvm;
 pub mod network;

@@ -77,6 +77,12 @@ pub enum Reason {
     ForeignObject,
     /// A root CA that this guest lives on is missing or not the recorded one; it is never made anew.
     CALost,
+    /// No host takes a node; the message is the scheduler's.
+    Unschedulable,
+    /// A host cannot get the image of a node; the message names it.
+    ImageNotFound,
+    /// A node's VM ends again and again; the message has its last words.
+    VMFails,
     /// A call failed; it is repeated.
     Error,
     /// The Cluster is being deleted.
@@ -98,6 +104,9 @@ impl Reason {
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",
+            Self::Unschedulable => "Unschedulable",
+            Self::ImageNotFound => "ImageNotFound",
+            Self::VMFails => "VMFails",
             Self::Error => "Error",
             Self::Deleting => "Deleting",
         }

@@ -89,6 +89,18 @@ mod tests {
         }
     }
 
+    /// A time without a word beside it passes for the end of the certificates.
+    #[test]
+    fn kubectl_get_shows_what_a_person_looks_for() {
+        let columns = cluster_crd().spec.versions[0].additional_printer_columns.as_ref().unwrap();
+        let shown = |wide: bool| {
+            let of = columns.iter().filter(|column| (column.priority.unwrap_or_default() > 0) == wide);
+            of.map(|column| column.name.to_uppercase()).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(false), ["READY", "VERSION", "CP", "NODES", "PROVIDER", "PHASE", "AGE"]);
+        assert_eq!(shown(true), ["ENDPOINT", "VNI", "CERTIFICATES RENEW", "MESSAGE"]);
+    }
+
     #[test]
     fn no_default_and_no_unknown_format_is_in_a_schema() {
         let yaml = crds_yaml().unwrap();

@@ -13,6 +13,8 @@ pub const POOL_LABEL: &str = "giantnetes.io/pool";
 pub const ZONE_LABEL: &str = "giantnetes.io/zone";
 /// Label on VM pods and node objects: the node's name.
 pub const NODE_LABEL: &str = "giantnetes.io/node";
+/// Extended resource of hosts where a guest was seen to start on KVM; a VM pod that asks for it gets `/dev/kvm`.
+pub const KVM_RESOURCE: &str = "giantnetes.io/kvm";
 /// The standard label that says who made an object.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY_LABEL`] on objects of ours.

@@ -1,5 +1,7 @@
 //! The subcommands.
 
+mod describe;
+mod device_plugin;
 mod kubeconfig;
 mod plan;
 mod run;
@@ -45,10 +47,14 @@ enum Command {
         #[arg(long, env = "POD_IP")]
         pod_ip: IpAddr,
     },
+    /// Offer KVM to VM pods on this host, if guests start on it.
+    DevicePlugin(device_plugin::DevicePluginArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Print what would be made or changed for a Cluster.
     Plan(plan::PlanArgs),
+    /// Draw a Cluster with all that belongs to it, and what it waits for.
+    Describe(describe::DescribeArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
@@ -83,11 +89,13 @@ pub async fn main(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Run(args) => run::run(args).await,
         Command::Supervise { config, pod_ip } => Ok(supervisor::vm::supervise(&config, pod_ip).await?),
+        Command::DevicePlugin(args) => Ok(crate::device_plugin::run(args.options()).await?),
         Command::Crds => {
             print!("{}", api::crds_yaml()?);
             Ok(())
         }
         Command::Plan(args) => plan::plan(&args).await,
+        Command::Describe(args) => describe::describe(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
         Command::Probe { choose: true, node, user, .. } => {
             let choice = accelerator::choose(Accelerator::Auto, &NodeImage::in_folder(&node), user).await?;

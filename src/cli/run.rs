@@ -70,7 +70,7 @@ pub(super) struct RunArgs {
     replica: String,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
     let duration = Duration::try_from(parsed).map_err(|_| format!("{text} lies in the past"))?;
     if (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&duration) {

@@ -59,6 +59,14 @@ impl<T> Report<T> {
         Self::Waiting { what: what.into(), facts: None }
     }
 
+    /// Waits for what comes by itself, or, if it is of a sort that somebody must mend, cannot go on.
+    pub fn held_up(obstacle: Option<Reason>, what: String, facts: Option<T>) -> Self {
+        match obstacle {
+            Some(reason) => Self::Failed { reason, message: what, facts },
+            None => Self::Waiting { what, facts },
+        }
+    }
+
     /// It cannot go on; what was known stays known, so that one failed call does not stop the others.
     pub fn failed(reason: Reason, message: impl Into<String>, before: Option<&Self>) -> Self
     where

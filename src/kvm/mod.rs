@@ -2,9 +2,11 @@
 //!
 //! - [`plan`]: the objects of a node, and which workers there should be; pure
 //! - [`pod`]: the VM pod's specification
+//! - [`host`]: which hosts offer KVM
 //! - [`vm_pod`]: the slim type that the cache keeps of it
 //! - [`reconcile`]: the effects; `workers`: those of node pools
 
+pub mod host;
 pub mod plan;
 pub mod pod;
 pub mod reconcile;

@@ -281,7 +281,23 @@ mod tests {
         settings.kvm.control_plane_zones.insert("b".into());
         let defaulted = control_plane_node(&valid(json!({})), 0, around(&settings)).unwrap();
         assert!(zones(defaulted).contains(r#""values":["b"]"#));
-        assert_eq!(objects(json!({})).pod.spec.unwrap().affinity, None);
+        assert!(!zones(objects(json!({}))).contains(names::ZONE_LABEL));
+    }
+
+    #[test]
+    fn nodes_of_the_control_plane_share_no_host_while_another_is_free() {
+        let spread = |index| {
+            let objects = control_plane_node(&valid(json!({})), index, around(&settings())).unwrap();
+            let spread = objects.pod.spec.unwrap().affinity.unwrap().pod_anti_affinity.unwrap();
+            (spread.preferred_during_scheduling_ignored_during_execution.unwrap().remove(0), objects.pod.metadata)
+        };
+        let ((first, _), (second, second_meta)) = (spread(0), spread(1));
+        assert_eq!((first.weight, first.pod_affinity_term.topology_key.as_str()), (100, "kubernetes.io/hostname"));
+        assert_eq!(first, second);
+        // It keeps away from the others by labels that they have.
+        let kept_from = first.pod_affinity_term.label_selector.unwrap().match_labels.unwrap();
+        let labels = second_meta.labels.unwrap();
+        assert!(kept_from.len() == 2 && kept_from.iter().all(|(name, value)| labels.get(name) == Some(value)));
     }
 
     #[test]
@@ -294,6 +310,21 @@ mod tests {
     #[test]
     fn the_pod_is_golden() {
         insta::assert_snapshot!(serde_saphyr::to_string(&objects(json!({})).pod).unwrap());
+    }
+
+    #[test]
+    fn kvm_is_asked_for_where_the_cluster_says_so_and_replaces_no_node() {
+        let limits = |pod: &Pod| pod.spec.as_ref().unwrap().containers[0].resources.clone().unwrap().limits.unwrap();
+        let asks = |pod: &Pod| limits(pod).get(names::KVM_RESOURCE) == Some(&Quantity("1".into()));
+        let accelerated = |accelerator| objects(json!({"provider": {"kvm": {"accelerator": accelerator}}})).pod;
+        assert!(asks(&accelerated("KVM")) && !asks(&accelerated("TCG")));
+        let mut auto = accelerated("Auto");
+        let hash = |pod: &Pod| pod.metadata.annotations.clone().unwrap()[pod::NODE_HASH_ANNOTATION].clone();
+        let before = hash(&auto);
+        assert!(!asks(&auto));
+        pod::ask_for_kvm(&mut auto);
+        assert!(asks(&auto) && limits(&auto).contains_key("memory"));
+        assert_eq!(hash(&auto), before);
     }
 
     #[test]

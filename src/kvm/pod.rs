@@ -19,7 +19,7 @@ use k8s_openapi::{
 
 use super::plan::Surroundings;
 use crate::{
-    api::names,
+    api::{Accelerator, names},
     cluster::{
         Valid,
         valid::{Machine, NodePool, parse_bytes},
@@ -106,7 +106,7 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
                 seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
                 ..PodSecurityContext::default()
             }),
-            affinity: affinity(cluster, of),
+            affinity: Some(affinity(cluster, of)),
             containers: vec![container(cluster, of, around)],
             volumes: Some(volumes(of)),
             ..PodSpec::default()
@@ -115,8 +115,8 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
     }
 }
 
-/// In its zones and nowhere else; the nodes of one pool on different hosts where that can be had.
-fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
+/// In its zones and nowhere else; nodes of one pool, and those of the control plane, on different hosts where that can be had.
+fn affinity(cluster: &Valid, of: &NodePod) -> Affinity {
     let zones = (!of.zones.is_empty()).then(|| NodeAffinity {
         required_during_scheduling_ignored_during_execution: Some(NodeSelector {
             node_selector_terms: vec![NodeSelectorTerm {
@@ -130,7 +130,11 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
         }),
         ..NodeAffinity::default()
     });
-    let spread = of.worker.map(|(pool, _)| PodAntiAffinity {
+    let (label, kin) = match of.worker {
+        Some((pool, _)) => (names::POOL_LABEL, pool.name.as_str()),
+        None => (names::ROLE_LABEL, names::ROLE_CONTROL_PLANE),
+    };
+    let spread = PodAntiAffinity {
         preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
             weight: 100,
             pod_affinity_term: PodAffinityTerm {
@@ -138,7 +142,7 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
                 label_selector: Some(LabelSelector {
                     match_labels: Some(BTreeMap::from([
                         (names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone()),
-                        (names::POOL_LABEL.to_owned(), pool.name.to_string()),
+                        (label.to_owned(), kin.to_owned()),
                     ])),
                     ..LabelSelector::default()
                 }),
@@ -146,11 +150,8 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Option<Affinity> {
             },
         }]),
         ..PodAntiAffinity::default()
-    });
-    if zones.is_none() && spread.is_none() {
-        return None;
-    }
-    Some(Affinity { node_affinity: zones, pod_anti_affinity: spread, pod_affinity: None })
+    };
+    Affinity { node_affinity: zones, pod_anti_affinity: Some(spread), pod_affinity: None }
 }
 
 fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
@@ -173,11 +174,13 @@ fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
             ..EnvVar::default()
         }]),
         ports: Some(vec![port("api", names::API_PORT), port("health", names::SUPERVISOR_PORT)]),
-        resources: Some(resources(of.machine, around)),
+        resources: Some(resources(of.machine, cluster.accelerator, around)),
         // A guest's first boot under emulation takes minutes: that is the start-up probe's to wait for.
         startup_probe: Some(probe("/livez", 2, 60)),
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
+        // A supervisor that cannot go on says why in its last line: it ends up in the Cluster's conditions.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
         security_context: Some(SecurityContext {
             run_as_user: Some(0),
             allow_privilege_escalation: Some(false),
@@ -232,21 +235,39 @@ fn volumes(of: &NodePod) -> Vec<Volume> {
     volumes
 }
 
+/// Lets a VM pod run only where it gets KVM. No part of what is hashed: where a node runs replaces no node.
+pub(super) fn ask_for_kvm(pod: &mut Pod) {
+    let containers = pod.spec.iter_mut().flat_map(|spec| &mut spec.containers);
+    for container in containers {
+        let limits = container.resources.get_or_insert_default().limits.get_or_insert_default();
+        limits.insert(names::KVM_RESOURCE.into(), Quantity("1".into()));
+    }
+}
+
+/// The zones that a VM pod is kept to. None: any host.
+pub(super) fn zones(pod: &Pod) -> Option<&[String]> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let mut rules = required.node_selector_terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
+    rules.find(|rule| rule.key == names::ZONE_LABEL)?.values.as_deref()
+}
+
 /// Memory is the guest's and QEMU's own, as request and limit; CPU is a share of the virtual CPUs, without a limit.
-fn resources(machine: Machine, around: Surroundings) -> ResourceRequirements {
+fn resources(machine: Machine, accelerator: Accelerator, around: Surroundings) -> ResourceRequirements {
     let kvm = &around.settings.kvm;
     // Checked when the settings were read; QEMU needs some in any case.
     let overhead = parse_bytes(&kvm.memory_overhead.0).unwrap_or(512 << 20) >> 20;
     let memory = Quantity(format!("{}Mi", machine.memory_mib + overhead));
     #[allow(clippy::cast_possible_truncation, reason = "at most 64 CPUs, in thousandths")]
     let millicpus = (f64::from(machine.cpus) * kvm.cpu_request_ratio * 1000.0).round() as i64;
+    let kvm = (accelerator == Accelerator::KVM).then(|| (names::KVM_RESOURCE.to_owned(), Quantity("1".into())));
     ResourceRequirements {
         requests: Some(BTreeMap::from([
             ("memory".into(), memory.clone()),
             ("cpu".into(), Quantity(format!("{millicpus}m"))),
             ("ephemeral-storage".into(), Quantity(machine.disk_bytes.to_string())),
         ])),
-        limits: Some(BTreeMap::from([("memory".into(), memory)])),
+        limits: Some([("memory".to_owned(), memory)].into_iter().chain(kvm).collect()),
         ..ResourceRequirements::default()
     }
 }

@@ -13,11 +13,11 @@ use tracing::info;
 use super::{
     KvmFacts,
     plan::{self, NodeObjects, PlanError, Surroundings},
-    pod::NODE_HASH_ANNOTATION,
+    pod::{self, NODE_HASH_ANNOTATION},
     vm_pod::VmPod,
 };
 use crate::{
-    api::{Reason, names},
+    api::{Accelerator, Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     network::NetworkFacts,
@@ -114,7 +114,7 @@ impl KvmOperator {
         let state = self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await?;
         let report = match state {
             State::Ready => Report::Ready(KvmFacts { ready: 1, wanted: 1 }),
-            State::Waits { what, .. } => Report::Waiting { what, facts: Some(KvmFacts { ready: 0, wanted: 1 }) },
+            State::Waits { what, obstacle } => Report::held_up(obstacle, what, Some(KvmFacts { ready: 0, wanted: 1 })),
         };
         Ok((report, Outcome::AwaitChange))
     }
@@ -138,8 +138,8 @@ impl KvmOperator {
     }
 
     /// Makes a node's objects so, and says how it is.
-    pub(super) async fn node(&self, valid: &Valid, node: &str, objects: NodeObjects) -> Result<State, Error> {
-        let pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
+    pub(super) async fn node(&self, valid: &Valid, node: &str, mut objects: NodeObjects) -> Result<State, Error> {
+        let mut pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
         if let Some(pod) = pod.as_ref().filter(|pod| pod.is_finished() && pod.metadata().deletion_timestamp.is_none()) {
             info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
             let api = self.pods(&valid.identity);
@@ -150,6 +150,21 @@ impl KvmOperator {
             // A running node changes only when it is rolled, never because the controller was updated.
             return Ok(state_of(pod, node));
         }
+        if valid.accelerator == Accelerator::Auto {
+            // It prefers KVM, which a scheduler cannot say: it asks for it where some host offers it, and settles for less if
+            // that host has no room.
+            match pod.take_if(|pod| pod.lacks_kvm()) {
+                Some(pod) => {
+                    info!(node, trouble = pod.trouble(), "no host has room and KVM; it is made anew without");
+                    let api = self.pods(&valid.identity);
+                    apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
+                    // Or the next one would pass for it, which was made a moment ago.
+                    self.context.memory.forget(pod.metadata());
+                }
+                None if pod.is_none() && self.is_kvm_offered(&objects.pod) => pod::ask_for_kvm(&mut objects.pod),
+                None => {}
+            }
+        }
         let applied = self
             .ensure(valid, objects, pod.as_deref())
             .await
@@ -159,6 +174,10 @@ impl KvmOperator {
             Some(pod) => state_of(&pod, node),
             None => State::waits(format!("VM pod {node} to start")),
         })
+    }
+
+    fn is_kvm_offered(&self, pod: &Pod) -> bool {
+        self.context.cache.hosts.state().iter().any(|host| host.offers_kvm(pod))
     }
 
     async fn ensure(&self, valid: &Valid, objects: NodeObjects, pod: Option<&VmPod>) -> Result<Applied, ApplyError> {
@@ -227,14 +246,14 @@ pub(super) enum State {
     Waits {
         /// What it waits for.
         what: String,
-        /// Whether there is no host for it, which somebody must mend.
-        unschedulable: bool,
+        /// Of which sort, if somebody must mend it.
+        obstacle: Option<Reason>,
     },
 }
 
 impl State {
     pub(super) fn waits(what: impl Into<String>) -> Self {
-        Self::Waits { what: what.into(), unschedulable: false }
+        Self::Waits { what: what.into(), obstacle: None }
     }
 }
 
@@ -242,7 +261,7 @@ fn state_of(pod: &VmPod, node: &str) -> State {
     if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
         return State::Ready;
     }
-    State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), unschedulable: pod.is_unschedulable() }
+    State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), obstacle: pod.obstacle() }
 }
 
 fn sooner(one: Outcome, other: Outcome) -> Outcome {

@@ -3,7 +3,11 @@
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use crate::api::names;
+use crate::api::{Reason, names};
+
+/// A VM that was started again so often does not come by itself, even if it runs at the moment. Once or twice is what a crash
+/// of QEMU looks like.
+const OFTEN: i32 = 3;
 
 /// A Pod with the few fields that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +35,47 @@ pub struct VmPodStatus {
     /// Conditions, `Ready` and `PodScheduled` among them.
     #[serde(default)]
     pub conditions: Vec<VmPodCondition>,
+    /// Its containers, of which there is one.
+    #[serde(default)]
+    pub container_statuses: Vec<VmContainer>,
+}
+
+/// The few fields of a container's status that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmContainer {
+    /// Its image, as it was asked for.
+    #[serde(default)]
+    pub image: String,
+    /// How it is.
+    #[serde(default)]
+    pub state: VmContainerState,
+    /// How it was before its last start.
+    #[serde(default)]
+    pub last_state: VmContainerState,
+    /// How often it was started again.
+    #[serde(default)]
+    pub restart_count: i32,
+}
+
+/// How a container is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VmContainerState {
+    /// Why it does not run yet, or not at the moment.
+    pub waiting: Option<Words>,
+    /// How it ended.
+    pub terminated: Option<Words>,
+}
+
+/// What kubelet says of a container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Words {
+    /// For programs.
+    #[serde(default)]
+    pub reason: String,
+    /// For people; of one that ended its last words, if it had any.
+    #[serde(default)]
+    pub message: String,
 }
 
 /// A condition of a Pod.
@@ -84,9 +129,45 @@ impl VmPod {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
 
-    /// Whether the scheduler finds no host for it.
-    pub fn is_unschedulable(&self) -> bool {
-        self.condition("PodScheduled").is_some_and(|condition| condition.status == "False")
+    /// What keeps it from running that nobody but a person can mend.
+    pub fn obstacle(&self) -> Option<Reason> {
+        if let Some(condition) = self.unscheduled() {
+            // A volume that is not there yet comes by itself, as a rule.
+            return (!condition.message.contains("PersistentVolumeClaim")).then_some(Reason::Unschedulable);
+        }
+        self.hindrance().map(|(reason, _)| reason)
+    }
+
+    fn unscheduled(&self) -> Option<&VmPodCondition> {
+        self.condition("PodScheduled").filter(|condition| condition.status == "False")
+    }
+
+    /// What keeps the container from running, if that is not only a matter of time.
+    fn hindrance(&self) -> Option<(Reason, String)> {
+        let container = self.status.container_statuses.first()?;
+        let lasting = |why: &&Words| !matches!(why.reason.as_str(), "" | "ContainerCreating" | "PodInitializing");
+        match (container.state.waiting.as_ref().filter(lasting), &container.last_state.terminated) {
+            (Some(why), _) if why.reason.contains("Image") => {
+                // The same cause is told in two ways by turns, and one contains the other.
+                let cause = why.message.rsplit_once("ErrImagePull: ").map_or(why.message.as_str(), |(_, cause)| cause);
+                let message = format!("its host cannot get the image {}: {cause}", container.image);
+                Some((Reason::ImageNotFound, message))
+            }
+            (waiting, Some(ended)) if waiting.is_some() || container.restart_count >= OFTEN => {
+                let last = ended.message.lines().rfind(|line| !line.trim().is_empty());
+                let last = last.unwrap_or(&ended.reason).trim();
+                Some((Reason::VMFails, format!("its VM ends again and again: {last}")))
+            }
+            (Some(Words { reason, message }), _) => {
+                Some((Reason::VMFails, format!("its container does not start: {reason}: {message}")))
+            }
+            (None, _) => None,
+        }
+    }
+
+    /// Whether hosts were passed over because they offer no KVM.
+    pub fn lacks_kvm(&self) -> bool {
+        self.unscheduled().is_some_and(|condition| condition.message.contains(names::KVM_RESOURCE))
     }
 
     /// Its address, if it answers.
@@ -96,10 +177,10 @@ impl VmPod {
 
     /// Why it does not run, in words.
     pub fn trouble(&self) -> String {
-        let scheduled = self.condition("PodScheduled").filter(|condition| condition.status == "False");
-        match scheduled {
+        match self.unscheduled() {
             Some(condition) => condition.message.clone(),
             None if self.is_finished() => format!("it ended: {} {}", self.status.phase, self.status.reason),
+            None if let Some((_, why)) = self.hindrance() => why,
             None if self.status.phase == "Running" && self.is_worker() => "the guest's kubelet to answer".into(),
             None if self.status.phase == "Running" => "the guest's API to answer".into(),
             None => "its container to start".into(),
@@ -108,5 +189,85 @@ impl VmPod {
 
     fn condition(&self, type_: &str) -> Option<&VmPodCondition> {
         self.status.conditions.iter().find(|condition| condition.type_ == type_)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value) -> VmPod {
+        serde_json::from_value(json!({"metadata": {"name": "master-0"}, "status": status})).unwrap()
+    }
+
+    fn container(phase: &str, status: Value) -> VmPod {
+        let mut status = status;
+        status["image"] = json!("giantnetes/vm:v1");
+        pod(
+            json!({"phase": phase, "conditions": [{"type": "PodScheduled", "status": "True"}], "containerStatuses": [status]}),
+        )
+    }
+
+    fn waiting(reason: &str, message: &str) -> Value {
+        json!({"state": {"waiting": {"reason": reason, "message": message}}})
+    }
+
+    #[test]
+    fn what_just_takes_its_time_is_no_obstacle() {
+        let unbound = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.";
+        let unbound = json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": unbound}]});
+        let running = container("Running", json!({"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}));
+        // QEMU was killed once and runs again.
+        let again =
+            json!({"state": {"running": {}}, "lastState": {"terminated": {"reason": "Error"}}, "restartCount": 2});
+        let new = pod(json!({"phase": "Pending"}));
+        let creating = container("Pending", waiting("ContainerCreating", ""));
+        for pod in [new, creating, running, container("Running", again), pod(unbound)] {
+            assert_eq!(pod.obstacle(), None, "{pod:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_no_host_takes_has_the_scheduler_s_words() {
+        let message = "0/3 nodes are available: 3 Insufficient memory.";
+        let pod = pod(json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}));
+        assert_eq!((pod.obstacle(), pod.trouble()), (Some(Reason::Unschedulable), message.to_owned()));
+        assert!(!pod.lacks_kvm());
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_had_is_named_and_its_cause_said_in_one_way() {
+        let cause = "rpc error: code = NotFound desc = giantnetes/vm:v1: not found";
+        let said = [
+            waiting("ErrImagePull", cause),
+            waiting("ImagePullBackOff", &format!("Back-off pulling image \"giantnetes/vm:v1\": ErrImagePull: {cause}")),
+        ];
+        for status in said {
+            let pod = container("Pending", status);
+            assert_eq!(pod.obstacle(), Some(Reason::ImageNotFound));
+            assert_eq!(pod.trouble(), format!("its host cannot get the image giantnetes/vm:v1: {cause}"));
+        }
+        let never = container("Pending", waiting("ErrImageNeverPull", "it is not present with pull policy of Never"));
+        assert_eq!(never.obstacle(), Some(Reason::ImageNotFound));
+    }
+
+    #[test]
+    fn a_vm_that_ends_again_and_again_has_its_last_words() {
+        let mut status = waiting("CrashLoopBackOff", "back-off 5m0s restarting failed container=vm pod=master-0_g8s-x");
+        let words = "2026-01-01 INFO network is set up\ngiantnetes: choose the accelerator: there is no /dev/kvm\n";
+        status["lastState"] = json!({"terminated": {"reason": "Error", "exitCode": 1, "message": words}});
+        let pod = container("Running", status.clone());
+        assert_eq!(pod.obstacle(), Some(Reason::VMFails));
+        let last = "giantnetes: choose the accelerator: there is no /dev/kvm";
+        assert_eq!(pod.trouble(), format!("its VM ends again and again: {last}"));
+        // It is said as long as that goes on, not by turns with what it waits for.
+        let again = json!({"state": {"running": {}}, "lastState": status["lastState"], "restartCount": OFTEN});
+        assert_eq!(container("Running", again).trouble(), pod.trouble());
+        status["lastState"]["terminated"].as_object_mut().unwrap().remove("message");
+        assert_eq!(container("Running", status).trouble(), "its VM ends again and again: Error");
+        let never = container("Pending", waiting("CreateContainerError", "no such device"));
+        assert_eq!(never.trouble(), "its container does not start: CreateContainerError: no such device");
     }
 }

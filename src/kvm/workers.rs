@@ -157,15 +157,15 @@ fn report(facts: PoolFacts, homeless: &[String], states: &[State], leaving: &[St
         return Report::Failed { reason: Reason::InvalidSpec, message, facts: Some(facts) };
     }
     // What nobody but a person can mend is said before what just takes its time.
-    let waits = |wanted: bool| {
+    let waits = |must_be_mended: bool| {
         states.iter().find_map(|state| match state {
-            State::Waits { what, unschedulable } if *unschedulable == wanted => Some(what.clone()),
+            State::Waits { what, obstacle } if obstacle.is_some() == must_be_mended => Some((*obstacle, what.clone())),
             _ => None,
         })
     };
-    let what = waits(true).or_else(|| waits(false)).or_else(|| Some(format!("node {} to go", leaving.first()?)));
-    match what {
-        Some(what) => Report::Waiting { what, facts: Some(facts) },
+    let leaves = || Some((None, format!("node {} to go", leaving.first()?)));
+    match waits(true).or_else(|| waits(false)).or_else(leaves) {
+        Some((obstacle, what)) => Report::held_up(obstacle, what, Some(facts)),
         None => Report::Ready(facts),
     }
 }
@@ -180,10 +180,11 @@ mod tests {
         let words = "VM pod b-0: 0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.";
         let states = [
             State::waits("VM pod a-1: its container to start"),
-            State::Waits { what: words.into(), unschedulable: true },
+            State::Waits { what: words.into(), obstacle: Some(Reason::Unschedulable) },
         ];
         let report_of = report(facts, &[], &states, &[]);
-        assert_eq!(report_of, Report::Waiting { what: words.into(), facts: Some(facts) });
+        let reason = Reason::Unschedulable;
+        assert_eq!(report_of, Report::Failed { reason, message: words.into(), facts: Some(facts) });
         assert_eq!(report(facts, &[], &[], &[]), Report::Ready(facts));
         assert!(
             matches!(report(facts, &[], &[], &["a-2".into()]), Report::Waiting { what, .. } if what == "node a-2 to go")

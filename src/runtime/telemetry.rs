@@ -110,6 +110,12 @@ pub static VM_ACCELERATOR: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     registered(IntGaugeVec::new(opts, &["accelerator"]))
 });
 
+/// 1 while this host offers KVM to VM pods.
+pub static KVM_OFFERED: LazyLock<IntGauge> = LazyLock::new(|| {
+    let opts = Opts::new("giantnetes_kvm_offered", "1 while a guest starts on KVM on this host, else 0");
+    registered(IntGauge::with_opts(opts))
+});
+
 fn registered<C: prometheus::core::Collector + Clone + 'static>(metric: prometheus::Result<C>) -> C {
     // The names above are constants: that they are valid and distinct is proved by the test below.
     #[allow(clippy::expect_used)]
@@ -146,6 +152,7 @@ mod tests {
         LEADING.set(1);
         VM_UP.with_label_values(&["qemu"]).set(1);
         VM_ACCELERATOR.with_label_values(&["tcg"]).set(1);
+        KVM_OFFERED.set(1);
         let text = String::from_utf8(metrics_text().unwrap()).unwrap();
         for name in [
             "giantnetes_reconciles_total",
@@ -157,6 +164,7 @@ mod tests {
             "giantnetes_leading",
             "giantnetes_vm_up",
             "giantnetes_vm_accelerator",
+            "giantnetes_kvm_offered",
             "process_resident_memory_bytes",
         ] {
             assert!(text.contains(name), "{name}");

@@ -4,11 +4,19 @@
 //! So `Auto` boots the node's kernel and initial RAM disk once, without any disk, and waits for the line that the image's
 //! initial RAM disk prints as its first act.
 
-use std::{fmt, process::Stdio, time::Duration};
+use std::{
+    fmt, io,
+    os::unix::fs::{PermissionsExt as _, chown},
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use super::qemu::{self, NodeImage};
+use super::{
+    paths,
+    qemu::{self, NodeImage},
+};
 use crate::api::Accelerator;
 
 /// What the initial RAM disk of the node image prints on the console as its first act; see images/node.
@@ -75,6 +83,18 @@ pub async fn choose(wanted: Accelerator, image: &NodeImage, user: u32) -> Result
     decide(wanted, probe(Accel::Kvm, image, user, PROBE_TIMEOUT)).await
 }
 
+/// As [`choose`], in a VM pod: the pod's `/dev/kvm` is [handed over](hand_over) to `user` before it is probed.
+///
+/// # Errors
+/// If KVM is asked for and does not work.
+pub async fn choose_in_pod(wanted: Accelerator, image: &NodeImage, user: u32) -> Result<Choice, Error> {
+    let probed = async {
+        hand_over(user)?;
+        probe(Accel::Kvm, image, user, PROBE_TIMEOUT).await
+    };
+    decide(wanted, probed).await
+}
+
 /// What follows from a probe of KVM, which runs only if it is awaited.
 async fn decide(wanted: Accelerator, probed: impl Future<Output = Result<Duration, String>>) -> Result<Choice, Error> {
     if wanted == Accelerator::TCG {
@@ -90,13 +110,28 @@ async fn decide(wanted: Accelerator, probed: impl Future<Output = Result<Duratio
     }
 }
 
+/// Lets QEMU's group open this container's own `/dev/kvm`, which has the owner and mode of the host's: on most hosts root and
+/// a group of the host's alone. Not for the host itself, whose file is everybody's.
+///
+/// # Errors
+/// If the file is there and cannot be given to the group; in words for people.
+pub fn hand_over(group: u32) -> Result<(), String> {
+    let given = chown(paths::KVM, None, Some(group))
+        .and_then(|()| std::fs::set_permissions(paths::KVM, std::fs::Permissions::from_mode(0o660)));
+    match given {
+        // The probe says so better.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        given => given.map_err(|error| format!("{} cannot be given to QEMU's group: {error}", paths::KVM)),
+    }
+}
+
 /// Boots a guest without any disk. Answers how long it took to say that it is up, or why it did not.
 ///
 /// # Errors
 /// The reason, in words for people.
 pub async fn probe(accel: Accel, image: &NodeImage, user: u32, timeout: Duration) -> Result<Duration, String> {
-    if accel == Accel::Kvm && !std::path::Path::new("/dev/kvm").exists() {
-        return Err("there is no /dev/kvm".into());
+    if accel == Accel::Kvm && !std::path::Path::new(paths::KVM).exists() {
+        return Err(format!("there is no {}", paths::KVM));
     }
     let started = tokio::time::Instant::now();
     let mut command = qemu::unprivileged("qemu-system-x86_64", user);

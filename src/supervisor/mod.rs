@@ -49,6 +49,8 @@ pub mod paths {
     pub const NODE: &str = "/node";
     /// The device that tap interfaces are made with.
     pub const TUN: &str = "/dev/net/tun";
+    /// The device that guests run on with hardware virtualisation. Only pods that ask for it have it.
+    pub const KVM: &str = "/dev/kvm";
 }
 
 /// Why a VM cannot be run. Each says which step failed.

@@ -67,7 +67,7 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     tokio::spawn(peers::follow(vm.overlay.clone(), pod_address, stop.clone()));
     let disks = disks::prepare(&vm).await?;
     let image = NodeImage::in_folder(Path::new(paths::NODE));
-    let choice = accelerator::choose(vm.accelerator, &image, QEMU_ID).await?;
+    let choice = accelerator::choose_in_pod(vm.accelerator, &image, QEMU_ID).await?;
     info!(accelerator = %choice.accel, reason = choice.reason, "accelerator is chosen");
     health.chose(&choice);
 

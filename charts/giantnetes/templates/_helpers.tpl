@@ -8,6 +8,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/name: giantnetes
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- define "giantnetes.devicePluginSelector" -}}
+app.kubernetes.io/name: giantnetes-device-plugin
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
 {{- /* The settings; an empty clusterDNS is looked up. */ -}}
 {{- define "giantnetes.settings" -}}
 {{- $settings := deepCopy .Values.settings }}

@@ -12,6 +12,7 @@ mod crash;
 mod example;
 mod leadership;
 mod manager;
+mod nodes;
 mod outage;
 mod pause;
 mod pools;

@@ -14,13 +14,14 @@ use crate::{
 };
 
 /// Every watch of the manager, by the resource that it lists.
-const WATCHES: [&str; 10] = [
+const WATCHES: [&str; 11] = [
     "clusters",
     "configmaps",
     "ingresses",
     "namespaces",
     "networkclaims",
     "networkpolicies",
+    "nodes",
     "persistentvolumeclaims",
     "pods",
     "secrets",

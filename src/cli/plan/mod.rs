@@ -13,7 +13,10 @@ mod live;
 mod show;
 mod steps;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -72,6 +75,13 @@ pub(super) async fn plan(args: &PlanArgs) -> Result<(), Failure> {
     };
     print!("{}", outcome.show(args.format)?);
     if forbidden.is_empty() { Ok(()) } else { Err(listed("this change is refused", &forbidden)) }
+}
+
+/// The nodes that are not as a Cluster now asks for, by the cluster of the current kubeconfig.
+pub(super) async fn outdated(cluster: &Cluster, settings: &Settings) -> Result<BTreeSet<String>, Failure> {
+    let outcome = live::plan(&mut cluster.clone(), settings, Timestamp::now()).await?;
+    let changed = outcome.changes.into_iter().filter(|change| change.state == State::Changed);
+    Ok(changed.filter_map(|change| change.step.rolls).collect())
 }
 
 fn read(file: &Path) -> Result<Cluster, Failure> {
