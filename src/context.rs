@@ -22,8 +22,8 @@ use kube::{
 
 use crate::{
     api::{Cluster, NetworkClaim, names},
-    cluster::{ClusterKey, Identity, Reports, Valid, Violation},
-    kvm::vm_pod::VmPod,
+    cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
+    kvm::{self, plan::Known, vm_pod::VmPod},
     network::places::Place,
     runtime::{
         apply::Memory,
@@ -272,6 +272,18 @@ impl Context {
         let namespace = identity.namespace.as_str();
         let names = self.cache.config_maps_by_namespace.names(namespace);
         names.iter().filter_map(|name| cache::get(&self.cache.config_maps, Some(namespace), name)).collect()
+    }
+
+    /// Workers that something of is there: their VM pods first, since what those say is what runs, then their ConfigMaps.
+    pub fn known_workers(&self, identity: &Identity) -> Vec<Known> {
+        let (owner, pods, maps) = (identity.owner(), self.vm_pods(identity), self.config_maps(identity));
+        let metas = pods.iter().map(|pod| &pod.metadata).chain(maps.iter().map(|map| &map.metadata));
+        metas.filter(|meta| owner.owns(meta)).filter_map(Known::of).collect()
+    }
+
+    /// The workers that there should be, with their pools: the same for everybody, since it follows from what is written down.
+    pub fn workers<'a>(&self, valid: &'a Valid) -> Vec<(&'a NodePool, String)> {
+        kvm::plan::workers(valid, &self.known_workers(&valid.identity))
     }
 
     /// Places on the overlay that are written down in ConfigMaps of the guest, by worker.

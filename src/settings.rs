@@ -28,6 +28,23 @@ pub struct Settings {
     /// The KVM provider.
     #[serde(default)]
     pub kvm: KvmSettings,
+    /// How nodes are replaced.
+    #[serde(default)]
+    pub rollout: RolloutSettings,
+}
+
+/// How nodes are replaced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RolloutSettings {
+    /// How long the pods of a worker that is to go have to find another one, such as `10m`. Then it goes with them.
+    pub drain_timeout: SignedDuration,
+}
+
+impl Default for RolloutSettings {
+    fn default() -> Self {
+        Self { drain_timeout: SignedDuration::from_mins(10) }
+    }
 }
 
 /// How guests' APIs are reached from outside the management cluster.
@@ -156,6 +173,9 @@ pub enum SettingsError {
     /// The quarantine is no time that can pass.
     #[error("network.quarantine {0:#} must be between 0 and 720h")]
     Quarantine(SignedDuration),
+    /// The time for draining is no time that can pass.
+    #[error("rollout.drainTimeout {0:#} must be between 0 and 24h")]
+    DrainTimeout(SignedDuration),
     /// The overhead is no size.
     #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
     MemoryOverhead(String),
@@ -184,6 +204,10 @@ impl Settings {
         let quarantine = self.network.quarantine;
         if quarantine.is_negative() || quarantine > SignedDuration::from_hours(720) {
             return Err(SettingsError::Quarantine(quarantine));
+        }
+        let drain = self.rollout.drain_timeout;
+        if drain.is_negative() || drain > SignedDuration::from_hours(24) {
+            return Err(SettingsError::DrainTimeout(drain));
         }
         if parse_bytes(&self.kvm.memory_overhead.0).is_none() {
             return Err(SettingsError::MemoryOverhead(self.kvm.memory_overhead.0));
@@ -223,6 +247,14 @@ mod tests {
         assert_eq!(dns("''").unwrap().network.cluster_dns, None);
         assert_eq!(dns("10.96.0.10").unwrap().network.cluster_dns, Some([10, 96, 0, 10].into()));
         assert!(dns("kube-dns").is_err());
+        let drain = |time: &str| {
+            parse(&format!(
+                "{}, rollout: {{drainTimeout: {time}}}}}",
+                quarantine.trim_end_matches('}').to_owned() + "}"
+            ))
+        };
+        assert_eq!(drain("90s").unwrap().rollout.drain_timeout, SignedDuration::from_secs(90));
+        assert!(drain("25h").unwrap_err().contains("rollout.drainTimeout"));
         assert!(parse(&quarantine.replace("1h", "-1s")).unwrap_err().contains("network.quarantine"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod kubeconfig;
 mod plan;
+mod roll;
 mod run;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -51,6 +52,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Replace all nodes of a guest cluster, one at a time.
+    Roll(roll::RollArgs),
     /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
     Probe {
         /// The accelerator.
@@ -86,6 +89,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         }
         Command::Plan(args) => plan::plan(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
+        Command::Roll(args) => roll::roll(&args).await,
         Command::Probe { accelerator, node, timeout, user } => {
             let image = NodeImage::in_folder(&node);
             let took = accelerator::probe(accelerator, &image, user, Duration::from_secs(timeout)).await?;

@@ -46,7 +46,7 @@ pub fn count(nodes: &[Node]) -> NodeCounts {
     NodeCounts { ready: nodes.iter().filter(|node| is_ready(node)).count(), total: nodes.len() }
 }
 
-fn is_ready(node: &Node) -> bool {
+pub(super) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }

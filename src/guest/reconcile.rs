@@ -21,11 +21,11 @@ use tracing::info;
 use super::{
     GuestFacts,
     client::{self, ConnectError},
-    dress, plan,
+    drain, dress, plan,
 };
 use crate::{
     api::{Reason, names},
-    cluster::{Blames, ClusterKey, Report, Valid},
+    cluster::{Blames, ClusterKey, Report, Valid, valid::NodePool},
     context::{Context, Target},
     runtime::{
         CallError,
@@ -116,10 +116,13 @@ impl GuestOperator {
             .await
             .map_err(Error::Nodes)?
             .items;
-        self.tend(&client, valid, &nodes).await.map_err(Error::Nodes)?;
-        let expected = 1 + valid.workers().count();
+        let workers = self.context.workers(valid);
+        self.tend(&client, valid, &workers, &nodes).await.map_err(Error::Nodes)?;
+        let drains =
+            drain::tend(&client, &self.context.vm_pods(&valid.identity), &nodes).await.map_err(Error::Nodes)?;
+        let expected = 1 + workers.len();
         let nodes = plan::count(&nodes);
-        let facts = GuestFacts { nodes };
+        let facts = GuestFacts { nodes, drains };
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client, "default");
         let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));
@@ -128,7 +131,8 @@ impl GuestOperator {
             return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
         }
         Ok(if nodes.total >= expected && nodes.ready == nodes.total {
-            (Report::Ready(facts), Outcome::After(POLL.1))
+            let pause = if facts.drains.is_empty() { POLL.1 } else { POLL.0 };
+            (Report::Ready(facts), Outcome::After(pause))
         } else {
             let missing = expected.saturating_sub(nodes.total);
             let what = match missing {
@@ -140,7 +144,13 @@ impl GuestOperator {
     }
 
     /// Gives Nodes what kubelets may not give themselves, and removes those of workers that are no more.
-    async fn tend(&self, client: &Client, valid: &Valid, nodes: &[Node]) -> Result<(), CallError> {
+    async fn tend(
+        &self,
+        client: &Client,
+        valid: &Valid,
+        workers: &[(&NodePool, String)],
+        nodes: &[Node],
+    ) -> Result<(), CallError> {
         let api = Api::<Node>::all(client.clone());
         let params = PatchParams::default();
         for name in plan::unlabelled(nodes) {
@@ -148,7 +158,7 @@ impl GuestOperator {
             call("label", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await?;
         }
         let taints = plan::retaint(nodes, !valid.pools.is_empty());
-        for (name, patch) in taints.into_iter().chain(dress::changes(nodes, valid)) {
+        for (name, patch) in taints.into_iter().chain(dress::changes(nodes, workers)) {
             match call("patch", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await {
                 // Changed in the meantime, by the label above for one: the next look has what is now.
                 Err(error) if error.status() == Some(409) => {}
@@ -156,7 +166,7 @@ impl GuestOperator {
                 Ok(_) => {}
             }
         }
-        let wanted: HashSet<_> = valid.workers().map(|(_, node)| node).collect();
+        let wanted: HashSet<_> = workers.iter().map(|(_, node)| node.as_str()).collect();
         let pods = self.context.vm_pods(&valid.identity);
         let has_pod = |name: &str| pods.iter().any(|pod| pod.metadata.name.as_deref() == Some(name));
         for node in plan::gone(nodes, |name| wanted.contains(name) || has_pod(name)) {

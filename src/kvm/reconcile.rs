@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     Metadata as _,
     api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, api::PartialObjectMeta};
 use tracing::info;
@@ -14,11 +15,12 @@ use super::{
     KvmFacts,
     plan::{self, NodeObjects, PlanError, Surroundings},
     pod::NODE_HASH_ANNOTATION,
+    survey::Survey,
     vm_pod::VmPod,
 };
 use crate::{
     api::{Reason, names},
-    cluster::{Blames, ClusterKey, Identity, Report, Valid},
+    cluster::{Blames, ClusterKey, Identity, Report},
     context::{Context, Target},
     network::NetworkFacts,
     runtime::{
@@ -61,6 +63,15 @@ pub enum Error {
         #[source]
         source: CallError,
     },
+    /// A node that is to be replaced or removed.
+    #[error("replace or remove node {node}")]
+    Leave {
+        /// The node.
+        node: String,
+        /// Why not.
+        #[source]
+        source: CallError,
+    },
     /// Which places are taken.
     #[error("list the places of workers")]
     Places(#[source] CallError),
@@ -90,11 +101,11 @@ impl KvmOperator {
         Self { context, applier }
     }
 
-    async fn look(&self, target: &Target) -> Result<Answer, Error> {
+    async fn look(&self, target: &Target, survey: Option<&Survey<'_>>) -> Result<Answer, Error> {
         if target.is_deleting() {
             return self.delete(&target.identity).await;
         }
-        let Some(valid) = target.workable() else {
+        let (Some(valid), Some(survey)) = (target.workable(), survey) else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
         if !self.context.settings.kvm.enabled {
@@ -111,12 +122,18 @@ impl KvmOperator {
             return waiting("the certificates");
         }
         let around = self.around(&namespace, network);
-        let state = self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await?;
-        let report = match state {
-            State::Ready => Report::Ready(KvmFacts { ready: 1, wanted: 1 }),
-            State::Waits { what, .. } => Report::Waiting { what, facts: Some(KvmFacts { ready: 0, wanted: 1 }) },
+        let state = self.node(target, survey, &node, plan::control_plane_node(valid, 0, around)?).await?;
+        let facts = KvmFacts {
+            ready: usize::from(state.is_ready()),
+            wanted: 1,
+            runs: survey.has_arrived().then(|| valid.version.clone()),
+            changing: survey.is_changing(true),
         };
-        Ok((report, Outcome::AwaitChange))
+        let report = match state.waits_for().or_else(|| survey.waits(true)) {
+            None => Report::Ready(facts),
+            Some(what) => Report::Waiting { what, facts: Some(facts) },
+        };
+        Ok((report, after(survey.next)))
     }
 
     pub(super) fn around<'a>(
@@ -138,20 +155,37 @@ impl KvmOperator {
     }
 
     /// Makes a node's objects so, and says how it is.
-    pub(super) async fn node(&self, valid: &Valid, node: &str, objects: NodeObjects) -> Result<State, Error> {
-        let pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
-        if let Some(pod) = pod.as_ref().filter(|pod| pod.is_finished() && pod.metadata().deletion_timestamp.is_none()) {
-            info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
-            let api = self.pods(&valid.identity);
-            apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
-            return Ok(State::waits(format!("the ended VM pod {node} to go")));
-        }
-        if let Some(pod) = pod.as_ref().filter(|pod| !is_current(pod, &objects)) {
-            // A running node changes only when it is rolled, never because the controller was updated.
-            return Ok(state_of(pod, node));
+    pub(super) async fn node(
+        &self,
+        target: &Target,
+        survey: &Survey<'_>,
+        node: &str,
+        objects: NodeObjects,
+    ) -> Result<State, Error> {
+        let identity = &target.identity;
+        let pod = cache::get(&self.context.cache.pods, Some(&identity.namespace), node);
+        // A stranger's is met when ours is made, and refused.
+        let pod = pod.filter(|pod| identity.owner().owns(pod.metadata()));
+        if let Some(pod) = &pod {
+            if pod.is_finished() && !pod.is_going() {
+                info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
+                apply::delete(&self.pods(identity), pod.metadata(), None).await.map_err(Error::Delete)?;
+                return Ok(State::waits(format!("the ended VM pod {node} to go")));
+            }
+            if let Some(state) = self.leave(target, survey, pod).await? {
+                return Ok(state);
+            }
+            if pod.wish().is_none() && !pod.is_going() {
+                let wish = annotation(objects.pod.metadata(), names::NODE_WISH_ANNOTATION);
+                self.adopt(identity, pod, &wish.into()).await?;
+            }
+            if !is_current(pod, &objects) {
+                // A running node changes only when it is rolled, never because the controller was updated.
+                return Ok(state_of(pod, node));
+            }
         }
         let applied = self
-            .ensure(valid, objects, pod.as_deref())
+            .ensure(identity, objects, pod.as_deref())
             .await
             .map_err(|source| Error::Node { node: node.to_owned(), source })?;
         Ok(match pod {
@@ -161,10 +195,15 @@ impl KvmOperator {
         })
     }
 
-    async fn ensure(&self, valid: &Valid, objects: NodeObjects, pod: Option<&VmPod>) -> Result<Applied, ApplyError> {
+    async fn ensure(
+        &self,
+        identity: &Identity,
+        objects: NodeObjects,
+        pod: Option<&VmPod>,
+    ) -> Result<Applied, ApplyError> {
         let NodeObjects { claim, config, pod: desired } = objects;
-        let namespace = valid.identity.namespace.as_str();
-        let owner = valid.identity.owner();
+        let namespace = identity.namespace.as_str();
+        let owner = identity.owner();
         let client = || self.context.client.clone();
         if let Some(claim) = claim {
             let name = claim.metadata.name.as_deref().unwrap_or_default();
@@ -175,12 +214,12 @@ impl KvmOperator {
                 self.applier.ensure(&api, &owner, &claim, None).await?;
             }
         }
-        self.ensure_config(&valid.identity, &config).await?;
+        self.ensure_config(identity, &config).await?;
         match pod {
             // A pod's specification cannot change; its hash is that of what we want, so there is nothing to compare.
-            Some(pod) if pod.metadata().deletion_timestamp.is_some() => Ok(Applied::Terminating),
+            Some(pod) if pod.is_going() => Ok(Applied::Terminating),
             Some(_) => Ok(Applied::Unchanged),
-            None => self.applier.ensure(&self.pods(&valid.identity), &owner, &desired, None).await,
+            None => self.applier.ensure(&self.pods(identity), &owner, &desired, None).await,
         }
     }
 
@@ -212,10 +251,12 @@ impl KvmOperator {
 }
 
 fn is_current(pod: &VmPod, objects: &NodeObjects) -> bool {
-    let hash = |annotations: Option<&std::collections::BTreeMap<String, String>>| {
-        annotations.and_then(|annotations| annotations.get(NODE_HASH_ANNOTATION).cloned())
-    };
-    hash(pod.metadata().annotations.as_ref()) == hash(objects.pod.metadata.annotations.as_ref())
+    let hash = |meta| annotation(meta, NODE_HASH_ANNOTATION);
+    hash(pod.metadata()) == hash(objects.pod.metadata())
+}
+
+fn annotation(meta: &ObjectMeta, name: &str) -> Option<String> {
+    meta.annotations.as_ref()?.get(name).cloned()
 }
 
 /// How a node is.
@@ -230,22 +271,47 @@ pub(super) enum State {
         /// Whether there is no host for it, which somebody must mend.
         unschedulable: bool,
     },
+    /// It is being replaced or removed.
+    Changes {
+        /// Why, and how far that is.
+        what: String,
+        /// Whether its guest still answers.
+        ready: bool,
+    },
 }
 
 impl State {
     pub(super) fn waits(what: impl Into<String>) -> Self {
         Self::Waits { what: what.into(), unschedulable: false }
     }
+
+    /// Whether its guest answers.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready | Self::Changes { ready: true, .. })
+    }
+
+    /// What there is to wait for.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::Waits { what, .. } | Self::Changes { what, .. } => Some(what.clone()),
+        }
+    }
 }
 
 fn state_of(pod: &VmPod, node: &str) -> State {
-    if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
+    if pod.is_ready() && !pod.is_going() {
         return State::Ready;
     }
     State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), unschedulable: pod.is_unschedulable() }
 }
 
-fn sooner(one: Outcome, other: Outcome) -> Outcome {
+/// The outcome of a look after which nothing happens by itself before `next`.
+pub(super) fn after(next: Option<Duration>) -> Outcome {
+    next.map_or(Outcome::AwaitChange, Outcome::After)
+}
+
+pub(super) fn sooner(one: Outcome, other: Outcome) -> Outcome {
     match (one, other) {
         (Outcome::After(one), Outcome::After(other)) => Outcome::After(one.min(other)),
         (Outcome::AwaitChange, other) => other,
@@ -268,8 +334,12 @@ impl Reconciler for KvmOperator {
             return Ok(Outcome::AwaitChange);
         }
         let (reports, identity) = (&self.context.reports, &target.identity);
-        let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, self.look(&target).await);
-        let pools = reports.conclude(identity, |reports| &mut reports.pools, self.look_at_pools(&target).await);
+        let workable = target.workable().filter(|_| !target.is_deleting());
+        let survey = workable.map(|valid| self.survey(valid, Timestamp::now()));
+        let look = self.look(&target, survey.as_ref()).await;
+        let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, look);
+        let look = self.look_at_pools(&target, survey.as_ref()).await;
+        let pools = reports.conclude(identity, |reports| &mut reports.pools, look);
         Ok(sooner(control_plane?, pools?))
     }
 }

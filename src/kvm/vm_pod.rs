@@ -3,7 +3,7 @@
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use crate::api::names;
+use crate::{api::names, rollout::Leaving};
 
 /// A Pod with the few fields that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,6 +74,34 @@ impl VmPod {
     /// Whether the guest's API answers; of a worker, its kubelet.
     pub fn is_ready(&self) -> bool {
         self.condition("Ready").is_some_and(|condition| condition.status == "True")
+    }
+
+    /// Its name, which is that of its node.
+    pub fn node(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Whether a VM may be running in it.
+    pub fn runs(&self) -> bool {
+        !matches!(self.status.phase.as_str(), "" | "Pending") && !self.is_finished()
+    }
+
+    /// Whether it is being deleted.
+    pub fn is_going(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The intent to replace or remove it, if it is written down. What nobody can read is no intent.
+    pub fn leaving(&self) -> Option<Leaving> {
+        let annotations = self.metadata.annotations.as_ref()?;
+        let since = annotations.get(names::LEAVING_SINCE_ANNOTATION)?.parse().ok()?;
+        let why = annotations.get(names::LEAVING_FOR_ANNOTATION).cloned().unwrap_or_default();
+        Some(Leaving { since, why })
+    }
+
+    /// The hash of what of the spec its node was made for.
+    pub fn wish(&self) -> Option<&String> {
+        self.metadata.annotations.as_ref()?.get(names::NODE_WISH_ANNOTATION)
     }
 
     /// Whether kubelet has given up on it: such a pod never runs again.
