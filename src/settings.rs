@@ -129,6 +129,8 @@ pub struct KvmSettings {
     pub resolvers: Vec<IpAddr>,
     /// Zones of the control-plane nodes of guests that name none. None: any host.
     pub control_plane_zones: BTreeSet<String>,
+    /// How long a host may be silent before the workers on it are given up and others take their part, such as `5m`.
+    pub host_timeout: SignedDuration,
 }
 
 impl Default for KvmSettings {
@@ -139,6 +141,7 @@ impl Default for KvmSettings {
             memory_overhead: Quantity("512Mi".into()),
             resolvers: Vec::new(),
             control_plane_zones: BTreeSet::new(),
+            host_timeout: SignedDuration::from_mins(5),
         }
     }
 }
@@ -173,9 +176,9 @@ pub enum SettingsError {
     /// The quarantine is no time that can pass.
     #[error("network.quarantine {0:#} must be between 0 and 720h")]
     Quarantine(SignedDuration),
-    /// The time for draining is no time that can pass.
-    #[error("rollout.drainTimeout {0:#} must be between 0 and 24h")]
-    DrainTimeout(SignedDuration),
+    /// A time-out is no time that can pass.
+    #[error("{0} {1:#} must be between 0 and 24h")]
+    Timeout(&'static str, SignedDuration),
     /// The overhead is no size.
     #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
     MemoryOverhead(String),
@@ -205,9 +208,12 @@ impl Settings {
         if quarantine.is_negative() || quarantine > SignedDuration::from_hours(720) {
             return Err(SettingsError::Quarantine(quarantine));
         }
-        let drain = self.rollout.drain_timeout;
-        if drain.is_negative() || drain > SignedDuration::from_hours(24) {
-            return Err(SettingsError::DrainTimeout(drain));
+        let timeouts =
+            [("rollout.drainTimeout", self.rollout.drain_timeout), ("kvm.hostTimeout", self.kvm.host_timeout)];
+        for (name, timeout) in timeouts {
+            if timeout.is_negative() || timeout > SignedDuration::from_hours(24) {
+                return Err(SettingsError::Timeout(name, timeout));
+            }
         }
         if parse_bytes(&self.kvm.memory_overhead.0).is_none() {
             return Err(SettingsError::MemoryOverhead(self.kvm.memory_overhead.0));
@@ -247,14 +253,11 @@ mod tests {
         assert_eq!(dns("''").unwrap().network.cluster_dns, None);
         assert_eq!(dns("10.96.0.10").unwrap().network.cluster_dns, Some([10, 96, 0, 10].into()));
         assert!(dns("kube-dns").is_err());
-        let drain = |time: &str| {
-            parse(&format!(
-                "{}, rollout: {{drainTimeout: {time}}}}}",
-                quarantine.trim_end_matches('}').to_owned() + "}"
-            ))
-        };
-        assert_eq!(drain("90s").unwrap().rollout.drain_timeout, SignedDuration::from_secs(90));
-        assert!(drain("25h").unwrap_err().contains("rollout.drainTimeout"));
+        let timeouts = |text: &str| parse(&quarantine.replace("network: {quarantine: 1h}", text));
+        let drain = timeouts("rollout: {drainTimeout: 90s}").unwrap();
+        assert_eq!(drain.rollout.drain_timeout, SignedDuration::from_secs(90));
+        assert!(timeouts("rollout: {drainTimeout: 25h}").unwrap_err().contains("rollout.drainTimeout"));
+        assert!(timeouts("kvm: {hostTimeout: -5m}").unwrap_err().contains("kvm.hostTimeout"));
         assert!(parse(&quarantine.replace("1h", "-1s")).unwrap_err().contains("network.quarantine"));
     }
 }

@@ -61,6 +61,9 @@ pub const MASTER_SERVICE: &str = "master";
 /// Name of the headless Service that lists a guest's VM pods: how they find each other.
 pub const NODES_SERVICE: &str = "nodes";
 
+/// Name of the PodDisruptionBudget over a guest's VM pods.
+pub const BUDGET: &str = "nodes";
+
 /// TCP port of a guest's API: in the VM, on the VM pod and on the Service.
 pub const API_PORT: u16 = 6443;
 

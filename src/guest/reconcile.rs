@@ -121,8 +121,9 @@ impl GuestOperator {
         let drains =
             drain::tend(&client, &self.context.vm_pods(&valid.identity), &nodes).await.map_err(Error::Nodes)?;
         let expected = 1 + workers.len();
-        let nodes = plan::count(&nodes);
-        let facts = GuestFacts { nodes, drains };
+        let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
+        let facts = GuestFacts { nodes: plan::count(&nodes), drains };
+        let nodes = plan::count(plan::wanted(&nodes, wanted));
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client, "default");
         let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));

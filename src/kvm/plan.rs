@@ -7,8 +7,15 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+    api::{
+        core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
 use serde_json::json;
 
@@ -105,6 +112,21 @@ pub fn worker_node(
     let of = NodePod { node, machine: pool.machine, zones, worker: Some((pool, place)), hash: &hash, wish: &wish };
     let pod = pod::vm_pod(cluster, &of, around);
     Ok(NodeObjects { claim: None, config, pod })
+}
+
+/// What refuses evictions of VM pods: whoever drains a host cordons it first, and then the nodes on it are moved one by one.
+/// `nodes` is how many there should be. A number and no share of them: the pods have no controller with a scale.
+pub fn budget(cluster: &Valid, nodes: usize) -> PodDisruptionBudget {
+    let selector = [(names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone())].into();
+    PodDisruptionBudget {
+        metadata: metadata(cluster, names::BUDGET.into()),
+        spec: Some(PodDisruptionBudgetSpec {
+            min_available: Some(IntOrString::Int(i32::try_from(nodes).unwrap_or(i32::MAX))),
+            selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
 }
 
 /// The hash over all that is rendered for a node. Where it is another, a newer manager would make the node otherwise; whether

@@ -5,7 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::{
     Metadata as _,
-    api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod},
+    api::{
+        core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod},
+        policy::v1::PodDisruptionBudget,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, api::PartialObjectMeta};
@@ -20,7 +23,7 @@ use super::{
 };
 use crate::{
     api::{Reason, names},
-    cluster::{Blames, ClusterKey, Identity, Report},
+    cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     network::NetworkFacts,
     runtime::{
@@ -51,6 +54,9 @@ pub enum Error {
     /// The objects of a node cannot be written down.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// What refuses evictions.
+    #[error("make the PodDisruptionBudget of the VM pods")]
+    Budget(#[source] ApplyError),
     /// Deletion.
     #[error("delete the VM pods")]
     Delete(#[source] CallError),
@@ -80,7 +86,9 @@ pub enum Error {
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
-            Self::Node { source: ApplyError::Foreign { .. }, .. } => Reason::ForeignObject,
+            Self::Node { source: ApplyError::Foreign { .. }, .. } | Self::Budget(ApplyError::Foreign { .. }) => {
+                Reason::ForeignObject
+            }
             _ => Reason::Error,
         }
     }
@@ -117,6 +125,7 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
+        self.ensure_budget(valid, 1 + survey.workers.len()).await.map_err(Error::Budget)?;
         let node = names::master(0);
         if !self.has_keys(identity, &node) {
             return waiting("the certificates");
@@ -167,6 +176,10 @@ impl KvmOperator {
         // A stranger's is met when ours is made, and refused.
         let pod = pod.filter(|pod| identity.owner().owns(pod.metadata()));
         if let Some(pod) = &pod {
+            let failed = |source| Error::Leave { node: node.to_owned(), source };
+            if let Some(state) = self.on_dead_host(target, survey, pod).await.map_err(failed)? {
+                return Ok(state);
+            }
             if pod.is_finished() && !pod.is_going() {
                 info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
                 apply::delete(&self.pods(identity), pod.metadata(), None).await.map_err(Error::Delete)?;
@@ -227,6 +240,15 @@ impl KvmOperator {
         let name = config.metadata.name.as_deref().unwrap_or_default();
         let cached = self.context.meta(&self.context.cache.config_maps, &identity.namespace, name);
         self.applier.ensure(&self.config_maps(identity), &identity.owner(), config, cached.as_ref()).await
+    }
+
+    async fn ensure_budget(&self, valid: &Valid, nodes: usize) -> Result<Applied, ApplyError> {
+        let identity = &valid.identity;
+        let api = Api::<PodDisruptionBudget>::namespaced(self.context.client.clone(), &identity.namespace);
+        let cached = self.context.meta(&self.context.cache.budgets, &identity.namespace, names::BUDGET);
+        let budget = plan::budget(valid, nodes);
+        // What others add to the selector would let go of pods.
+        self.applier.ensure_exactly(&api, &identity.owner(), &budget, cached.as_ref(), &["/spec/selector"]).await
     }
 
     /// Deletes the VM pods and answers `Gone` when the server itself lists none.

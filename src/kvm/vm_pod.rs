@@ -10,9 +10,21 @@ use crate::{api::names, rollout::Leaving};
 pub struct VmPod {
     /// As in any object.
     pub metadata: ObjectMeta,
+    /// See [`VmPodSpec`].
+    #[serde(default)]
+    pub spec: VmPodSpec,
     /// See [`VmPodStatus`].
     #[serde(default)]
     pub status: VmPodStatus,
+}
+
+/// The few fields of a Pod's spec that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmPodSpec {
+    /// The host that it is on, once it has one.
+    #[serde(default)]
+    pub node_name: Option<String>,
 }
 
 /// The few fields of a Pod's status that we read.
@@ -25,6 +37,9 @@ pub struct VmPodStatus {
     /// Why it is in this phase, when kubelet says so (`Evicted` and the like).
     #[serde(default)]
     pub reason: String,
+    /// Its address, once it has one.
+    #[serde(default, rename = "podIP")]
+    pub pod_ip: Option<String>,
     /// Conditions, `Ready` and `PodScheduled` among them.
     #[serde(default)]
     pub conditions: Vec<VmPodCondition>,
@@ -79,6 +94,11 @@ impl VmPod {
     /// Its name, which is that of its node.
     pub fn node(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The host that it is on, once it has one.
+    pub fn host(&self) -> Option<&str> {
+        self.spec.node_name.as_deref().filter(|name| !name.is_empty())
     }
 
     /// Whether a VM may be running in it.

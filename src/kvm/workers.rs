@@ -10,11 +10,11 @@ use super::{
     PoolFacts,
     plan::{self, Known, Surroundings},
     reconcile::{Error, KvmOperator, State, after, sooner},
-    survey::Survey,
+    survey::{Survey, Trouble},
     vm_pod::VmPod,
 };
 use crate::{
-    api::{Reason, names},
+    api::Reason,
     cluster::{Report, Valid, valid::NodePool},
     context::Target,
     network::places::{self, Place, Places},
@@ -47,6 +47,7 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
+        self.give_up(target, survey).await?;
         let (mut states, poll) = self.remove(target, survey).await?;
         let places = self.places(valid, survey).await?;
         let around = self.around(&namespace, network);
@@ -134,9 +135,7 @@ impl KvmOperator {
                 poll = true;
                 continue;
             }
-            let name = names::node_config_map(node);
-            let config = self.context.meta(&self.context.cache.config_maps, &identity.namespace, &name);
-            if let Some(config) = config.filter(|meta| identity.owner().owns(meta)) {
+            if let Some(config) = self.config_of(identity, node) {
                 apply::delete(&self.config_maps(identity), &config, None).await.map_err(failed)?;
             }
         }
@@ -146,16 +145,24 @@ impl KvmOperator {
     /// Goes on with a worker that is wanted no more: where a VM runs its pods go elsewhere first, when it is its turn.
     async fn send_away(&self, target: &Target, survey: &Survey<'_>, pod: &VmPod) -> Result<State, Error> {
         let node = pod.node();
-        if pod.runs() {
+        let failed = |source| Error::Remove { node: node.to_owned(), source };
+        if let Some(Trouble::OutOfService { .. }) = survey.trouble.get(node) {
+            let state = self.on_dead_host(target, survey, pod).await.map_err(failed)?;
+            return Ok(state.unwrap_or(State::Ready));
+        }
+        if pod.runs() && !survey.has_lost(node) {
             let state = self.leave(target, survey, pod).await?;
             return Ok(state.unwrap_or_else(|| State::waits(format!("node {node} to be removed"))));
         }
         if !pod.is_going() {
-            info!(node, "wanted no more, and no VM runs there");
-            let failed = |source| Error::Remove { node: node.to_owned(), source };
+            info!(node, "wanted no more, and nothing is to be drained");
             apply::delete(&self.pods(&target.identity), pod.metadata(), None).await.map_err(failed)?;
         }
-        Ok(State::waits(format!("node {node} to go")))
+        Ok(match survey.trouble.get(node) {
+            // It goes when its host is back. Its successor is there; nobody waits for this one.
+            Some(Trouble::Dead { .. }) => State::Ready,
+            _ => State::waits(format!("node {node} to go")),
+        })
     }
 }
 

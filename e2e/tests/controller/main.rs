@@ -16,6 +16,7 @@ mod outage;
 mod pause;
 mod pools;
 mod proxy;
+mod rollout;
 mod servers;
 mod steady;
 #[path = "../support/mod.rs"]

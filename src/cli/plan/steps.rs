@@ -130,6 +130,8 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
     if !settings.kvm.enabled {
         needs.push("the KVM provider, which is off in the operator's settings");
     }
+    let budget = kvm::budget(valid, 1 + kvm::workers(valid, &known.workers).len());
+    steps.push(step("kvm", "what refuses evictions of VMs", &budget, &["the VNI"])?);
     if let Some(claim) = claim {
         steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
     }

@@ -1,0 +1,145 @@
+//! Hosts: Nodes of the management cluster, as far as the VMs on them are concerned. Of a whole Node the cache keeps this.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{ClusterResourceScope, Metadata, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::{Deserialize, Serialize};
+
+/// Taint by which people say that a host is off for certain, and its volumes may be attached elsewhere.
+pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
+
+/// A Node with the few fields that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// As in any object.
+    pub metadata: ObjectMeta,
+    /// See [`HostSpec`].
+    #[serde(default)]
+    pub spec: HostSpec,
+    /// See [`HostStatus`].
+    #[serde(default)]
+    pub status: HostStatus,
+}
+
+/// The few fields of a Node's spec that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostSpec {
+    /// Whether it is cordoned.
+    pub unschedulable: bool,
+    /// Its taints.
+    pub taints: Vec<HostTaint>,
+}
+
+/// A taint of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostTaint {
+    /// Its key.
+    pub key: String,
+}
+
+/// The few fields of a Node's status that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostStatus {
+    /// Conditions, `Ready` among them.
+    pub conditions: Vec<HostCondition>,
+}
+
+/// A condition of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostCondition {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Since when it is so.
+    #[serde(default)]
+    pub last_transition_time: Option<Timestamp>,
+}
+
+impl Resource for Host {
+    const API_VERSION: &'static str = "v1";
+    const GROUP: &'static str = "";
+    const KIND: &'static str = "Node";
+    const VERSION: &'static str = "v1";
+    const URL_PATH_SEGMENT: &'static str = "nodes";
+    type Scope = ClusterResourceScope;
+}
+
+impl Metadata for Host {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// How a host is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostState {
+    /// Nothing new may come to it, so what is on it has to go.
+    pub cordoned: bool,
+    /// Since when its kubelet is silent or unwell. None: it is well, as far as is known.
+    pub silent_since: Option<Timestamp>,
+    /// Whether people say that it is off for certain.
+    pub out_of_service: bool,
+}
+
+impl Host {
+    /// How it is. One that has not said anything yet is taken to be well.
+    pub fn state(&self) -> HostState {
+        let ready = self.status.conditions.iter().find(|condition| condition.type_ == "Ready");
+        let silent = ready.filter(|condition| condition.status != "True");
+        HostState {
+            cordoned: self.spec.unschedulable,
+            silent_since: silent.and_then(|condition| condition.last_transition_time),
+            out_of_service: self.spec.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE_TAINT),
+        }
+    }
+}
+
+impl HostState {
+    /// Whether what is on it is given up at `now`, or after which time it would be. None: it is well.
+    pub fn gives_up_in(&self, now: Timestamp, timeout: SignedDuration) -> Option<SignedDuration> {
+        let silent = now.duration_since(self.silent_since?);
+        Some((timeout - silent).max(SignedDuration::ZERO))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_host_is_dead_when_it_was_silent_for_long() {
+        let host = |ready: &str| -> Host {
+            serde_json::from_value(json!({
+                "metadata": {"name": "h", "labels": {"a": "b"}},
+                "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": OUT_OF_SERVICE_TAINT, "effect": "NoExecute"}]},
+                "status": {
+                    "images": [{"names": ["x"]}],
+                    "conditions": [
+                        {"type": "DiskPressure", "status": "False", "lastTransitionTime": "2026-10-01T00:00:00Z"},
+                        {"type": "Ready", "status": ready, "lastTransitionTime": "2026-10-01T00:00:00Z"},
+                    ],
+                },
+            }))
+            .unwrap()
+        };
+        let (five, at) = (SignedDuration::from_mins(5), |time: &str| time.parse::<Timestamp>().unwrap());
+        let state = host("Unknown").state();
+        assert!(state.out_of_service && !state.cordoned);
+        assert_eq!(state.gives_up_in(at("2026-10-01T00:02:00Z"), five), Some(SignedDuration::from_mins(3)));
+        assert_eq!(state.gives_up_in(at("2026-10-01T01:00:00Z"), five), Some(SignedDuration::ZERO));
+        assert_eq!(host("True").state().gives_up_in(at("2026-10-01T01:00:00Z"), five), None);
+        assert_eq!(Host::default().state(), HostState::default());
+    }
+}
