@@ -1,7 +1,7 @@
 //! What every micro-operator is given: the cache, the reports of the others, a client and the settings.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use k8s_openapi::{
     api::{
         core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service},
         networking::v1::{Ingress, NetworkPolicy},
+        policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -22,8 +23,13 @@ use kube::{
 
 use crate::{
     api::{Cluster, NetworkClaim, names},
-    cluster::{ClusterKey, Identity, Reports, Valid, Violation},
-    kvm::{host::Host, vm_pod::VmPod},
+    cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
+    kvm::{
+        self,
+        host::{Host, HostState},
+        plan::Known,
+        vm_pod::VmPod,
+    },
     network::places::Place,
     runtime::{
         apply::Memory,
@@ -48,6 +54,7 @@ pub struct Cache {
     pub ingresses: Store<PartialObjectMeta<Ingress>>,
     pub policies: Store<PartialObjectMeta<NetworkPolicy>>,
     pub volume_claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
+    pub budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     pub pods: Store<VmPod>,
     pub hosts: Store<Host>,
     /// Claims by the Cluster (`namespace/name`) that holds them.
@@ -98,11 +105,43 @@ impl Wake {
 
     /// Wakes all for the Cluster that an object is labelled with.
     fn labelled(&self, meta: &ObjectMeta) {
-        let id = meta.labels.as_ref().and_then(|labels| labels.get(names::CLUSTER_LABEL));
-        let key = id.and_then(|id| self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned());
+        if let Some(id) = guest_of(meta) {
+            self.guest(id);
+        }
+    }
+
+    /// Wakes all for the Cluster whose guest has this id.
+    fn guest(&self, id: &str) {
+        let key = self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
         if let Some(key) = key {
             self.cluster(&key);
         }
+    }
+}
+
+/// Id of the guest that an object belongs to.
+fn guest_of(meta: &ObjectMeta) -> Option<&String> {
+    meta.labels.as_ref()?.get(names::CLUSTER_LABEL)
+}
+
+/// Wakes the guests that have VM pods on a host when there is news of it; a host says more often that nothing has changed.
+fn follow_hosts(wake: &Wake, pods_by_host: &Index) -> impl Fn(&Host, Change) + Send + 'static {
+    let (wake, pods_by_host) = (wake.clone(), pods_by_host.clone());
+    let known: Mutex<HashMap<String, HostState>> = Mutex::default();
+    move |host, change| {
+        let (name, state) = (host.metadata.name.clone().unwrap_or_default(), host.state());
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match change {
+            Change::Is => known.insert(name.clone(), state),
+            Change::Gone => known.remove(&name),
+        };
+        if change == Change::Is && before == Some(state) {
+            return;
+        }
+        drop(known);
+        let pods = pods_by_host.names(&name);
+        let guests: BTreeSet<_> = pods.iter().filter_map(|pod| Some(pod.split_once('/')?.0)).collect();
+        guests.into_iter().for_each(|id| wake.guest(id));
     }
 }
 
@@ -147,15 +186,22 @@ impl Cache {
         let config_maps_by_namespace = Index::default();
         let (service, namespace, volume_claim, policy) = (follow(None), follow(None), follow(None), follow(None));
         let config_map = follow(Some(&config_maps_by_namespace));
-        let ingress = follow(None);
+        let (ingress, budget) = (follow(None), follow(None));
+        let pods_by_host = Index::default();
+        let hosts = watches.objects("nodes", None, follow_hosts(wake, &pods_by_host));
         let (secret, pod) = (follow(Some(&secrets_by_namespace)), follow(Some(&pods_by_namespace)));
         Self {
             clusters,
             claims,
             services: watches.objects("services", OURS, move |s: &Service, change| service(&s.metadata, change)),
-            pods: watches.objects("pods", OURS, move |p: &VmPod, change| pod(&p.metadata, change)),
-            // What a host offers is asked for when a pod is made; its changes wake nobody.
-            hosts: watches.objects("nodes", None, |_: &Host, _| {}),
+            pods: watches.objects("pods", OURS, move |p: &VmPod, change| {
+                if let (Some(host), Some(id)) = (p.host(), guest_of(&p.metadata)) {
+                    pods_by_host.note(host, &format!("{id}/{}", p.node()), change);
+                }
+                pod(&p.metadata, change);
+            }),
+            hosts,
+            budgets: watches.metadata("poddisruptionbudgets", OURS, move |o, change| budget(&o.metadata, change)),
             namespaces: watches.metadata("namespaces", OURS, move |object, change| namespace(&object.metadata, change)),
             secrets: watches.metadata("secrets", OURS, move |object, change| secret(&object.metadata, change)),
             config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),
@@ -275,6 +321,23 @@ impl Context {
         let namespace = identity.namespace.as_str();
         let names = self.cache.config_maps_by_namespace.names(namespace);
         names.iter().filter_map(|name| cache::get(&self.cache.config_maps, Some(namespace), name)).collect()
+    }
+
+    /// How the host of a VM pod is, if it has one that is known.
+    pub fn host_of(&self, pod: &VmPod) -> Option<HostState> {
+        cache::get(&self.cache.hosts, None, pod.host()?).map(|host| host.state())
+    }
+
+    /// Workers that something of is there: their VM pods first, since what those say is what runs, then their ConfigMaps.
+    pub fn known_workers(&self, identity: &Identity) -> Vec<Known> {
+        let (owner, pods, maps) = (identity.owner(), self.vm_pods(identity), self.config_maps(identity));
+        let metas = pods.iter().map(|pod| &pod.metadata).chain(maps.iter().map(|map| &map.metadata));
+        metas.filter(|meta| owner.owns(meta)).filter_map(Known::of).collect()
+    }
+
+    /// The workers that there should be, with their pools: the same for everybody, since it follows from what is written down.
+    pub fn workers<'a>(&self, valid: &'a Valid) -> Vec<(&'a NodePool, String)> {
+        kvm::plan::workers(valid, &self.known_workers(&valid.identity))
     }
 
     /// Places on the overlay that are written down in ConfigMaps of the guest, by worker.

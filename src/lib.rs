@@ -25,6 +25,7 @@
 //! - [`pki`]: roots, certificates, kubeconfig
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
+//! - [`rollout`]: which node may change next
 //! - [`guest`]: rights and nodes inside a guest
 //! - [`supervisor`]: what runs inside a VM pod beside QEMU
 //! - [`device_plugin`]: which hosts offer KVM to VM pods
@@ -43,6 +44,7 @@ pub mod kvm;
 pub mod network;
 pub mod node_config;
 pub mod pki;
+pub mod rollout;
 pub mod runtime;
 pub mod settings;
 pub mod supervisor;

@@ -28,6 +28,23 @@ pub struct Settings {
     /// The KVM provider.
     #[serde(default)]
     pub kvm: KvmSettings,
+    /// How nodes are replaced.
+    #[serde(default)]
+    pub rollout: RolloutSettings,
+}
+
+/// How nodes are replaced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RolloutSettings {
+    /// How long the pods of a worker that is to go have to find another one, such as `10m`. Then it goes with them.
+    pub drain_timeout: SignedDuration,
+}
+
+impl Default for RolloutSettings {
+    fn default() -> Self {
+        Self { drain_timeout: SignedDuration::from_mins(10) }
+    }
 }
 
 /// How guests' APIs are reached from outside the management cluster.
@@ -115,6 +132,8 @@ pub struct KvmSettings {
     pub resolvers: Vec<IpAddr>,
     /// Zones of the control-plane nodes of guests that name none. None: any host.
     pub control_plane_zones: BTreeSet<String>,
+    /// How long a host may be silent before the workers on it are given up and others take their part, such as `5m`.
+    pub host_timeout: SignedDuration,
 }
 
 impl Default for KvmSettings {
@@ -125,6 +144,7 @@ impl Default for KvmSettings {
             memory_overhead: Quantity("512Mi".into()),
             resolvers: Vec::new(),
             control_plane_zones: BTreeSet::new(),
+            host_timeout: SignedDuration::from_mins(5),
         }
     }
 }
@@ -159,6 +179,9 @@ pub enum SettingsError {
     /// The quarantine is no time that can pass.
     #[error("network.quarantine {0:#} must be between 0 and 720h")]
     Quarantine(SignedDuration),
+    /// A time-out is no time that can pass.
+    #[error("{0} {1:#} must be between 0 and 24h")]
+    Timeout(&'static str, SignedDuration),
     /// The overhead is no size.
     #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
     MemoryOverhead(String),
@@ -187,6 +210,13 @@ impl Settings {
         let quarantine = self.network.quarantine;
         if quarantine.is_negative() || quarantine > SignedDuration::from_hours(720) {
             return Err(SettingsError::Quarantine(quarantine));
+        }
+        let timeouts =
+            [("rollout.drainTimeout", self.rollout.drain_timeout), ("kvm.hostTimeout", self.kvm.host_timeout)];
+        for (name, timeout) in timeouts {
+            if timeout.is_negative() || timeout > SignedDuration::from_hours(24) {
+                return Err(SettingsError::Timeout(name, timeout));
+            }
         }
         if parse_bytes(&self.kvm.memory_overhead.0).is_none() {
             return Err(SettingsError::MemoryOverhead(self.kvm.memory_overhead.0));
@@ -226,6 +256,11 @@ mod tests {
         assert_eq!(dns("''").unwrap().network.cluster_dns, None);
         assert_eq!(dns("10.96.0.10").unwrap().network.cluster_dns, Some([10, 96, 0, 10].into()));
         assert!(dns("kube-dns").is_err());
+        let timeouts = |text: &str| parse(&quarantine.replace("network: {quarantine: 1h}", text));
+        let drain = timeouts("rollout: {drainTimeout: 90s}").unwrap();
+        assert_eq!(drain.rollout.drain_timeout, SignedDuration::from_secs(90));
+        assert!(timeouts("rollout: {drainTimeout: 25h}").unwrap_err().contains("rollout.drainTimeout"));
+        assert!(timeouts("kvm: {hostTimeout: -5m}").unwrap_err().contains("kvm.hostTimeout"));
         assert!(parse(&quarantine.replace("1h", "-1s")).unwrap_err().contains("network.quarantine"));
     }
 }

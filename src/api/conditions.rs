@@ -79,6 +79,8 @@ pub enum Reason {
     CALost,
     /// No host takes a node; the message is the scheduler's.
     Unschedulable,
+    /// The host of a node with a volume is dead, as far as can be told from here.
+    HostDead,
     /// A host cannot get the image of a node; the message names it.
     ImageNotFound,
     /// A node's VM ends again and again; the message has its last words.
@@ -105,6 +107,7 @@ impl Reason {
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",
             Self::Unschedulable => "Unschedulable",
+            Self::HostDead => "HostDead",
             Self::ImageNotFound => "ImageNotFound",
             Self::VMFails => "VMFails",
             Self::Error => "Error",

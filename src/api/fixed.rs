@@ -1,4 +1,4 @@
-//! What of a spec may not change: one table, from which both the CEL rules and [`crate::cluster::valid`]'s verdict on an
+//! What of a spec may not change: tables from which both the CEL rules and [`crate::cluster::valid`]'s verdict on an
 //! update follow.
 //!
 //! Rules on the fields themselves would not run when a field comes or goes. These sit on `spec` and compare the value, or
@@ -28,12 +28,6 @@ pub enum Unset {
     Size(&'static str),
     /// This lifetime; `1h` equals `60m`.
     Lifetime(&'static str),
-    /// An empty set of texts.
-    Set,
-    /// An empty map.
-    Map,
-    /// That there is nothing, which no value equals.
-    Nothing,
 }
 
 const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
@@ -54,34 +48,21 @@ pub const ALWAYS: [Fixed; 10] = [
     fixed(&["pki", "ca", "ttl"], Unset::Lifetime("87600h")),
 ];
 
-// Fixed until nodes can be rolled, since a change would otherwise take effect unannounced, when a pod is lost.
-// To be deleted with the rollout: this table, its use in `rules::of_spec` and `valid::update`, and the version's own rule in
-// `rules::of_cluster` and `valid::update`.
-/// Fixed until nodes can be rolled.
-pub const UNTIL_ROLLOUT: [Fixed; 16] = [
-    fixed(&["kubernetes", "featureGates"], Unset::Map),
-    fixed(&["kubernetes", "apiServer", "extraArgs"], Unset::Map),
-    fixed(&["kubernetes", "apiServer", "oidc"], Unset::Nothing),
-    fixed(&["kubernetes", "apiServer", "audit", "policy"], Unset::Text("Metadata")),
-    fixed(&["kubernetes", "controllerManager", "extraArgs"], Unset::Map),
-    fixed(&["kubernetes", "scheduler", "extraArgs"], Unset::Map),
-    fixed(&["kubernetes", "kubelet", "extraArgs"], Unset::Map),
-    fixed(&["kubernetes", "proxy", "extraArgs"], Unset::Map),
-    fixed(&["provider", "kvm", "image"], Unset::Text("")),
-    fixed(&["provider", "kvm", "accelerator"], Unset::Text("Auto")),
-    fixed(&["controlPlane", "replicas"], Unset::Number(1)),
-    fixed(&["controlPlane", "machine", "cpus"], Unset::Number(2)),
-    fixed(&["controlPlane", "machine", "memory"], Unset::Size("4Gi")),
-    fixed(&["controlPlane", "machine", "disk"], Unset::Size("20Gi")),
-    fixed(&["controlPlane", "zones"], Unset::Set),
-    fixed(&["network", "overlay", "mtu"], Unset::Number(0)),
+/// Fixed for as long as the controller manager does not do what a change would ask for, and why.
+pub const FOR_NOW: [(Fixed, &str); 2] = [
+    (
+        fixed(&["controlPlane", "replicas"], Unset::Number(1)),
+        "is immutable for now: this version makes one control-plane node",
+    ),
+    (
+        fixed(&["network", "overlay", "mtu"], Unset::Number(0)),
+        "is immutable for now: this version does not set the overlay's MTU",
+    ),
 ];
 
 impl Fixed {
     /// Why a field of [`ALWAYS`] may not change.
     pub const FOR_GOOD: &'static str = "is immutable";
-    /// Why a field of [`UNTIL_ROLLOUT`] may not change.
-    pub const NOT_YET: &'static str = "is immutable for now: this version cannot roll nodes";
 
     /// The whole path, such as `spec.etcd.mode`.
     pub fn field(&self) -> String {
@@ -102,12 +83,6 @@ impl Fixed {
                 Unset::Number(number) => format!("({given} : {number})"),
                 Unset::Size(size) => format!("quantity({given} : '{size}')"),
                 Unset::Lifetime(lifetime) => format!("duration({given} : '{lifetime}')"),
-                Unset::Set => format!("({given} : [])"),
-                Unset::Map => format!("({given} : {{}})"),
-                Unset::Nothing => {
-                    let (has, value) = given.split_once(" ? ").unwrap_or((&given, whose));
-                    format!("({has} ? [{value}] : [])")
-                }
             }
         });
         match self.unset {
@@ -120,17 +95,9 @@ impl Fixed {
     pub fn value(&self, spec: &Value) -> Value {
         let found = self.path.iter().try_fold(spec, |value, step| value.get(step)).filter(|value| !value.is_null());
         match (found, self.unset) {
-            (Some(Value::Array(texts)), Unset::Set) => {
-                let mut texts = texts.clone();
-                texts.sort_by_key(|text| text.as_str().map(str::to_owned));
-                Value::Array(texts)
-            }
             (Some(value), _) => value.clone(),
             (None, Unset::Text(text) | Unset::Size(text) | Unset::Lifetime(text)) => json!(text),
             (None, Unset::Number(number)) => json!(number),
-            (None, Unset::Set) => json!([]),
-            (None, Unset::Map) => json!({}),
-            (None, Unset::Nothing) => Value::Null,
         }
     }
 }

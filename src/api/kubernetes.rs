@@ -13,12 +13,12 @@ use super::{flags, rules};
 #[serde(rename_all = "camelCase")]
 pub struct KubernetesSpec {
     /// Version, such as `v1.36.3`; one of the operator's image catalogue. Default: the catalogue's default at creation.
-    /// Changing it, to a later patch or the next minor: rolls the control plane, then the pools. Immutable for now.
+    /// Changing it, to a later patch or the next minor: rolls the control plane, then the pools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^v[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$"), length(max = 16))]
     pub version: Option<String>,
     /// Feature gates of every component, by name; at most 64. Default: none but Kubernetes' own defaults.
-    /// Changing them: rolls the control plane and the pools. Immutable for now.
+    /// Changing them: rolls the control plane and the pools.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(validation = rules::feature_gate_names())]
@@ -43,19 +43,19 @@ pub struct KubernetesSpec {
     #[serde(default)]
     #[x_kube(validation = rules::owned_flags(flags::API_SERVER))]
     pub api_server: ApiServerSpec,
-    /// kube-controller-manager. Changing it: rolls the control plane. Immutable for now.
+    /// kube-controller-manager. Changing it: rolls the control plane.
     #[serde(default)]
     #[x_kube(validation = rules::owned_flags(flags::CONTROLLER_MANAGER))]
     pub controller_manager: ComponentSpec,
-    /// kube-scheduler. Changing it: rolls the control plane. Immutable for now.
+    /// kube-scheduler. Changing it: rolls the control plane.
     #[serde(default)]
     #[x_kube(validation = rules::owned_flags(flags::SCHEDULER))]
     pub scheduler: ComponentSpec,
-    /// kubelet, on every node. Changing it: rolls the control plane and the pools. Immutable for now.
+    /// kubelet, on every node. Changing it: rolls the control plane and the pools.
     #[serde(default)]
     #[x_kube(validation = rules::owned_flags(flags::KUBELET))]
     pub kubelet: ComponentSpec,
-    /// kube-proxy, on every node. Changing it: rolls the control plane and the pools. Immutable for now.
+    /// kube-proxy, on every node. Changing it: rolls the control plane and the pools.
     #[serde(default)]
     #[x_kube(validation = rules::owned_flags(flags::PROXY))]
     pub proxy: ComponentSpec,
@@ -77,15 +77,15 @@ pub struct ComponentSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ApiServerSpec {
     /// Flags by name without dashes, such as `v: "4"`; at most 32. What Giantnetes sets itself is refused. Default: none.
-    /// Changing them: rolls the control plane. Immutable for now.
+    /// Changing them: rolls the control plane.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, FlagValue>", extend("maxProperties" = 32))]
     #[x_kube(validation = rules::flag_names())]
     pub extra_args: BTreeMap<String, String>,
-    /// Users of an OpenID Connect issuer. Default: none. Changing it: rolls the control plane. Immutable for now.
+    /// Users of an OpenID Connect issuer. Default: none. Changing it: rolls the control plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oidc: Option<OidcSpec>,
-    /// The audit log. Changing it: rolls the control plane. Immutable for now.
+    /// The audit log. Changing it: rolls the control plane.
     #[serde(default)]
     pub audit: AuditSpec,
 }

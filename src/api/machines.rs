@@ -23,12 +23,12 @@ pub struct ProviderSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct KvmSpec {
     /// Entry of the operator's image catalogue. Default: the entry that is named like the version.
-    /// Changing it: rolls the control plane, then the pools. Immutable for now.
+    /// Changing it: rolls the control plane, then the pools.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"), length(max = 63))]
     pub image: Option<String>,
     /// How guest instructions are run. `Auto` (default) uses KVM where a probe guest started on it and TCG, QEMU's
-    /// translator, elsewhere. Changing it: rolls the control plane and the pools. Immutable for now.
+    /// translator, elsewhere. Changing it: rolls the control plane and the pools.
     #[serde(skip_serializing_if = "Accelerator::is_default")]
     pub accelerator: Accelerator,
 }
@@ -60,11 +60,11 @@ pub struct ControlPlaneSpec {
     #[schemars(range(min = 1, max = 5))]
     #[x_kube(validation = rules::odd_replicas())]
     pub replicas: Option<i32>,
-    /// Size of each machine. Changing it: rolls the control plane. Immutable for now.
+    /// Size of each machine. Changing it: rolls the control plane.
     #[serde(default)]
     pub machine: MachineSpec,
     /// Zones (values of the hosts' label `giantnetes.io/zone`) that the nodes run in; at most 16. Default: those of the
-    /// operator's settings. Changing them: rolls the control plane. Immutable for now.
+    /// operator's settings. Changing them: rolls the control plane.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<LabelValue>", length(max = 16), inner(length(min = 1)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

@@ -37,6 +37,20 @@ pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 /// Annotation on a worker's ConfigMap and VM pod: its place on the overlay, a number. Kept as long as one of them is there.
 pub const PLACE_ANNOTATION: &str = "giantnetes.io/place";
 
+/// Annotation on a Cluster: when (RFC 3339) its user last asked to replace all its nodes.
+pub const ROLL_ANNOTATION: &str = "giantnetes.io/roll";
+/// Annotation on a VM pod: hash of what of the spec its node was made for. Another one makes the node outdated.
+pub const NODE_WISH_ANNOTATION: &str = "giantnetes.io/node-wish";
+/// Annotation on a VM pod: since when (RFC 3339) its node is meant to be replaced or removed.
+pub const LEAVING_SINCE_ANNOTATION: &str = "giantnetes.io/leaving-since";
+/// Annotation on a VM pod: why its node is meant to be replaced or removed, for people.
+pub const LEAVING_FOR_ANNOTATION: &str = "giantnetes.io/leaving-for";
+/// Annotation on a worker's ConfigMap: the host that it was given up with. Another worker takes its part, and it never comes
+/// back.
+pub const LOST_ANNOTATION: &str = "giantnetes.io/lost-with";
+/// Annotation on a Node inside a guest: it is we who cordoned it; the value is the UID of the VM pod that was to go.
+pub const CORDONED_ANNOTATION: &str = "giantnetes.io/cordoned-for";
+
 /// The finalizer on a Cluster; removed only when every trace of the guest was seen to be gone.
 pub const CLUSTER_FINALIZER: &str = "giantnetes.io/cluster";
 
@@ -48,6 +62,9 @@ pub const MASTER_SERVICE: &str = "master";
 
 /// Name of the headless Service that lists a guest's VM pods: how they find each other.
 pub const NODES_SERVICE: &str = "nodes";
+
+/// Name of the PodDisruptionBudget over a guest's VM pods.
+pub const BUDGET: &str = "nodes";
 
 /// TCP port of a guest's API: in the VM, on the VM pod and on the Service.
 pub const API_PORT: u16 = 6443;

@@ -1,12 +1,12 @@
 //! The CEL rules of the CRD, and the patterns that fields share. [`crate::cluster::valid`] repeats every one of them.
 //!
 //! Rules about one field sit on it. Rules about several sit on `spec`, those that need the status on the root. What is
-//! fixed, for good or until nodes can be rolled, is a table in [`super::fixed`].
+//! fixed, for good or for now, is a table in [`super::fixed`].
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::ValidationRule;
 use kube::core::{Message, Rule};
 
-use super::fixed::{ALWAYS, Fixed, UNTIL_ROLLOUT};
+use super::fixed::{ALWAYS, FOR_NOW, Fixed};
 
 /// An amount of bytes, without fractions.
 pub(super) const SIZE: &str = "^[0-9]{1,15}(Ki|Mi|Gi|Ti|k|M|G|T)?$";
@@ -130,32 +130,34 @@ pub(super) fn of_cluster() -> Vec<ValidationRule> {
     let before = format!("({} : ({status}))", given("oldSelf", &["spec", "kubernetes", "version"]));
     let after = format!("({} : ({status}))", given("self", &["spec", "kubernetes", "version"]));
     // Numbers of the versions before and after; a version that is not pinned yet has no before.
-    let compare = |holds: &str| {
+    let compare = |before: &str, holds: &str| {
         let numbers = |version: &str| format!("[{version}.substring(1).split('.').map(number, int(number))]");
         format!(
             "{before} == '' || {after} == '' || {}.all(new, {}.all(old, {holds}))",
             numbers(&after),
-            numbers(&before)
+            numbers(before)
         )
     };
+    let no_minor_skipped = "new[0] < old[0] || (new[0] == old[0] && new[1] <= old[1] + 1)";
     let version = ".spec.kubernetes.version";
     vec![
         rule("size(self.metadata.name) <= 52", "metadata.name must have at most 52 characters", None),
         rule("!self.metadata.name.contains('.')", "metadata.name must be a DNS label: without dots", None),
         rule(
             &compare(
+                &before,
                 "new[0] > old[0] || (new[0] == old[0] && (new[1] > old[1] || (new[1] == old[1] && new[2] >= old[2])))",
             ),
             "must not go back to an older version",
             Some(version),
         ),
+        rule(&compare(&before, no_minor_skipped), "must not skip a minor version", Some(version)),
+        // The next minor may be asked for when the control plane has arrived at this one.
         rule(
-            &compare("new[0] < old[0] || (new[0] == old[0] && new[1] <= old[1] + 1)"),
-            "must not skip a minor version",
+            &compare(&format!("({status})"), no_minor_skipped),
+            "must not skip a minor version: the control plane is still replaced for the one before",
             Some(version),
         ),
-        // Immutable for now; see `fixed::UNTIL_ROLLOUT`.
-        rule(&format!("{before} == {after}"), Fixed::NOT_YET, Some(version)),
     ]
 }
 
@@ -189,7 +191,7 @@ pub(super) fn of_spec() -> Vec<ValidationRule> {
         Some(".controlPlane.replicas"),
     ));
     rules.extend(ALWAYS.iter().map(|fixed| rule(&fixed.cel(), Fixed::FOR_GOOD, Some(&fixed.field_path()))));
-    rules.extend(UNTIL_ROLLOUT.iter().map(|fixed| rule(&fixed.cel(), Fixed::NOT_YET, Some(&fixed.field_path()))));
+    rules.extend(FOR_NOW.iter().map(|(fixed, why)| rule(&fixed.cel(), why, Some(&fixed.field_path()))));
     rules
 }
 

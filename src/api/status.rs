@@ -21,10 +21,17 @@ pub struct ClusterStatus {
     /// Image of the guest's VM pods. Pinned, as the version is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Entry of the image catalogue that the image was taken from, if it is not the one that is named like the version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_entry: Option<String>,
+    /// The `giantnetes roll` that the image was pinned with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_at: Option<String>,
     /// Provider of the nodes: `kvm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
-    /// Kubernetes version of the guest. Pinned: a newer controller manager alone changes no guest.
+    /// Kubernetes version of the guest's control plane. Pinned: a newer controller manager alone changes no guest. While nodes are
+    /// replaced for another version it is the one before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub version: Option<String>,
@@ -43,7 +50,8 @@ pub struct ClusterStatus {
     /// Nodes that the guest's API lists, `ready/all`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<String>,
-    /// One word for people, derived from the conditions: Pending, Provisioning, Ready, Degraded or Deleting.
+    /// One word for people, derived from the conditions: Pending, Provisioning, Ready, Updating, Degraded, Paused or
+    /// Deleting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// What the guest waits for, or what is wrong.

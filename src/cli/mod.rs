@@ -4,6 +4,7 @@ mod describe;
 mod device_plugin;
 mod kubeconfig;
 mod plan;
+mod roll;
 mod run;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -57,6 +58,8 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Replace all nodes of a guest cluster, one at a time.
+    Roll(roll::RollArgs),
     /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
     Probe {
         /// Say instead what a VM with `accelerator: Auto` would run on here, and why.
@@ -97,6 +100,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::Plan(args) => plan::plan(&args).await,
         Command::Describe(args) => describe::describe(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
+        Command::Roll(args) => roll::roll(&args).await,
         Command::Probe { choose: true, node, user, .. } => {
             let choice = accelerator::choose(Accelerator::Auto, &NodeImage::in_folder(&node), user).await?;
             println!("{}: {}", choice.accel, choice.reason);

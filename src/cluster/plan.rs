@@ -2,7 +2,7 @@
 
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
-use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterReports};
+use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterReports, valid::Version};
 use crate::{
     api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
     kvm::PoolFacts,
@@ -66,8 +66,9 @@ pub struct Observed<'a> {
 
 /// The status that follows.
 pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
-    let Observed { identity, generation, old, valid, reports, .. } = observed;
+    let Observed { identity, generation, old, reports, .. } = observed;
     let conditions = conditions(observed, now);
+    let version = version(observed);
     let network = reports.network.as_ref().and_then(Report::facts);
     let kvm = reports.kvm.as_ref().and_then(Report::facts);
     let pki = reports.pki.as_ref().and_then(Report::facts);
@@ -75,10 +76,14 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         observed_generation: Some(*generation),
         id: Some(identity.id.clone()),
         namespace_uid: old.namespace_uid.clone().or_else(|| observed.namespace_uid.clone()),
-        image: valid.as_ref().ok().map(|valid| valid.version.image.clone()).or_else(|| old.image.clone()),
+        image: version.map(|version| version.image.clone()).or_else(|| old.image.clone()),
+        image_entry: version.map_or_else(
+            || old.image_entry.clone(),
+            |version| Some(version.entry.clone()).filter(|entry| *entry != version.name),
+        ),
+        rolled_at: version.and_then(|version| version.roll.clone()).or_else(|| old.rolled_at.clone()),
         provider: Some("kvm".into()),
-        // Pinned at the first look; a version that is no longer valid stays what the guest runs.
-        version: valid.as_ref().ok().map(|valid| valid.version.name.clone()).or_else(|| old.version.clone()),
+        version: version.map(|version| version.name.clone()).or_else(|| old.version.clone()),
         vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
         certificates_renew_at: pki
@@ -91,6 +96,18 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         phase: Some(phase(observed, &conditions).into()),
         message: message(&conditions),
         conditions,
+    }
+}
+
+/// The version to pin: the wanted one at the first look, and later what the control plane runs, so that the next minor can be
+/// asked for only when it has arrived at this one. None: what was pinned stays.
+fn version<'a>(observed: &'a Observed) -> Option<&'a Version> {
+    let wanted = observed.valid.as_ref().ok().map(|valid| &valid.version);
+    match &observed.reports.kvm {
+        _ if observed.old.version.is_none() => wanted,
+        // No provider: nothing runs anything.
+        Some(Report::Pending { .. }) => wanted,
+        report => report.as_ref().and_then(Report::facts)?.runs.as_ref(),
     }
 }
 
@@ -209,11 +226,21 @@ fn phase(observed: &Observed, conditions: &[Condition]) -> &'static str {
         "Degraded"
     } else if holds(ConditionType::Ready) {
         "Ready"
+    } else if is_updating(observed) {
+        "Updating"
     } else if observed.reports == &ClusterReports::default() {
         "Pending"
     } else {
         "Provisioning"
     }
+}
+
+/// Whether nodes are being replaced or removed. It lasts until all is ready again.
+fn is_updating(observed: &Observed) -> bool {
+    let ClusterReports { kvm, pools, .. } = observed.reports;
+    kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.changing)
+        || pools.as_ref().and_then(Report::facts).is_some_and(|facts| facts.changing)
+        || observed.old.phase.as_deref() == Some("Updating")
 }
 
 fn message(conditions: &[Condition]) -> Option<String> {
@@ -239,9 +266,12 @@ mod tests {
                 endpoint: Some("https://10.0.0.1:6443".into()),
             })),
             pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()) })),
-            kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1 })),
+            kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1, ..KvmFacts::default() })),
             pools: Some(Report::Ready(PoolFacts::default())),
-            guest: Some(Report::Ready(GuestFacts { nodes: NodeCounts { ready: 1, total: 1 } })),
+            guest: Some(Report::Ready(GuestFacts {
+                nodes: NodeCounts { ready: 1, total: 1 },
+                ..GuestFacts::default()
+            })),
         }
     }
 
@@ -299,12 +329,74 @@ mod tests {
         };
         let yes = || "True".to_owned();
         assert_eq!(of(Report::Ready(PoolFacts::default())), (yes(), "no node pools".into(), yes()));
-        assert_eq!(of(Report::Ready(PoolFacts { ready: 2, wanted: 2 })), (yes(), String::new(), yes()));
-        let facts = Some(PoolFacts { ready: 1, wanted: 2 });
+        assert_eq!(
+            of(Report::Ready(PoolFacts { ready: 2, wanted: 2, changing: false })),
+            (yes(), String::new(), yes())
+        );
+        let facts = Some(PoolFacts { ready: 1, wanted: 2, changing: false });
         let waiting = Report::Waiting { what: "VM pod a-1: no host".into(), facts };
         let message = "1/2 workers are ready; waits for VM pod a-1: no host".to_owned();
         // The guest is there without them.
         assert_eq!(of(waiting), ("False".into(), message, yes()));
+    }
+
+    #[test]
+    fn nodes_that_are_replaced_make_it_an_update_until_all_is_ready() {
+        let facts = KvmFacts { ready: 1, wanted: 1, changing: true, runs: None };
+        let what = "node master-0: being replaced (it is outdated)".to_owned();
+        let changing = Some(Report::Waiting { what: what.clone(), facts: Some(facts) });
+        let updating = status_of(&ClusterReports { kvm: changing, ..good() }, None);
+        assert_eq!(updating.phase.as_deref(), Some("Updating"));
+        let progressing = condition(&updating, "Progressing");
+        assert!(progressing.status == "True" && progressing.message.contains(&what), "{progressing:?}");
+        let reports = ClusterReports { pools: Some(Report::waiting("VM pod a-0 to start")), ..good() };
+        assert_eq!(succeeding(&updating, &reports, json!({})).phase.as_deref(), Some("Updating"));
+        assert_eq!(succeeding(&updating, &good(), json!({})).phase.as_deref(), Some("Ready"));
+    }
+
+    fn succeeding(old: &ClusterStatus, reports: &ClusterReports, spec: serde_json::Value) -> ClusterStatus {
+        let mut cluster = crate::testing::cluster(spec);
+        cluster.status = Some(old.clone());
+        let mut settings = crate::testing::settings();
+        settings.kubernetes.images.insert("v1.36.4".into(), "new".into());
+        let checked = Valid::new(&cluster, &settings).unwrap();
+        let identity = checked.identity.clone();
+        let observed = Observed {
+            identity: &identity,
+            generation: 4,
+            old,
+            valid: &Ok(checked),
+            reports,
+            deleting: None,
+            namespace_uid: None,
+            failure: None,
+        };
+        status(&observed, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_pinned_version_follows_the_control_plane() {
+        let pinned = |status: &ClusterStatus| (status.version.clone().unwrap(), status.image.clone().unwrap());
+        let first = status_of(&good(), None);
+        let next = json!({"kubernetes": {"version": "v1.36.4"}});
+        // Reported for the version before, or while it is replaced.
+        let old = succeeding(&first, &good(), next.clone());
+        assert_eq!(pinned(&old), pinned(&first));
+        let runs = |version: Version| {
+            let facts = KvmFacts { runs: Some(version), ..KvmFacts::default() };
+            ClusterReports { kvm: Some(Report::Ready(facts)), ..good() }
+        };
+        let version = |name: &str, image: &str| Version {
+            name: name.into(),
+            image: image.into(),
+            entry: name.into(),
+            roll: None,
+        };
+        let new = succeeding(&old, &runs(version("v1.36.4", "new")), next.clone());
+        assert_eq!((pinned(&new), new.image_entry.clone()), (("v1.36.4".into(), "new".into()), None));
+        let debug = Version { entry: "debug".into(), roll: Some("now".into()), ..version("v1.36.4", "other") };
+        let new = succeeding(&new, &runs(debug), next);
+        assert_eq!((new.image_entry.as_deref(), new.rolled_at.as_deref()), (Some("debug"), Some("now")));
     }
 
     #[test]

@@ -9,18 +9,15 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Map, Value, json};
 
-use crate::{
-    api::names,
-    cluster::{Valid, valid::NodePool},
-};
+use crate::{api::names, cluster::valid::NodePool};
 
 /// Annotation of a worker's Node inside the guest: labels and taints that its pool gave it.
 pub const DRESS_ANNOTATION: &str = "giantnetes.io/pool-gave";
 
 /// Patches of Nodes whose pool has changed, by node. With the resourceVersion that was seen, since the whole list of taints
 /// is written.
-pub fn changes(nodes: &[Node], cluster: &Valid) -> Vec<(String, Value)> {
-    let pools: BTreeMap<_, _> = cluster.workers().map(|(pool, node)| (node, pool)).collect();
+pub fn changes(nodes: &[Node], workers: &[(&NodePool, String)]) -> Vec<(String, Value)> {
+    let pools: BTreeMap<_, _> = workers.iter().map(|(pool, node)| (node, *pool)).collect();
     let change = |node: &Node| {
         let name = node.metadata.name.clone()?;
         let ours = node.metadata.labels.as_ref()?.contains_key(names::POOL_LABEL);
@@ -66,7 +63,11 @@ fn change(node: &Node, pool: &NodePool) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::valid;
+    use crate::{cluster::Valid, kvm, testing::valid};
+
+    fn changes(nodes: &[Node], cluster: &Valid) -> Vec<(String, Value)> {
+        super::changes(nodes, &kvm::plan::workers(cluster, &[]))
+    }
 
     fn pool(labels: Value, taints: Value) -> Valid {
         valid(json!({"nodePools": [{"name": "a", "labels": labels, "taints": taints}]}))

@@ -2,21 +2,27 @@
 //!
 //! - [`addons`]: what runs in every guest's pods; pure
 //! - [`client`]: a connection with a short-lived certificate
+//! - `drain`: cordons and drains workers that are to go, and opens those that are back
 //! - [`dress`]: labels and taints of pools on their Nodes; pure
 //! - [`plan`]: the objects that every guest gets; pure
 //! - [`reconcile`]: the effects
 
 pub mod addons;
 pub mod client;
+mod drain;
 pub mod dress;
 pub mod plan;
 pub mod reconcile;
 
+use std::collections::BTreeMap;
+
 use crate::api::NodeCounts;
 
 /// What the guest operator tells the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestFacts {
     /// Nodes that the guest's API lists.
     pub nodes: NodeCounts,
+    /// Workers that are leaving, by the UID of their VM pod: which pods have yet to go elsewhere (`namespace/name`).
+    pub drains: BTreeMap<String, Vec<String>>,
 }

@@ -42,11 +42,23 @@ pub fn bindings() -> Vec<ClusterRoleBinding> {
 }
 
 /// Counts nodes.
-pub fn count(nodes: &[Node]) -> NodeCounts {
-    NodeCounts { ready: nodes.iter().filter(|node| is_ready(node)).count(), total: nodes.len() }
+pub fn count<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> NodeCounts {
+    let each = nodes.into_iter().map(is_ready);
+    each.fold(NodeCounts::default(), |all, ready| NodeCounts {
+        ready: all.ready + usize::from(ready),
+        total: all.total + 1,
+    })
 }
 
-fn is_ready(node: &Node) -> bool {
+/// Nodes that a guest is to have: not those of workers that are wanted no more, or were given up with their host.
+pub fn wanted<'a>(nodes: &'a [Node], is_wanted: impl Fn(&str) -> bool) -> Vec<&'a Node> {
+    let of_pool =
+        |node: &Node| node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::POOL_LABEL));
+    let named = |node: &Node| is_wanted(node.metadata.name.as_deref().unwrap_or_default());
+    nodes.iter().filter(|node| !of_pool(node) || named(node)).collect()
+}
+
+pub(super) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }
@@ -116,6 +128,14 @@ mod tests {
         let tainted = [node("master-0", None, json!([ours, not_ready]))];
         assert!(retaint(&tainted, true).is_empty());
         assert_eq!(retaint(&tainted, false)[0].1["spec"]["taints"], json!([not_ready]));
+    }
+
+    #[test]
+    fn a_node_that_was_given_up_is_not_waited_for() {
+        let nodes =
+            [node("master-0", None, json!([])), node("a-0", Some("a"), json!([])), node("theirs", None, json!([]))];
+        assert_eq!(count(wanted(&nodes, |name| name == "a-0")).total, 3);
+        assert_eq!(count(wanted(&nodes, |name| name == "a-1")).total, 2);
     }
 
     #[test]

@@ -24,11 +24,11 @@ use super::{
     GuestFacts,
     addons::{self, Bundle, BundleError, Record},
     client::{self, ConnectError},
-    dress, plan,
+    drain, dress, plan,
 };
 use crate::{
     api::{Reason, names},
-    cluster::{Blames, ClusterKey, Report, Valid},
+    cluster::{Blames, ClusterKey, Report, Valid, valid::NodePool},
     context::{Context, Target},
     runtime::{
         CallError,
@@ -145,10 +145,14 @@ impl GuestOperator {
             .await
             .map_err(Error::Nodes)?
             .items;
-        self.tend(&client, valid, &nodes).await.map_err(Error::Nodes)?;
-        let expected = 1 + valid.workers().count();
-        let nodes = plan::count(&nodes);
-        let facts = GuestFacts { nodes };
+        let workers = self.context.workers(valid);
+        self.tend(&client, valid, &workers, &nodes).await.map_err(Error::Nodes)?;
+        let drains =
+            drain::tend(&client, &self.context.vm_pods(&valid.identity), &nodes).await.map_err(Error::Nodes)?;
+        let expected = 1 + workers.len();
+        let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
+        let facts = GuestFacts { nodes: plan::count(&nodes), drains };
+        let nodes = plan::count(plan::wanted(&nodes, wanted));
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
         let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));
@@ -156,7 +160,7 @@ impl GuestOperator {
             let what = "the guest's default service account".into();
             return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
         }
-        let waiting = |what| Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(POLL.0)));
+        let waiting = |what| Ok((Report::Waiting { what, facts: Some(facts.clone()) }, Outcome::After(POLL.0)));
         if nodes.total < expected || nodes.ready < nodes.total {
             return waiting(match expected.saturating_sub(nodes.total) {
                 0 => format!("nodes to be Ready ({nodes})"),
@@ -166,7 +170,8 @@ impl GuestOperator {
         if let Some(what) = unready_add_on(&client).await? {
             return waiting(what);
         }
-        Ok((Report::Ready(facts), Outcome::After(POLL.1)))
+        let pause = if facts.drains.is_empty() { POLL.1 } else { POLL.0 };
+        Ok((Report::Ready(facts), Outcome::After(pause)))
     }
 
     /// Applies the add-ons of the control plane's VM image, once for each time that one comes up with others.
@@ -200,7 +205,13 @@ impl GuestOperator {
     }
 
     /// Gives Nodes what kubelets may not give themselves, and removes those of workers that are no more.
-    async fn tend(&self, client: &Client, valid: &Valid, nodes: &[Node]) -> Result<(), CallError> {
+    async fn tend(
+        &self,
+        client: &Client,
+        valid: &Valid,
+        workers: &[(&NodePool, String)],
+        nodes: &[Node],
+    ) -> Result<(), CallError> {
         let api = Api::<Node>::all(client.clone());
         let params = PatchParams::default();
         for name in plan::unlabelled(nodes) {
@@ -208,7 +219,7 @@ impl GuestOperator {
             call("label", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await?;
         }
         let taints = plan::retaint(nodes, !valid.pools.is_empty());
-        for (name, patch) in taints.into_iter().chain(dress::changes(nodes, valid)) {
+        for (name, patch) in taints.into_iter().chain(dress::changes(nodes, workers)) {
             match call("patch", format!("Node {name}"), api.patch(&name, &params, &Patch::Merge(patch))).await {
                 // Changed in the meantime, by the label above for one: the next look has what is now.
                 Err(error) if error.status() == Some(409) => {}
@@ -216,7 +227,7 @@ impl GuestOperator {
                 Ok(_) => {}
             }
         }
-        let wanted: HashSet<_> = valid.workers().map(|(_, node)| node).collect();
+        let wanted: HashSet<_> = workers.iter().map(|(_, node)| node.as_str()).collect();
         let pods = self.context.vm_pods(&valid.identity);
         let has_pod = |name: &str| pods.iter().any(|pod| pod.metadata.name.as_deref() == Some(name));
         for node in plan::gone(nodes, |name| wanted.contains(name) || has_pod(name)) {

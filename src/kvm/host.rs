@@ -1,16 +1,18 @@
-//! Which hosts offer KVM: what the cache keeps of the management cluster's Nodes.
+//! Hosts: Nodes of the management cluster, as far as the VMs on them are concerned. Of a whole Node the cache keeps this.
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    ClusterResourceScope, Metadata, Resource,
-    api::core::v1::{Pod, Taint},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    ClusterResourceScope, Metadata, Resource, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::{Deserialize, Serialize};
 
 use super::pod;
 use crate::api::names;
 
-/// A Node of the management cluster with the few fields that we read.
+/// Taint by which people say that a host is off for certain, and its volumes may be attached elsewhere.
+pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
+
+/// A Node with the few fields that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     /// As in any object.
@@ -23,19 +25,33 @@ pub struct Host {
     pub status: HostStatus,
 }
 
-/// The few fields of a Node's specification that we read.
+/// The few fields of a Node's spec that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HostSpec {
-    /// What keeps pods away.
+    /// Whether it is cordoned.
+    pub unschedulable: bool,
+    /// Its taints.
+    pub taints: Vec<HostTaint>,
+}
+
+/// A taint of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostTaint {
+    /// Its key.
+    pub key: String,
+    /// What it does to pods that do not tolerate it.
     #[serde(default)]
-    pub taints: Vec<Taint>,
+    pub effect: String,
 }
 
 /// The few fields of a Node's status that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HostStatus {
+    /// Conditions, `Ready` among them.
+    pub conditions: Vec<HostCondition>,
     /// What it has for pods.
-    #[serde(default)]
     pub allocatable: Allocatable,
 }
 
@@ -45,6 +61,20 @@ pub struct Allocatable {
     /// How many VM pods may use KVM, a number; empty where nobody offers it.
     #[serde(rename = "giantnetes.io/kvm", default)]
     pub kvm: String,
+}
+
+/// A condition of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostCondition {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Since when it is so.
+    #[serde(default)]
+    pub last_transition_time: Option<Timestamp>,
 }
 
 impl Resource for Host {
@@ -68,6 +98,17 @@ impl Metadata for Host {
     }
 }
 
+/// How a host is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostState {
+    /// Nothing new may come to it, so what is on it has to go.
+    pub cordoned: bool,
+    /// Since when its kubelet is silent or unwell. None: it is well, as far as is known.
+    pub silent_since: Option<Timestamp>,
+    /// Whether people say that it is off for certain.
+    pub out_of_service: bool,
+}
+
 impl Host {
     /// Whether this host offers KVM to `pod`: VM pods tolerate no taint, and some are kept to zones.
     pub fn offers_kvm(&self, pod: &Pod) -> bool {
@@ -75,6 +116,25 @@ impl Host {
         let is_open = self.spec.taints.iter().all(|taint| taint.effect == "PreferNoSchedule");
         let zone = self.metadata.labels.as_ref().and_then(|labels| labels.get(names::ZONE_LABEL));
         offers && is_open && pod::zones(pod).is_none_or(|zones| zone.is_some_and(|zone| zones.contains(zone)))
+    }
+
+    /// How it is. One that has not said anything yet is taken to be well.
+    pub fn state(&self) -> HostState {
+        let ready = self.status.conditions.iter().find(|condition| condition.type_ == "Ready");
+        let silent = ready.filter(|condition| condition.status != "True");
+        HostState {
+            cordoned: self.spec.unschedulable,
+            silent_since: silent.and_then(|condition| condition.last_transition_time),
+            out_of_service: self.spec.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE_TAINT),
+        }
+    }
+}
+
+impl HostState {
+    /// Whether what is on it is given up at `now`, or after which time it would be. None: it is well.
+    pub fn gives_up_in(&self, now: Timestamp, timeout: SignedDuration) -> Option<SignedDuration> {
+        let silent = now.duration_since(self.silent_since?);
+        Some((timeout - silent).max(SignedDuration::ZERO))
     }
 }
 
@@ -114,5 +174,30 @@ mod tests {
         let cordoned = json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]);
         assert!(!host("a", "1", cordoned).offers_kvm(&anywhere));
         assert!(host("a", "1", json!([{"key": "x", "effect": "PreferNoSchedule"}])).offers_kvm(&anywhere));
+    }
+
+    #[test]
+    fn a_host_is_dead_when_it_was_silent_for_long() {
+        let host = |ready: &str| -> Host {
+            serde_json::from_value(json!({
+                "metadata": {"name": "h", "labels": {"a": "b"}},
+                "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": OUT_OF_SERVICE_TAINT, "effect": "NoExecute"}]},
+                "status": {
+                    "images": [{"names": ["x"]}],
+                    "conditions": [
+                        {"type": "DiskPressure", "status": "False", "lastTransitionTime": "2026-10-01T00:00:00Z"},
+                        {"type": "Ready", "status": ready, "lastTransitionTime": "2026-10-01T00:00:00Z"},
+                    ],
+                },
+            }))
+            .unwrap()
+        };
+        let (five, at) = (SignedDuration::from_mins(5), |time: &str| time.parse::<Timestamp>().unwrap());
+        let state = host("Unknown").state();
+        assert!(state.out_of_service && !state.cordoned);
+        assert_eq!(state.gives_up_in(at("2026-10-01T00:02:00Z"), five), Some(SignedDuration::from_mins(3)));
+        assert_eq!(state.gives_up_in(at("2026-10-01T01:00:00Z"), five), Some(SignedDuration::ZERO));
+        assert_eq!(host("True").state().gives_up_in(at("2026-10-01T01:00:00Z"), five), None);
+        assert_eq!(Host::default().state(), HostState::default());
     }
 }

@@ -2,16 +2,22 @@
 //!
 //! - [`plan`]: the objects of a node, and which workers there should be; pure
 //! - [`pod`]: the VM pod's specification
-//! - [`host`]: which hosts offer KVM
-//! - [`vm_pod`]: the slim type that the cache keeps of it
-//! - [`reconcile`]: the effects; `workers`: those of node pools
+//! - [`vm_pod`]: the slim type that the cache keeps of it; [`host`]: that of the hosts
+//! - [`reconcile`]: the effects; `workers`: those of node pools; `leave`: nodes that are replaced or
+//!   removed; `lost`: those whose host is dead
+//! - `survey`: what decisions need, as the cache has it
 
 pub mod host;
+mod leave;
+mod lost;
 pub mod plan;
 pub mod pod;
 pub mod reconcile;
+mod survey;
 pub mod vm_pod;
 mod workers;
+
+use crate::cluster::valid::Version;
 
 /// What the kvm operator tells the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +26,10 @@ pub struct KvmFacts {
     pub ready: usize,
     /// Control-plane VM pods that should be.
     pub wanted: usize,
+    /// What all of them run, if they are ready and current.
+    pub runs: Option<Version>,
+    /// Whether one is being replaced, or has to be.
+    pub changing: bool,
 }
 
 /// What the kvm operator tells of node pools.
@@ -29,4 +39,6 @@ pub struct PoolFacts {
     pub ready: usize,
     /// Workers that should be.
     pub wanted: usize,
+    /// Whether one is being replaced or removed, or has to be.
+    pub changing: bool,
 }

@@ -7,8 +7,15 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+    api::{
+        core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
 use serde_json::json;
 
@@ -24,6 +31,7 @@ use crate::{
         places::Place,
     },
     node_config::{self, NodeConfig, RENDER_REVISION, cloud_init},
+    rollout::wish,
     runtime::apply::hash,
     settings::Settings,
     supervisor::config::{self, OverlayConfig, PeersConfig, VmConfig},
@@ -71,9 +79,10 @@ pub fn control_plane_node(cluster: &Valid, index: u32, around: Surroundings) -> 
     } else {
         cluster.control_plane.zones.iter().map(Zone::as_str).collect()
     };
-    let wish = wish(cluster, &config, &zones);
+    let (hash, wish) = (rendered(cluster, &config, &zones), wish::control_plane(cluster));
     let machine = cluster.control_plane.machine;
-    let pod = pod::vm_pod(cluster, &NodePod { node: &node, machine, zones, worker: None, wish: &wish }, around);
+    let of = NodePod { node: &node, machine, zones, worker: None, hash: &hash, wish: &wish };
+    let pod = pod::vm_pod(cluster, &of, around);
     Ok(NodeObjects { claim: Some(etcd_claim(cluster, &node, &cluster.etcd)), config, pod })
 }
 
@@ -99,14 +108,30 @@ pub fn worker_node(
     // Labels and taints are given at registration; a change of them replaces no node.
     let bare = NodePool { labels: BTreeMap::new(), taints: Vec::new(), ..pool.clone() };
     let zones: Vec<_> = pool.zones.iter().map(Zone::as_str).collect();
-    let wish = wish(cluster, &render(&bare)?, &zones);
-    let worker = Some((pool, place));
-    let pod = pod::vm_pod(cluster, &NodePod { node, machine: pool.machine, zones, worker, wish: &wish }, around);
+    let (hash, wish) = (rendered(cluster, &render(&bare)?, &zones), wish::worker(cluster, pool));
+    let of = NodePod { node, machine: pool.machine, zones, worker: Some((pool, place)), hash: &hash, wish: &wish };
+    let pod = pod::vm_pod(cluster, &of, around);
     Ok(NodeObjects { claim: None, config, pod })
 }
 
-/// The hash over all that is rendered for a node: it says whether the node must be replaced.
-fn wish(cluster: &Valid, config: &ConfigMap, zones: &[&str]) -> String {
+/// What refuses evictions of VM pods: whoever drains a host cordons it first, and then the nodes on it are moved one by one.
+/// `nodes` is how many there should be. A number and no share of them: the pods have no controller with a scale.
+pub fn budget(cluster: &Valid, nodes: usize) -> PodDisruptionBudget {
+    let selector = [(names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone())].into();
+    PodDisruptionBudget {
+        metadata: metadata(cluster, names::BUDGET.into()),
+        spec: Some(PodDisruptionBudgetSpec {
+            min_available: Some(IntOrString::Int(i32::try_from(nodes).unwrap_or(i32::MAX))),
+            selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
+/// The hash over all that is rendered for a node. Where it is another, a newer manager would make the node otherwise; whether
+/// it is replaced for that, its wish says.
+fn rendered(cluster: &Valid, config: &ConfigMap, zones: &[&str]) -> String {
     let mut all = json!({"config": config.data, "image": cluster.version.image, "revision": RENDER_REVISION});
     if !zones.is_empty() {
         all["zones"] = json!(zones);
@@ -114,14 +139,65 @@ fn wish(cluster: &Valid, config: &ConfigMap, zones: &[&str]) -> String {
     hash(&all)
 }
 
-/// Workers whose objects are there and that are wanted no more: of each pool the highest index first.
-pub fn unwanted(cluster: &Valid, known: impl IntoIterator<Item = String>) -> Vec<String> {
-    let wanted: BTreeSet<_> = cluster.workers().map(|(_, node)| node).collect();
-    let known: BTreeSet<_> = known.into_iter().filter(|node| !wanted.contains(node)).collect();
-    let mut unwanted: Vec<_> = known.into_iter().collect();
+/// A worker that something of is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub node: String,
+    /// Its place on the overlay, if that is written down.
+    pub place: Option<Place>,
+    /// Whether it was given up, with the host that it was on.
+    pub lost: bool,
+}
+
+impl Known {
+    /// The worker that an object was made for.
+    pub fn of(meta: &ObjectMeta) -> Option<Self> {
+        let labels = meta.labels.as_ref()?;
+        let node = labels.get(names::NODE_LABEL)?.clone();
+        let is_worker = labels.get(names::ROLE_LABEL).is_some_and(|role| role == names::ROLE_WORKER);
+        let lost = meta.annotations.as_ref().is_some_and(|all| all.contains_key(names::LOST_ANNOTATION));
+        is_worker.then(|| Self { node, place: Place::of(meta), lost })
+    }
+}
+
+/// The workers that there should be, with their pools: by pool, then by index. Of each pool those that are there and not
+/// lost are kept, the lowest first; others come under the lowest indices that are free. What is lost keeps its index until
+/// nothing of it is left: its VM may run on, behind a broken network.
+pub fn workers<'a>(cluster: &'a Valid, known: &[Known]) -> Vec<(&'a NodePool, String)> {
+    let mut lost: BTreeMap<(&str, u32), bool> = BTreeMap::new();
+    for known in known {
+        if let Some(index) = index_of(&known.node) {
+            *lost.entry(index).or_default() |= known.lost;
+        }
+    }
+    let of = |pool: &'a NodePool| {
+        let name = pool.name.as_str();
+        let count = usize::try_from(pool.replicas).unwrap_or_default();
+        let there = lost.range((name, 0)..=(name, u32::MAX)).filter(|(_, lost)| !**lost);
+        let mut indices: Vec<_> = there.map(|((_, index), _)| *index).take(count).collect();
+        let free = (0..u32::MAX).filter(|index| !lost.contains_key(&(name, *index)));
+        indices.extend(free.take(count - indices.len()));
+        indices.sort_unstable();
+        indices.into_iter().map(move |index| (pool, names::worker(name, index)))
+    };
+    cluster.pools.iter().flat_map(of).collect()
+}
+
+/// Pool and index of a worker.
+fn index_of(node: &str) -> Option<(&str, u32)> {
+    let (pool, index) = node.rsplit_once('-')?;
+    Some((pool, index.parse().ok()?))
+}
+
+/// Workers that something of is there and that are wanted no more: of each pool the highest index first.
+pub fn unwanted(wanted: &[(&NodePool, String)], known: &[Known]) -> Vec<String> {
+    let wanted: BTreeSet<_> = wanted.iter().map(|(_, node)| node).collect();
+    let known: BTreeSet<_> = known.iter().map(|known| &known.node).filter(|node| !wanted.contains(node)).collect();
+    let mut unwanted: Vec<_> = known.into_iter().cloned().collect();
     let order = |node: &String| {
-        let (pool, index) = node.rsplit_once('-').unwrap_or((node, ""));
-        (pool.to_owned(), Reverse(index.parse::<u32>().unwrap_or_default()))
+        let (pool, index) = index_of(node).unwrap_or((node, 0));
+        (pool.to_owned(), Reverse(index))
     };
     unwanted.sort_by_key(order);
     unwanted
@@ -300,11 +376,46 @@ mod tests {
         assert!(kept_from.len() == 2 && kept_from.iter().all(|(name, value)| labels.get(name) == Some(value)));
     }
 
+    fn known(nodes: &[&str]) -> Vec<Known> {
+        let of = |text: &&str| {
+            let (node, lost) = text.strip_suffix('!').map_or((*text, false), |node| (node, true));
+            Known { node: node.into(), place: None, lost }
+        };
+        nodes.iter().map(of).collect()
+    }
+
     #[test]
     fn what_is_wanted_no_more_goes_from_the_top() {
         let cluster = valid(json!({"nodePools": [{"name": "a", "replicas": 2}, {"name": "a-0", "replicas": 0}]}));
-        let known = ["a-0", "a-1", "a-2", "a-10", "a-0-0", "b-1", "b-0"].map(str::to_owned);
-        assert_eq!(unwanted(&cluster, known), ["a-10", "a-2", "a-0-0", "b-1", "b-0"]);
+        let known = known(&["a-0", "a-1", "a-2", "a-10", "a-0-0", "b-1", "b-0"]);
+        let wanted = workers(&cluster, &known);
+        assert_eq!(unwanted(&wanted, &known), ["a-10", "a-2", "a-0-0", "b-1", "b-0"]);
+    }
+
+    #[test]
+    fn who_is_there_is_kept_and_who_is_lost_has_a_successor() {
+        let names = |replicas: u32, there: &[&str]| {
+            let cluster = valid(json!({"nodePools": [{"name": "a", "replicas": replicas}]}));
+            let wanted = workers(&cluster, &known(there));
+            wanted.into_iter().map(|(_, node)| node.replace("a-", "")).collect::<Vec<_>>().join(" ")
+        };
+        for (replicas, there, expected) in [
+            (3, [].as_slice(), "0 1 2"),
+            (3, &["a-0", "a-1", "a-2"], "0 1 2"),
+            (2, &["a-0", "a-1", "a-2"], "0 1"),
+            // A ConfigMap and a pod of one worker; one of them says that it is lost.
+            (3, &["a-0", "a-1!", "a-1", "a-2"], "0 2 3"),
+            // Its host is back, and it stays lost: its successor is not bothered.
+            (3, &["a-0", "a-1!", "a-2", "a-3"], "0 2 3"),
+            // Nothing of it is left: its index is free for the next.
+            (3, &["a-0", "a-2", "a-3"], "0 2 3"),
+            (4, &["a-0", "a-2", "a-3"], "0 1 2 3"),
+            (1, &["a-0!", "a-1!"], "2"),
+            (0, &["a-0!", "a-1"], ""),
+            (2, &["a-0-0", "b-0", "a-x", "a"], "0 1"),
+        ] {
+            assert_eq!(names(replicas, there), expected, "{replicas} {there:?}");
+        }
     }
 
     #[test]
@@ -355,6 +466,21 @@ mod tests {
         assert_eq!(hash(json!({})), hash(json!({"controlPlane": {"machine": {"cpus": 2}}})));
         assert_ne!(hash(json!({})), hash(json!({"controlPlane": {"machine": {"cpus": 3}}})));
         assert_ne!(hash(json!({})), hash(json!({"kubernetes": {"podCIDR": "10.201.0.0/16"}})));
+    }
+
+    #[test]
+    fn what_the_operator_changes_moves_the_hash_and_not_the_wish() {
+        let of = |settings: &Settings| {
+            let around = Surroundings { vni: 1234, ..around(settings) };
+            let pod = control_plane_node(&valid(json!({})), 0, around).unwrap().pod;
+            let annotations = pod.metadata.annotations.unwrap();
+            [pod::NODE_HASH_ANNOTATION, names::NODE_WISH_ANNOTATION].map(|name| annotations[name].clone())
+        };
+        let mut settings = settings();
+        let before = of(&settings);
+        settings.kvm.control_plane_zones.insert("b".into());
+        let after = of(&settings);
+        assert!(before[0] != after[0] && before[1] == after[1], "{before:?} {after:?}");
     }
 
     #[test]

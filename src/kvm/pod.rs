@@ -46,6 +46,8 @@ pub(super) struct NodePod<'a> {
     /// Pool and place of a worker; a control-plane node has neither.
     pub worker: Option<(&'a NodePool, Place)>,
     /// The hash over all that is rendered for it.
+    pub hash: &'a str,
+    /// The hash over what of the spec it is made for.
     pub wish: &'a str,
 }
 
@@ -60,7 +62,9 @@ pub(super) fn worker_labels(pool: &NodePool, node: &str) -> BTreeMap<String, Str
 pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod {
     let identity = &cluster.identity;
     let mut labels = identity.labels();
-    let mut annotations = BTreeMap::from([(NODE_HASH_ANNOTATION.to_owned(), of.wish.to_owned())]);
+    let mut annotations: BTreeMap<_, _> = [(NODE_HASH_ANNOTATION, of.hash), (names::NODE_WISH_ANNOTATION, of.wish)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
     match of.worker {
         Some((pool, place)) => {
             labels.extend(worker_labels(pool, of.node));

@@ -5,7 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::{
     Metadata as _,
-    api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod},
+    api::{
+        core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod},
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, api::PartialObjectMeta};
 use tracing::info;
@@ -14,6 +18,7 @@ use super::{
     KvmFacts,
     plan::{self, NodeObjects, PlanError, Surroundings},
     pod::{self, NODE_HASH_ANNOTATION},
+    survey::Survey,
     vm_pod::VmPod,
 };
 use crate::{
@@ -49,12 +54,24 @@ pub enum Error {
     /// The objects of a node cannot be written down.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// What refuses evictions.
+    #[error("make the PodDisruptionBudget of the VM pods")]
+    Budget(#[source] ApplyError),
     /// Deletion.
     #[error("delete the VM pods")]
     Delete(#[source] CallError),
     /// A worker that is wanted no more.
     #[error("remove node {node}")]
     Remove {
+        /// The node.
+        node: String,
+        /// Why not.
+        #[source]
+        source: CallError,
+    },
+    /// A node that is to be replaced or removed.
+    #[error("replace or remove node {node}")]
+    Leave {
         /// The node.
         node: String,
         /// Why not.
@@ -69,7 +86,9 @@ pub enum Error {
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
-            Self::Node { source: ApplyError::Foreign { .. }, .. } => Reason::ForeignObject,
+            Self::Node { source: ApplyError::Foreign { .. }, .. } | Self::Budget(ApplyError::Foreign { .. }) => {
+                Reason::ForeignObject
+            }
             _ => Reason::Error,
         }
     }
@@ -90,11 +109,11 @@ impl KvmOperator {
         Self { context, applier }
     }
 
-    async fn look(&self, target: &Target) -> Result<Answer, Error> {
+    async fn look(&self, target: &Target, survey: Option<&Survey<'_>>) -> Result<Answer, Error> {
         if target.is_deleting() {
             return self.delete(&target.identity).await;
         }
-        let Some(valid) = target.workable() else {
+        let (Some(valid), Some(survey)) = (target.workable(), survey) else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
         if !self.context.settings.kvm.enabled {
@@ -106,17 +125,24 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
+        self.ensure_budget(valid, 1 + survey.workers.len()).await.map_err(Error::Budget)?;
         let node = names::master(0);
         if !self.has_keys(identity, &node) {
             return waiting("the certificates");
         }
         let around = self.around(&namespace, network);
-        let state = self.node(valid, &node, plan::control_plane_node(valid, 0, around)?).await?;
-        let report = match state {
-            State::Ready => Report::Ready(KvmFacts { ready: 1, wanted: 1 }),
-            State::Waits { what, obstacle } => Report::held_up(obstacle, what, Some(KvmFacts { ready: 0, wanted: 1 })),
+        let state = self.node(target, survey, &node, plan::control_plane_node(valid, 0, around)?).await?;
+        let facts = KvmFacts {
+            ready: usize::from(state.is_ready()),
+            wanted: 1,
+            runs: survey.has_arrived().then(|| valid.version.clone()),
+            changing: survey.is_changing(true),
         };
-        Ok((report, Outcome::AwaitChange))
+        let report = match state.waits_for().or_else(|| survey.waits(true)) {
+            None => Report::Ready(facts),
+            Some(what) => Report::held_up(state.obstacle(), what, Some(facts)),
+        };
+        Ok((report, after(survey.next)))
     }
 
     pub(super) fn around<'a>(
@@ -138,26 +164,46 @@ impl KvmOperator {
     }
 
     /// Makes a node's objects so, and says how it is.
-    pub(super) async fn node(&self, valid: &Valid, node: &str, mut objects: NodeObjects) -> Result<State, Error> {
-        let mut pod = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node);
-        if let Some(pod) = pod.as_ref().filter(|pod| pod.is_finished() && pod.metadata().deletion_timestamp.is_none()) {
-            info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
-            let api = self.pods(&valid.identity);
-            apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
-            return Ok(State::waits(format!("the ended VM pod {node} to go")));
+    pub(super) async fn node(
+        &self,
+        target: &Target,
+        survey: &Survey<'_>,
+        node: &str,
+        mut objects: NodeObjects,
+    ) -> Result<State, Error> {
+        let identity = &target.identity;
+        let pod = cache::get(&self.context.cache.pods, Some(&identity.namespace), node);
+        // A stranger's is met when ours is made, and refused.
+        let mut pod = pod.filter(|pod| identity.owner().owns(pod.metadata()));
+        if let Some(pod) = &pod {
+            let failed = |source| Error::Leave { node: node.to_owned(), source };
+            if let Some(state) = self.on_dead_host(target, survey, pod).await.map_err(failed)? {
+                return Ok(state);
+            }
+            if pod.is_finished() && !pod.is_going() {
+                info!(node, trouble = pod.trouble(), "the VM pod has ended; it is made anew");
+                apply::delete(&self.pods(identity), pod.metadata(), None).await.map_err(Error::Delete)?;
+                return Ok(State::waits(format!("the ended VM pod {node} to go")));
+            }
+            if let Some(state) = self.leave(target, survey, pod).await? {
+                return Ok(state);
+            }
+            if pod.wish().is_none() && !pod.is_going() {
+                let wish = annotation(objects.pod.metadata(), names::NODE_WISH_ANNOTATION);
+                self.adopt(identity, pod, &wish.into()).await?;
+            }
+            if !is_current(pod, &objects) {
+                // A running node changes only when it is rolled, never because the controller was updated.
+                return Ok(state_of(pod, node));
+            }
         }
-        if let Some(pod) = pod.as_ref().filter(|pod| !is_current(pod, &objects)) {
-            // A running node changes only when it is rolled, never because the controller was updated.
-            return Ok(state_of(pod, node));
-        }
-        if valid.accelerator == Accelerator::Auto {
+        if target.workable().is_some_and(|valid| valid.accelerator == Accelerator::Auto) {
             // It prefers KVM, which a scheduler cannot say: it asks for it where some host offers it, and settles for less if
             // that host has no room.
             match pod.take_if(|pod| pod.lacks_kvm()) {
                 Some(pod) => {
                     info!(node, trouble = pod.trouble(), "no host has room and KVM; it is made anew without");
-                    let api = self.pods(&valid.identity);
-                    apply::delete(&api, pod.metadata(), None).await.map_err(Error::Delete)?;
+                    apply::delete(&self.pods(identity), pod.metadata(), None).await.map_err(Error::Delete)?;
                     // Or the next one would pass for it, which was made a moment ago.
                     self.context.memory.forget(pod.metadata());
                 }
@@ -166,7 +212,7 @@ impl KvmOperator {
             }
         }
         let applied = self
-            .ensure(valid, objects, pod.as_deref())
+            .ensure(identity, objects, pod.as_deref())
             .await
             .map_err(|source| Error::Node { node: node.to_owned(), source })?;
         Ok(match pod {
@@ -180,10 +226,15 @@ impl KvmOperator {
         self.context.cache.hosts.state().iter().any(|host| host.offers_kvm(pod))
     }
 
-    async fn ensure(&self, valid: &Valid, objects: NodeObjects, pod: Option<&VmPod>) -> Result<Applied, ApplyError> {
+    async fn ensure(
+        &self,
+        identity: &Identity,
+        objects: NodeObjects,
+        pod: Option<&VmPod>,
+    ) -> Result<Applied, ApplyError> {
         let NodeObjects { claim, config, pod: desired } = objects;
-        let namespace = valid.identity.namespace.as_str();
-        let owner = valid.identity.owner();
+        let namespace = identity.namespace.as_str();
+        let owner = identity.owner();
         let client = || self.context.client.clone();
         if let Some(claim) = claim {
             let name = claim.metadata.name.as_deref().unwrap_or_default();
@@ -194,12 +245,12 @@ impl KvmOperator {
                 self.applier.ensure(&api, &owner, &claim, None).await?;
             }
         }
-        self.ensure_config(&valid.identity, &config).await?;
+        self.ensure_config(identity, &config).await?;
         match pod {
             // A pod's specification cannot change; its hash is that of what we want, so there is nothing to compare.
-            Some(pod) if pod.metadata().deletion_timestamp.is_some() => Ok(Applied::Terminating),
+            Some(pod) if pod.is_going() => Ok(Applied::Terminating),
             Some(_) => Ok(Applied::Unchanged),
-            None => self.applier.ensure(&self.pods(&valid.identity), &owner, &desired, None).await,
+            None => self.applier.ensure(&self.pods(identity), &owner, &desired, None).await,
         }
     }
 
@@ -207,6 +258,15 @@ impl KvmOperator {
         let name = config.metadata.name.as_deref().unwrap_or_default();
         let cached = self.context.meta(&self.context.cache.config_maps, &identity.namespace, name);
         self.applier.ensure(&self.config_maps(identity), &identity.owner(), config, cached.as_ref()).await
+    }
+
+    async fn ensure_budget(&self, valid: &Valid, nodes: usize) -> Result<Applied, ApplyError> {
+        let identity = &valid.identity;
+        let api = Api::<PodDisruptionBudget>::namespaced(self.context.client.clone(), &identity.namespace);
+        let cached = self.context.meta(&self.context.cache.budgets, &identity.namespace, names::BUDGET);
+        let budget = plan::budget(valid, nodes);
+        // What others add to the selector would let go of pods.
+        self.applier.ensure_exactly(&api, &identity.owner(), &budget, cached.as_ref(), &["/spec/selector"]).await
     }
 
     /// Deletes the VM pods and answers `Gone` when the server itself lists none.
@@ -231,10 +291,12 @@ impl KvmOperator {
 }
 
 fn is_current(pod: &VmPod, objects: &NodeObjects) -> bool {
-    let hash = |annotations: Option<&std::collections::BTreeMap<String, String>>| {
-        annotations.and_then(|annotations| annotations.get(NODE_HASH_ANNOTATION).cloned())
-    };
-    hash(pod.metadata().annotations.as_ref()) == hash(objects.pod.metadata.annotations.as_ref())
+    let hash = |meta| annotation(meta, NODE_HASH_ANNOTATION);
+    hash(pod.metadata()) == hash(objects.pod.metadata())
+}
+
+fn annotation(meta: &ObjectMeta, name: &str) -> Option<String> {
+    meta.annotations.as_ref()?.get(name).cloned()
 }
 
 /// How a node is.
@@ -249,22 +311,55 @@ pub(super) enum State {
         /// Of which sort, if somebody must mend it.
         obstacle: Option<Reason>,
     },
+    /// It is being replaced or removed.
+    Changes {
+        /// Why, and how far that is.
+        what: String,
+        /// Whether its guest still answers.
+        ready: bool,
+    },
 }
 
 impl State {
     pub(super) fn waits(what: impl Into<String>) -> Self {
         Self::Waits { what: what.into(), obstacle: None }
     }
+
+    /// Whether its guest answers.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready | Self::Changes { ready: true, .. })
+    }
+
+    /// Of which sort that is which somebody must mend.
+    pub(super) fn obstacle(&self) -> Option<Reason> {
+        match self {
+            Self::Waits { obstacle, .. } => *obstacle,
+            Self::Ready | Self::Changes { .. } => None,
+        }
+    }
+
+    /// What there is to wait for.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::Waits { what, .. } | Self::Changes { what, .. } => Some(what.clone()),
+        }
+    }
 }
 
 fn state_of(pod: &VmPod, node: &str) -> State {
-    if pod.is_ready() && pod.metadata().deletion_timestamp.is_none() {
+    if pod.is_ready() && !pod.is_going() {
         return State::Ready;
     }
     State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), obstacle: pod.obstacle() }
 }
 
-fn sooner(one: Outcome, other: Outcome) -> Outcome {
+/// The outcome of a look after which nothing happens by itself before `next`.
+pub(super) fn after(next: Option<Duration>) -> Outcome {
+    next.map_or(Outcome::AwaitChange, Outcome::After)
+}
+
+pub(super) fn sooner(one: Outcome, other: Outcome) -> Outcome {
     match (one, other) {
         (Outcome::After(one), Outcome::After(other)) => Outcome::After(one.min(other)),
         (Outcome::AwaitChange, other) => other,
@@ -287,8 +382,12 @@ impl Reconciler for KvmOperator {
             return Ok(Outcome::AwaitChange);
         }
         let (reports, identity) = (&self.context.reports, &target.identity);
-        let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, self.look(&target).await);
-        let pools = reports.conclude(identity, |reports| &mut reports.pools, self.look_at_pools(&target).await);
+        let workable = target.workable().filter(|_| !target.is_deleting());
+        let survey = workable.map(|valid| self.survey(valid, Timestamp::now()));
+        let look = self.look(&target, survey.as_ref()).await;
+        let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, look);
+        let look = self.look_at_pools(&target, survey.as_ref()).await;
+        let pools = reports.conclude(identity, |reports| &mut reports.pools, look);
         Ok(sooner(control_plane?, pools?))
     }
 }

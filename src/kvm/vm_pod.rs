@@ -3,7 +3,10 @@
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Reason, names};
+use crate::{
+    api::{Reason, names},
+    rollout::Leaving,
+};
 
 /// A VM that was started again so often does not come by itself, even if it runs at the moment. Once or twice is what a crash
 /// of QEMU looks like.
@@ -14,9 +17,21 @@ const OFTEN: i32 = 3;
 pub struct VmPod {
     /// As in any object.
     pub metadata: ObjectMeta,
+    /// See [`VmPodSpec`].
+    #[serde(default)]
+    pub spec: VmPodSpec,
     /// See [`VmPodStatus`].
     #[serde(default)]
     pub status: VmPodStatus,
+}
+
+/// The few fields of a Pod's spec that we read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmPodSpec {
+    /// The host that it is on, once it has one.
+    #[serde(default)]
+    pub node_name: Option<String>,
 }
 
 /// The few fields of a Pod's status that we read.
@@ -122,6 +137,39 @@ impl VmPod {
     /// Whether the guest's API answers; of a worker, its kubelet.
     pub fn is_ready(&self) -> bool {
         self.condition("Ready").is_some_and(|condition| condition.status == "True")
+    }
+
+    /// Its name, which is that of its node.
+    pub fn node(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The host that it is on, once it has one.
+    pub fn host(&self) -> Option<&str> {
+        self.spec.node_name.as_deref().filter(|name| !name.is_empty())
+    }
+
+    /// Whether a VM may be running in it.
+    pub fn runs(&self) -> bool {
+        !matches!(self.status.phase.as_str(), "" | "Pending") && !self.is_finished()
+    }
+
+    /// Whether it is being deleted.
+    pub fn is_going(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The intent to replace or remove it, if it is written down. What nobody can read is no intent.
+    pub fn leaving(&self) -> Option<Leaving> {
+        let annotations = self.metadata.annotations.as_ref()?;
+        let since = annotations.get(names::LEAVING_SINCE_ANNOTATION)?.parse().ok()?;
+        let why = annotations.get(names::LEAVING_FOR_ANNOTATION).cloned().unwrap_or_default();
+        Some(Leaving { since, why })
+    }
+
+    /// The hash of what of the spec its node was made for.
+    pub fn wish(&self) -> Option<&String> {
+        self.metadata.annotations.as_ref()?.get(names::NODE_WISH_ANNOTATION)
     }
 
     /// Whether kubelet has given up on it: such a pod never runs again.

@@ -2,39 +2,42 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::{Metadata as _, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::Metadata as _;
 use kube::api::ListParams;
 use tracing::info;
 
 use super::{
     PoolFacts,
-    plan::{self, Surroundings},
-    reconcile::{Error, KvmOperator, State},
+    plan::{self, Known, Surroundings},
+    reconcile::{Error, KvmOperator, State, after, sooner},
+    survey::{Survey, Trouble},
+    vm_pod::VmPod,
 };
 use crate::{
-    api::{Reason, names},
-    cluster::{Identity, Report, Valid},
+    api::Reason,
+    cluster::{Report, Valid, valid::NodePool},
     context::Target,
     network::places::{self, Place, Places},
-    runtime::{apply, call, queue::Outcome},
+    runtime::{apply, cache, call, queue::Outcome},
 };
 
-/// Pause before somebody is looked for again who is going.
+/// Pause before somebody is looked for again who is gone by what the cache says.
 const LEAVING_POLL: Duration = Duration::from_secs(2);
 
 type Answer = (Report<PoolFacts>, Outcome);
 
 impl KvmOperator {
     /// Looks after the node pools.
-    pub(super) async fn look_at_pools(&self, target: &Target) -> Result<Answer, Error> {
+    pub(super) async fn look_at_pools(&self, target: &Target, survey: Option<&Survey<'_>>) -> Result<Answer, Error> {
         let waiting = |what: &str| Ok((Report::waiting(what), Outcome::AwaitChange));
         if target.is_deleting() {
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
-        let Some(valid) = target.workable() else { return waiting("a valid and protected Cluster") };
+        let (Some(valid), Some(survey)) = (target.workable(), survey) else {
+            return waiting("a valid and protected Cluster");
+        };
         let identity = &valid.identity;
-        let known = self.known(identity);
-        if valid.pools.is_empty() && known.is_empty() {
+        if valid.pools.is_empty() && survey.known.is_empty() {
             return Ok((Report::Ready(PoolFacts::default()), Outcome::AwaitChange));
         }
         if !self.context.settings.kvm.enabled {
@@ -44,16 +47,20 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
-        let leaving = self.remove(valid, &known).await?;
-        let places = self.places(valid, &known).await?;
+        self.give_up(target, survey).await?;
+        let (mut states, poll) = self.remove(target, survey).await?;
+        let places = self.places(valid, survey).await?;
         let around = self.around(&namespace, network);
-        let (mut facts, mut states, mut failed) = (PoolFacts::default(), Vec::new(), None);
-        for (pool, node) in valid.workers() {
-            facts.wanted += 1;
-            let Some(place) = places.given.get(&node) else { continue };
-            match self.worker(valid, pool, &node, *place, around).await {
-                Ok(State::Ready) => facts.ready += 1,
-                Ok(state) => states.push(state),
+        let mut failed = None;
+        let wanted = survey.workers.len();
+        let mut facts = PoolFacts { ready: 0, wanted, changing: survey.is_changing(false) };
+        for (pool, node) in &survey.workers {
+            let Some(place) = places.given.get(node) else { continue };
+            match self.worker(target, survey, (pool, node, *place), around).await {
+                Ok(state) => {
+                    facts.ready += usize::from(state.is_ready());
+                    states.push(state);
+                }
                 // One that cannot be made stops no other.
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -61,21 +68,26 @@ impl KvmOperator {
         if let Some(error) = failed {
             return Err(error);
         }
-        let outcome = if leaving.is_empty() { Outcome::AwaitChange } else { Outcome::After(LEAVING_POLL) };
-        Ok((report(facts, &places.homeless, &states, &leaving), outcome))
+        let outcome = if poll { Outcome::After(LEAVING_POLL) } else { Outcome::AwaitChange };
+        let report = report(facts, &places.homeless, &states, survey.waits(false));
+        Ok((report, sooner(outcome, after(survey.next))))
     }
 
     async fn worker(
         &self,
-        valid: &Valid,
-        pool: &crate::cluster::valid::NodePool,
-        node: &str,
-        place: Place,
+        target: &Target,
+        survey: &Survey<'_>,
+        (pool, node, place): (&NodePool, &str, Place),
         around: Surroundings<'_>,
     ) -> Result<State, Error> {
+        let Some(valid) = target.workable() else { return Ok(State::waits("a valid and protected Cluster")) };
+        let there = cache::get(&self.context.cache.pods, Some(&valid.identity.namespace), node).is_some();
+        if survey.rollout.holds_workers && !there {
+            return Ok(State::waits(format!("the control plane to be replaced before {node}")));
+        }
         let objects = plan::worker_node(valid, pool, node, place, around)?;
         if self.has_keys(&valid.identity, node) {
-            return self.node(valid, node, objects).await;
+            return self.node(target, survey, node, objects).await;
         }
         // Its certificates are for its address: the place is written down first.
         let failed = |source| Error::Node { node: node.to_owned(), source };
@@ -83,89 +95,91 @@ impl KvmOperator {
         Ok(State::waits(format!("the certificates of {node}")))
     }
 
-    /// Every worker that there is anything of, with its place. What its pod says comes first: that is what runs.
-    fn known(&self, identity: &Identity) -> Vec<(String, Option<Place>)> {
-        let owner = identity.owner();
-        let pods = self.context.vm_pods(identity);
-        let maps = self.context.config_maps(identity);
-        let metas = pods.iter().map(|pod| pod.metadata()).chain(maps.iter().map(|map| &map.metadata));
-        metas.filter(|meta| owner.owns(meta)).filter_map(worker_of).collect()
-    }
-
     /// Who has which place. A new one is given only by what the server itself has: the cache may lag behind another that was
     /// given a moment ago.
-    async fn places(&self, valid: &Valid, known: &[(String, Option<Place>)]) -> Result<Places, Error> {
-        let placed = |known: &[(String, Option<Place>)]| {
-            known.iter().filter_map(|(node, place)| Some((node.clone(), (*place)?))).collect::<Vec<_>>()
-        };
-        let taken = placed(known);
+    async fn places(&self, valid: &Valid, survey: &Survey<'_>) -> Result<Places, Error> {
+        let placed =
+            |known: &[Known]| known.iter().filter_map(|one| Some((one.node.clone(), one.place?))).collect::<Vec<_>>();
+        let taken = placed(&survey.known);
         let all: BTreeMap<_, _> = taken.iter().map(|(node, place)| (node, place)).collect();
-        let nodes: Vec<_> = valid.workers().map(|(_, node)| node).collect();
-        let wanted = || nodes.iter().map(String::as_str);
+        let wanted = || survey.workers.iter().map(|(_, node)| node.as_str());
         let room = places::room(&valid.ranges);
-        if nodes.iter().all(|node| all.contains_key(node)) {
+        if survey.workers.iter().all(|(_, node)| all.contains_key(node)) {
             return Ok(places::plan(wanted(), taken, room));
         }
         let (identity, owner) = (&valid.identity, valid.identity.owner());
         let params = ListParams::default().labels(&identity.selector());
         let maps = self.config_maps(identity);
         let live = call("list", "ConfigMaps", maps.list_metadata(&params)).await.map_err(Error::Places)?;
-        let live: Vec<_> =
-            live.items.iter().map(|map| &map.metadata).filter(|m| owner.owns(m)).filter_map(worker_of).collect();
+        let live = live.items.iter().map(|map| &map.metadata).filter(|meta| owner.owns(meta));
+        let live: Vec<_> = live.filter_map(Known::of).collect();
         Ok(places::plan(wanted(), taken.into_iter().chain(placed(&live)), room))
     }
 
-    /// Removes the workers that are wanted no more: first the VM pod, and when that is gone what was made for it. Answers who
-    /// is still there. Its keys are pki's to remove.
-    async fn remove(&self, valid: &Valid, known: &[(String, Option<Place>)]) -> Result<Vec<String>, Error> {
-        let identity = &valid.identity;
-        let unwanted = plan::unwanted(valid, known.iter().map(|(node, _)| node.clone()));
-        for node in &unwanted {
+    /// Removes the workers that are wanted no more: first the VM pod, and when that is gone what was made for it. Answers how
+    /// those are that are still there, and whether to look again soon. Its keys are pki's to remove.
+    async fn remove(&self, target: &Target, survey: &Survey<'_>) -> Result<(Vec<State>, bool), Error> {
+        let identity = &target.identity;
+        let (mut states, mut poll) = (Vec::new(), false);
+        for node in &survey.unwanted {
             let failed = |source| Error::Remove { node: node.clone(), source };
+            let cached = cache::get(&self.context.cache.pods, Some(&identity.namespace), node);
+            if let Some(pod) = cached.filter(|pod| identity.owner().owns(pod.metadata())) {
+                states.push(self.send_away(target, survey, &pod).await?);
+                continue;
+            }
             // From the server: a place that is given away while its VM still runs would be there twice.
             let pods = self.pods(identity);
             let pod = call("get", format!("Pod {node}"), pods.get_metadata_opt(node)).await.map_err(failed)?;
-            if let Some(pod) = pod.filter(|pod| identity.owner().owns(&pod.metadata)) {
-                if pod.metadata.deletion_timestamp.is_none() {
-                    info!(node, "wanted no more; its VM is powered off");
-                    apply::delete(&pods, &pod.metadata, None).await.map_err(failed)?;
-                }
+            if pod.is_some_and(|pod| identity.owner().owns(&pod.metadata)) {
+                poll = true;
                 continue;
             }
-            let name = names::node_config_map(node);
-            let config = self.context.meta(&self.context.cache.config_maps, &identity.namespace, &name);
-            if let Some(config) = config.filter(|meta| identity.owner().owns(meta)) {
+            if let Some(config) = self.config_of(identity, node) {
                 apply::delete(&self.config_maps(identity), &config, None).await.map_err(failed)?;
             }
         }
-        Ok(unwanted)
+        Ok((states, poll))
+    }
+
+    /// Goes on with a worker that is wanted no more: where a VM runs its pods go elsewhere first, when it is its turn.
+    async fn send_away(&self, target: &Target, survey: &Survey<'_>, pod: &VmPod) -> Result<State, Error> {
+        let node = pod.node();
+        let failed = |source| Error::Remove { node: node.to_owned(), source };
+        if let Some(Trouble::OutOfService { .. }) = survey.trouble.get(node) {
+            let state = self.on_dead_host(target, survey, pod).await.map_err(failed)?;
+            return Ok(state.unwrap_or(State::Ready));
+        }
+        if pod.runs() && !survey.has_lost(node) {
+            let state = self.leave(target, survey, pod).await?;
+            return Ok(state.unwrap_or_else(|| State::waits(format!("node {node} to be removed"))));
+        }
+        if !pod.is_going() {
+            info!(node, "wanted no more, and nothing is to be drained");
+            apply::delete(&self.pods(&target.identity), pod.metadata(), None).await.map_err(failed)?;
+        }
+        Ok(match survey.trouble.get(node) {
+            // It goes when its host is back. Its successor is there; nobody waits for this one.
+            Some(Trouble::Dead { .. }) => State::Ready,
+            _ => State::waits(format!("node {node} to go")),
+        })
     }
 }
 
-/// The worker that an object was made for.
-fn worker_of(meta: &ObjectMeta) -> Option<(String, Option<Place>)> {
-    let labels = meta.labels.as_ref()?;
-    let is_worker = labels.get(names::ROLE_LABEL).is_some_and(|role| role == names::ROLE_WORKER);
-    is_worker.then(|| labels.get(names::NODE_LABEL)).flatten().map(|node| (node.clone(), Place::of(meta)))
-}
-
-fn report(facts: PoolFacts, homeless: &[String], states: &[State], leaving: &[String]) -> Report<PoolFacts> {
+fn report(facts: PoolFacts, homeless: &[String], states: &[State], waits: Option<String>) -> Report<PoolFacts> {
     if let Some(node) = homeless.first() {
         let message = format!(
             "node {node}: network.overlay.cidr and kubernetes.podCIDR have no room for another; lower replicas of a pool"
         );
         return Report::Failed { reason: Reason::InvalidSpec, message, facts: Some(facts) };
     }
-    // What nobody but a person can mend is said before what just takes its time.
-    let waits = |must_be_mended: bool| {
-        states.iter().find_map(|state| match state {
-            State::Waits { what, obstacle } if obstacle.is_some() == must_be_mended => Some((*obstacle, what.clone())),
-            _ => None,
-        })
-    };
-    let leaves = || Some((None, format!("node {} to go", leaving.first()?)));
-    match waits(true).or_else(|| waits(false)).or_else(leaves) {
-        Some((obstacle, what)) => Report::held_up(obstacle, what, Some(facts)),
+    // What nobody but a person can mend is said first, then who is replaced, and before all that just takes its time what
+    // holds a replacement up.
+    let changes = states.iter().find(|state| matches!(state, State::Changes { .. }));
+    let mend = states.iter().find(|state| state.obstacle().is_some());
+    let rest = || states.iter().find_map(State::waits_for);
+    match mend.or(changes).and_then(State::waits_for).or(waits).or_else(rest) {
+        Some(what) => Report::held_up(mend.and_then(State::obstacle), what, Some(facts)),
         None => Report::Ready(facts),
     }
 }
@@ -176,19 +190,26 @@ mod tests {
 
     #[test]
     fn a_zone_without_hosts_is_said_before_what_takes_its_time() {
-        let facts = PoolFacts { ready: 1, wanted: 3 };
+        let facts = PoolFacts { ready: 1, wanted: 3, changing: false };
         let words = "VM pod b-0: 0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.";
+        let changes = State::Changes { what: "node a-2: being removed".into(), ready: true };
         let states = [
             State::waits("VM pod a-1: its container to start"),
+            changes.clone(),
             State::Waits { what: words.into(), obstacle: Some(Reason::Unschedulable) },
+            State::Ready,
         ];
-        let report_of = report(facts, &[], &states, &[]);
-        let reason = Reason::Unschedulable;
-        assert_eq!(report_of, Report::Failed { reason, message: words.into(), facts: Some(facts) });
-        assert_eq!(report(facts, &[], &[], &[]), Report::Ready(facts));
-        assert!(
-            matches!(report(facts, &[], &[], &["a-2".into()]), Report::Waiting { what, .. } if what == "node a-2 to go")
-        );
-        assert!(matches!(report(facts, &["a-2".into()], &states, &[]), Report::Failed { .. }));
+        let said = |states: &[State], waits: Option<&str>| match report(facts, &[], states, waits.map(str::to_owned)) {
+            Report::Waiting { what, facts: Some(_) } => what,
+            Report::Failed { reason: Reason::Unschedulable, message, .. } => message,
+            Report::Ready(_) => "ready".into(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said(&states, None), words);
+        assert_eq!(said(&states[..2], Some("x")), "node a-2: being removed");
+        assert_eq!(said(&states[..1], Some("node a-0 to be ready")), "node a-0 to be ready");
+        assert_eq!(said(&states[..1], None), "VM pod a-1: its container to start");
+        assert_eq!(said(&[State::Ready], None), "ready");
+        assert!(matches!(report(facts, &["a-2".into()], &states, None), Report::Failed { .. }));
     }
 }

@@ -88,6 +88,8 @@ pub struct World {
     pub secrets: BTreeMap<String, SecretMeta>,
     /// URL of the guest's API, when it is known.
     pub endpoint: Option<String>,
+    /// Workers that there should be.
+    pub workers: Vec<String>,
     /// Places that are written down, by worker.
     pub places: BTreeMap<String, Place>,
     /// VM pods that are there.
@@ -211,19 +213,19 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
 fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let mut homeless = 0;
     let mut wanted = BTreeSet::new();
-    for (_, node) in cluster.workers() {
-        wanted.insert(node.clone());
-        let Some(place) = world.places.get(&node) else {
+    for node in &world.workers {
+        wanted.insert(node);
+        let Some(place) = world.places.get(node) else {
             homeless += 1;
             continue;
         };
-        let leaves = leaf::of_worker(cluster, &node, *place);
+        let leaves = leaf::of_worker(cluster, node, *place);
         // Of the roots, a worker knows one.
         let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
         let ttl = cluster.pki.leaf_ttl;
         let hash = wish(json!({"leaves": leaves, "root": root}), ttl);
-        if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
-            plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: true });
+        if is_due(world.secrets.get(&names::node_secret(node)), &hash, now) {
+            plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true });
         }
     }
     if homeless > 0 {
@@ -346,7 +348,7 @@ mod tests {
     #[test]
     fn a_worker_is_issued_at_its_place_and_removed_after_its_vm() {
         let cluster = valid(json!({"nodePools": [{"name": "a", "replicas": 2}]}));
-        let mut world = rooted();
+        let mut world = World { workers: vec!["a-0".into(), "a-1".into()], ..rooted() };
         world.places.insert("a-0".into(), Place(64));
         let first = plan(&cluster, &world, NOW);
         assert_eq!((first.steps.len(), first.waiting), (3, vec!["the places of 1 workers".to_owned()]));
@@ -359,6 +361,7 @@ mod tests {
         assert_eq!(plan(&cluster, &world, NOW).steps.len(), 1);
         world.places.insert("a-1".into(), Place(65));
         let fewer = valid(json!({"nodePools": [{"name": "a", "replicas": 1}]}));
+        world.workers.pop();
         world.vm_pods = ["a-0".to_owned(), "a-1".to_owned()].into();
         assert_eq!(plan(&fewer, &world, NOW), Plan::default());
         world.vm_pods.remove("a-1");

@@ -133,8 +133,9 @@ impl PkiOperator {
         // In a pause nobody reports, and certificates are renewed nevertheless.
         let endpoint = endpoint.or_else(|| pinned_endpoint.filter(|_| reports.network.is_none()));
         let places = self.context.places(identity);
+        let workers = self.context.workers(valid).into_iter().map(|(_, node)| node).collect();
         let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
-        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, places, vm_pods })
+        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, workers, places, vm_pods })
     }
 
     /// Reads a Secret that changed, and answers whether it holds what was issued.

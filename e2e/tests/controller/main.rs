@@ -17,6 +17,7 @@ mod outage;
 mod pause;
 mod pools;
 mod proxy;
+mod rollout;
 mod servers;
 mod steady;
 #[path = "../support/mod.rs"]

@@ -30,6 +30,10 @@ pub struct Options {
     pub direct: bool,
     /// With VM pods, which nobody runs.
     pub kvm: bool,
+    /// How long pods of a worker that goes have to find another one.
+    pub drain_timeout: &'static str,
+    /// How long a host may be silent.
+    pub host_timeout: &'static str,
 }
 
 impl Default for Options {
@@ -42,6 +46,8 @@ impl Default for Options {
             log: "info,giantnetes=debug",
             direct: false,
             kvm: false,
+            drain_timeout: "10m",
+            host_timeout: "5m",
         }
     }
 }
@@ -62,8 +68,8 @@ impl Manager {
         let settings = folder.join(format!("{name}-settings.yaml"));
         let text = format!(
             "kubernetes: {{defaultVersion: v1.36.3, images: {{v1.36.3: 'giantnetes/vm:v1.36.3', v1.36.4: 'giantnetes/vm:v1.36.4'}}}}\n\
-             network: {{quarantine: {}}}\nkvm: {{enabled: {}}}\n",
-            options.quarantine, options.kvm
+             network: {{quarantine: {}}}\nkvm: {{enabled: {}, hostTimeout: {}}}\nrollout: {{drainTimeout: {}}}\n",
+            options.quarantine, options.kvm, options.host_timeout, options.drain_timeout
         );
         std::fs::write(&settings, text).unwrap();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DynamicObject, ListParams, PartialObjectMeta},
+    api::{DynamicObject, ListParams},
 };
 use serde_json::json;
 
@@ -17,11 +17,8 @@ use super::{Change, Failure, Known, Outcome, State, Step, checked, compare::cove
 use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{Valid, valid},
-    kvm::pod::NODE_HASH_ANNOTATION,
-    network::{
-        claims::{self, Holder, VniChoice},
-        places::Place,
-    },
+    kvm,
+    network::claims::{self, Holder, VniChoice},
     pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
     runtime::{CallError, call},
     settings::Settings,
@@ -101,10 +98,7 @@ async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &S
     let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     let params = ListParams::default().labels(&valid.identity.selector());
     let maps = call("list", format!("ConfigMaps of {namespace}"), maps.list_metadata(&params)).await?;
-    let placed = |map: &PartialObjectMeta<ConfigMap>| {
-        Some((map.labels().get(names::NODE_LABEL)?.clone(), Place::of(&map.metadata)?))
-    };
-    known.places = maps.items.iter().filter_map(placed).collect();
+    known.workers = maps.items.iter().filter_map(|map| kvm::plan::Known::of(&map.metadata)).collect();
     for step in steps::of(valid, settings, known)? {
         let object = step.object;
         if object.in_guest || step.part == "pki" {
@@ -137,15 +131,16 @@ async fn get(client: &Client, object: &steps::Object) -> Result<Option<DynamicOb
     call("get", object.to_string(), api.get_opt(&object.name)).await
 }
 
-/// What a step comes to, given the object as it is. A VM pod says by its hash what it was made for; a volume is never
+/// What a step comes to, given the object as it is. A VM pod says by its wish what it was made for; a volume is never
 /// changed.
 fn state_of(step: &Step, live: Option<&DynamicObject>) -> State {
     let Some(live) = live else { return State::Created };
     let same = match step.object.resource.kind.as_str() {
         "PersistentVolumeClaim" => true,
         "Pod" => {
-            let wish = &step.body["metadata"]["annotations"][NODE_HASH_ANNOTATION];
-            live.annotations().get(NODE_HASH_ANNOTATION).map(String::as_str) == wish.as_str()
+            let wish = &step.body["metadata"]["annotations"][names::NODE_WISH_ANNOTATION];
+            // One that was made before there were wishes is taken for what it should be.
+            live.annotations().get(names::NODE_WISH_ANNOTATION).is_none_or(|made_for| *wish == **made_for)
         }
         _ => {
             let mut whole = live.data.clone();
@@ -175,7 +170,8 @@ async fn pki_states(
     let mut world = World {
         namespace: true,
         records: namespace.annotations().clone(),
-        places: known.places.iter().cloned().collect(),
+        workers: kvm::plan::workers(valid, &known.workers).into_iter().map(|(_, node)| node).collect(),
+        places: known.places().collect(),
         endpoint: known.endpoint.contains('<').then_some(()).map_or_else(|| Some(known.endpoint.clone()), |()| None),
         ..World::default()
     };

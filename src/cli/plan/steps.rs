@@ -12,7 +12,7 @@ use crate::{
     api::names,
     cluster::{self, Valid, valid::Exposure},
     guest,
-    kvm::plan::{NodeObjects, Surroundings, control_plane_node, worker_node},
+    kvm::plan::{self as kvm, NodeObjects, Surroundings, control_plane_node, worker_node},
     network::{
         claims::{self, VniChoice},
         exposure,
@@ -71,20 +71,22 @@ pub(super) struct Known {
     pub endpoint: String,
     /// Address of the guest's API inside the management cluster.
     pub api_address: IpAddr,
-    /// Places of workers that are written down.
-    pub places: Vec<(String, Place)>,
+    /// Workers that are there.
+    pub workers: Vec<kvm::Known>,
 }
 
 impl Known {
+    /// The places that are written down.
+    pub(super) fn places(&self) -> impl Iterator<Item = (String, Place)> {
+        self.workers.iter().filter_map(|worker| Some((worker.node.clone(), worker.place?)))
+    }
+
     /// The places that all workers get.
     fn all_places(&self, valid: &Valid) -> Places {
-        let nodes: Vec<_> = valid.workers().map(|(_, node)| node).collect();
-        let room = places::room(&valid.ranges);
-        places::plan(nodes.iter().map(String::as_str), self.places.clone(), room)
+        let workers = kvm::workers(valid, &self.workers);
+        places::plan(workers.iter().map(|(_, node)| node.as_str()), self.places(), places::room(&valid.ranges))
     }
-}
 
-impl Known {
     /// What is assumed if nothing exists.
     pub(super) fn nothing(valid: &Valid) -> Result<Self, Failure> {
         match claims::choose_vni(&valid.identity, valid.requested_vni, None, |_| None) {
@@ -93,7 +95,7 @@ impl Known {
                 namespace_uid: "<uid of the namespace>".into(),
                 endpoint: "https://<address of Service master>:6443".into(),
                 api_address: Ipv4Addr::UNSPECIFIED.into(),
-                places: Vec::new(),
+                workers: Vec::new(),
             }),
             VniChoice::InUse(..) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
         }
@@ -128,13 +130,15 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
     if !settings.kvm.enabled {
         needs.push("the KVM provider, which is off in the operator's settings");
     }
+    let budget = kvm::budget(valid, 1 + kvm::workers(valid, &known.workers).len());
+    steps.push(step("kvm", "what refuses evictions of VMs", &budget, &["the VNI"])?);
     if let Some(claim) = claim {
         steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
     }
     steps.push(step("kvm", "the node's configuration", &config, &needs)?);
     steps.push(Step { rolls: Some(node), ..step("kvm", "the node", &pod, &needs)? });
     let places = known.all_places(valid);
-    for (pool, node) in valid.workers() {
+    for (pool, node) in kvm::workers(valid, &known.workers) {
         let Some(place) = places.given.get(&node) else { continue };
         let NodeObjects { config, pod, .. } = worker_node(valid, pool, &node, *place, around)?;
         // Its certificates are for the place that the configuration names.
@@ -174,6 +178,7 @@ fn pki_steps(valid: &Valid, namespace: &str, known: &Known) -> Vec<Step> {
     let mut world = World {
         namespace: true,
         endpoint: Some(known.endpoint.clone()),
+        workers: kvm::workers(valid, &known.workers).into_iter().map(|(_, node)| node).collect(),
         places: known.all_places(valid).given,
         ..World::default()
     };

@@ -6,7 +6,7 @@ use x509_parser::pem::Pem;
 
 use super::{Check, text};
 use crate::{
-    api::{ApiServerSpec, AuditPolicy, ClusterStatus, KubernetesSpec, OidcSpec, flags},
+    api::{ApiServerSpec, AuditPolicy, Cluster, ClusterStatus, KubernetesSpec, OidcSpec, flags, names},
     settings::Settings,
 };
 
@@ -17,6 +17,10 @@ pub struct Version {
     pub name: String,
     /// Image of the VM pod.
     pub image: String,
+    /// Entry of the catalogue that the image was taken from.
+    pub entry: String,
+    /// When the user last asked to replace all nodes, as that was written.
+    pub roll: Option<String>,
 }
 
 /// Flags of a component by name, without dashes; none of them is one that Giantnetes sets.
@@ -70,28 +74,29 @@ pub struct Oidc {
 }
 
 impl Check {
-    /// A pinned version keeps its image, even one that the catalogue has dropped: its guest must be cared for.
+    /// A pinned version keeps its image, even one that the catalogue has dropped: its guest must be cared for. Another
+    /// version, another entry of the catalogue or a roll takes what the catalogue has now.
     pub(super) fn version(
         &mut self,
-        wanted: Option<&str>,
+        cluster: &Cluster,
         entry: Option<&str>,
         pinned: &ClusterStatus,
         settings: &Settings,
     ) -> Version {
         let catalogue = &settings.kubernetes;
+        let wanted = cluster.spec.kubernetes.version.as_deref();
         let name = wanted.or(pinned.version.as_deref()).unwrap_or(&catalogue.default_version).to_owned();
         if let Some(entry) = entry {
-            let form = entry.len() <= 63
-                && [entry.chars().next(), entry.chars().last()]
-                    .iter()
-                    .all(|end| end.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit()))
-                && entry.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-');
-            self.text("spec.provider.kvm.image", entry, form, "must be a name such as v1.36.3-debug");
+            self.text("spec.provider.kvm.image", entry, is_entry(entry), "must be a name such as v1.36.3-debug");
         }
+        let entry = entry.unwrap_or(&name).to_owned();
+        // One that was taken away, as a file that is applied anew may do, asks for nothing.
+        let roll = roll(cluster).or_else(|| pinned.rolled_at.clone());
         if let (Some(version), Some(image)) = (&pinned.version, &pinned.image)
-            && *version == name
+            && (version, pinned.image_entry.as_ref().unwrap_or(version)) == (&name, &entry)
         {
-            return Version { name, image: image.clone() };
+            let anew = catalogue.images.get(&entry).filter(|_| pinned.rolled_at != roll);
+            return Version { name, image: anew.unwrap_or(image).clone(), entry, roll };
         }
         let form = name.len() <= 16 && numbers(&name).is_some();
         self.text("spec.kubernetes.version", &name, form, "must be a version such as v1.36.3");
@@ -102,13 +107,12 @@ impl Check {
                 format!("{} is not supported; there are {}", text::shown(&name), known()),
             );
         }
-        let entry = entry.unwrap_or(&name);
-        let image = catalogue.images.get(entry).cloned().unwrap_or_default();
+        let image = catalogue.images.get(&entry).cloned().unwrap_or_default();
         if image.is_empty() && entry != name {
-            let problem = format!("{} is not in the catalogue; there are {}", text::shown(entry), known());
+            let problem = format!("{} is not in the catalogue; there are {}", text::shown(&entry), known());
             self.fail("spec.provider.kvm.image", problem);
         }
-        Version { name, image }
+        Version { name, image, entry, roll }
     }
 
     pub(super) fn kubernetes(&mut self, spec: &KubernetesSpec) -> Kubernetes {
@@ -198,6 +202,21 @@ impl Check {
             ca_bundle: spec.ca_bundle.clone(),
         }
     }
+}
+
+/// Whether a text is a name of an entry of the catalogue.
+fn is_entry(text: &str) -> bool {
+    let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= 63
+        && text.starts_with(is_end)
+        && text.ends_with(is_end)
+        && text.chars().all(|c| is_end(c) || c == '.' || c == '-')
+}
+
+/// When the user last asked to replace all nodes. Whatever else was written there asks for it too, but is not copied at length.
+fn roll(cluster: &Cluster) -> Option<String> {
+    let asked = cluster.metadata.annotations.as_ref()?.get(names::ROLL_ANNOTATION)?;
+    Some(asked.chars().take(64).collect())
 }
 
 /// Whether a text holds certificates and nothing else. (The API server does not start with a bundle that it cannot read.)

@@ -23,6 +23,9 @@ pub struct Machine {
     pub disk_bytes: u64,
 }
 
+/// The size of a machine that a spec does not say.
+pub const DEFAULT_MACHINE: Machine = Machine { cpus: 2, memory_mib: 4096, disk_bytes: 20 * GIB };
+
 /// The control-plane nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlPlane {
@@ -167,10 +170,12 @@ impl Check {
         let bytes = |check: &mut Self, name: &str, value: Option<&Quantity>, default, bounds| {
             check.bytes(&format!("{field}.{name}"), value, default, bounds)
         };
+        let default = DEFAULT_MACHINE;
         Machine {
-            cpus: self.number(format!("{field}.cpus"), spec.cpus.unwrap_or(2), 1..=64),
-            memory_mib: bytes(self, "memory", spec.memory.as_ref(), 4 * GIB, 2 * GIB..=1024 * GIB) >> 20,
-            disk_bytes: bytes(self, "disk", spec.disk.as_ref(), 20 * GIB, 8 * GIB..=4096 * GIB),
+            cpus: spec.cpus.map_or(default.cpus, |cpus| self.number(format!("{field}.cpus"), cpus, 1..=64)),
+            memory_mib: bytes(self, "memory", spec.memory.as_ref(), default.memory_mib << 20, 2 * GIB..=1024 * GIB)
+                >> 20,
+            disk_bytes: bytes(self, "disk", spec.disk.as_ref(), default.disk_bytes, 8 * GIB..=4096 * GIB),
         }
     }
 

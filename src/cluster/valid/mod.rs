@@ -15,7 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 
 pub use check::Violation;
 pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
-pub use machine::{ControlPlane, Machine, NodePool, Storage, Taint, parse_bytes};
+pub use machine::{ControlPlane, DEFAULT_MACHINE, Machine, NodePool, Storage, Taint, parse_bytes};
 pub use network::{
     DEFAULT_CA_TTL, DEFAULT_LEAF_TTL, DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR,
     Exposure, Mtu, Pki, Ranges, SubjectName,
@@ -25,7 +25,7 @@ pub use update::update;
 
 use self::check::Check;
 use crate::{
-    api::{Accelerator, Cluster, ClusterStatus, names},
+    api::{Accelerator, Cluster, ClusterStatus},
     cluster::Identity,
     settings::Settings,
 };
@@ -77,7 +77,7 @@ impl Valid {
         check.cluster_name(&identity.key.name);
         let kvm = spec.provider.kvm.clone().unwrap_or_default();
         let valid = Self {
-            version: check.version(spec.kubernetes.version.as_deref(), kvm.image.as_deref(), pinned, settings),
+            version: check.version(cluster, kvm.image.as_deref(), pinned, settings),
             kubernetes: check.kubernetes(&spec.kubernetes),
             ranges: check.ranges(spec),
             requested_vni: check.vni(spec.network.overlay.vni.or(pinned.vni)),
@@ -95,12 +95,6 @@ impl Valid {
         check.finish(valid)
     }
 
-    /// Every worker that there should be, with its pool: by pool, then by index.
-    pub fn workers(&self) -> impl Iterator<Item = (&NodePool, String)> {
-        let of = |pool: &NodePool, index| names::worker(pool.name.as_str(), index);
-        self.pools.iter().flat_map(move |pool| (0..pool.replicas).map(move |index| (pool, of(pool, index))))
-    }
-
     /// What the spec asks for and this version cannot do yet: the guest is made without it.
     pub fn not_yet(&self) -> Vec<Violation> {
         not_yet::of(self)
@@ -113,7 +107,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{cluster, settings};
+    use crate::{
+        api::names,
+        testing::{cluster, settings},
+    };
 
     fn problems(spec: serde_json::Value) -> Vec<String> {
         match Valid::new(&cluster(spec), &settings()) {
@@ -141,6 +138,39 @@ mod tests {
         let status = cluster.status.get_or_insert_default();
         (status.version, status.image) = (Some("v1.35.1".into()), Some("old".into()));
         assert_eq!(Valid::new(&cluster, &settings()).unwrap().version.image, "old");
+    }
+
+    #[test]
+    fn an_image_moves_with_the_version_the_entry_and_a_roll_and_never_by_itself() {
+        let mut settings = settings();
+        let images = [("v1.36.3", "now"), ("v1.36.4", "next"), ("debug", "other")];
+        settings.kubernetes.images = images.map(|(entry, image)| (entry.to_owned(), image.to_owned())).into();
+        let version = |spec, roll: Option<&str>, pinned: serde_json::Value| {
+            let mut cluster = cluster(spec);
+            cluster.status = serde_json::from_value(pinned).unwrap();
+            let roll = roll.map(|roll| [(names::ROLL_ANNOTATION.to_owned(), roll.to_owned())].into());
+            cluster.metadata.annotations = roll;
+            let version = Valid::new(&cluster, &settings).unwrap().version;
+            (version.image, version.roll)
+        };
+        let (old, rolled) = (json!({"version": "v1.36.3", "image": "old"}), Some("t".to_owned()));
+        let image = |spec| version(spec, None, old.clone()).0;
+        assert_eq!(image(json!({})), "old");
+        assert_eq!(
+            image(json!({"kubernetes": {"version": "v1.36.3"}, "provider": {"kvm": {"image": "v1.36.3"}}})),
+            "old"
+        );
+        assert_eq!(image(json!({"kubernetes": {"version": "v1.36.4"}})), "next");
+        assert_eq!(image(json!({"provider": {"kvm": {"image": "debug"}}})), "other");
+        assert_eq!(version(json!({}), Some("t"), old), ("now".into(), rolled.clone()));
+        let pinned = json!({"version": "v1.36.3", "image": "old", "imageEntry": "debug", "rolledAt": "t"});
+        assert_eq!(version(json!({}), Some("t"), pinned.clone()).0, "now");
+        let debug = json!({"provider": {"kvm": {"image": "debug"}}});
+        assert_eq!(version(debug.clone(), Some("t"), pinned.clone()), ("old".into(), rolled.clone()));
+        // Somebody's file does not have the annotation: nobody asked for anything.
+        assert_eq!(version(debug, None, pinned), ("old".into(), rolled.clone()));
+        let dropped = json!({"version": "v1.35.1", "image": "old"});
+        assert_eq!(version(json!({}), Some("t"), dropped), ("old".into(), rolled));
     }
 
     #[test]

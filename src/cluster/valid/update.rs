@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Violation, kubernetes::numbers, machine::parse_bytes, network::parse_lifetime};
 use crate::api::{
     Cluster,
-    fixed::{ALWAYS, Fixed, UNTIL_ROLLOUT, Unset},
+    fixed::{ALWAYS, FOR_NOW, Fixed, Unset},
 };
 
 /// What forbids that `old` becomes `new`. The status is `old`'s: an update of a spec does not touch it.
@@ -17,11 +17,10 @@ pub fn update(old: &Cluster, new: &Cluster) -> Vec<Violation> {
         violations.push(Violation::new("spec.controlPlane.replicas", problem));
     }
     let [old, new] = [old, new].map(|cluster| serde_json::to_value(&cluster.spec).unwrap_or_default());
-    let why = [Fixed::FOR_GOOD, Fixed::NOT_YET];
-    for (table, why) in [ALWAYS.as_slice(), UNTIL_ROLLOUT.as_slice()].into_iter().zip(why) {
-        let changed = table.iter().filter(|fixed| comparable(fixed, &old) != comparable(fixed, &new));
-        violations.extend(changed.map(|fixed| Violation::new(fixed.field(), why)));
-    }
+    let for_good = ALWAYS.iter().map(|fixed| (fixed, Fixed::FOR_GOOD));
+    let all = for_good.chain(FOR_NOW.iter().map(|(fixed, why)| (fixed, *why)));
+    let changed = all.filter(|(fixed, _)| comparable(fixed, &old) != comparable(fixed, &new));
+    violations.extend(changed.map(|(fixed, why)| Violation::new(fixed.field(), why)));
     violations
 }
 
@@ -36,14 +35,23 @@ fn version(old: &Cluster, new: &Cluster) -> Vec<Violation> {
         if after < before {
             violations.push(Violation::new(field, "must not go back to an older version"));
         }
-        if after[0] > before[0] || (after[0] == before[0] && after[1] > before[1] + 1) {
+        if skips_a_minor(before, after) {
             violations.push(Violation::new(field, "must not skip a minor version"));
         }
     }
-    if before != after {
-        violations.push(Violation::new(field, Fixed::NOT_YET));
+    // The next minor may be asked for when the control plane has arrived at this one.
+    if let (Some(runs), Some(after)) = (pinned.and_then(numbers), numbers(&after))
+        && violations.is_empty()
+        && skips_a_minor(runs, after)
+    {
+        let problem = "must not skip a minor version: the control plane is still replaced for the one before";
+        violations.push(Violation::new(field, problem));
     }
     violations
+}
+
+fn skips_a_minor(before: [u32; 3], after: [u32; 3]) -> bool {
+    after[0] > before[0] || (after[0] == before[0] && after[1] > before[1] + 1)
 }
 
 /// A value in the form in which equal ones are equal.
