@@ -165,7 +165,9 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let list: Vec<_> = not_yet.iter().map(ToString::to_string).collect();
         waiting = waiting.or_else(|| Some((Reason::NotSupportedYet, list.join("; "))));
     }
-    let available = reports.nodes().is_some_and(|nodes| nodes.ready > 0) && judge(kvm.as_ref()).0 == Status::True;
+    // A control plane that has to be replaced, or waits for that, answers nevertheless.
+    let answers = kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.ready > 0);
+    let available = answers && reports.nodes().is_some_and(|nodes| nodes.ready > 0);
     conditions.set(ConditionType::Available, available.into(), reason_of(available), "");
     let (ready, reason, message) = match (&trouble, &waiting) {
         _ if deleting.is_some() => (Status::False, Reason::Deleting, "the Cluster is being deleted".to_owned()),
@@ -349,6 +351,7 @@ mod tests {
         assert_eq!(updating.phase.as_deref(), Some("Updating"));
         let progressing = condition(&updating, "Progressing");
         assert!(progressing.status == "True" && progressing.message.contains(&what), "{progressing:?}");
+        assert_eq!(condition(&updating, "Available").status, "True");
         let reports = ClusterReports { pools: Some(Report::waiting("VM pod a-0 to start")), ..good() };
         assert_eq!(succeeding(&updating, &reports, json!({})).phase.as_deref(), Some("Updating"));
         assert_eq!(succeeding(&updating, &good(), json!({})).phase.as_deref(), Some("Ready"));

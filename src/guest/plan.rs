@@ -51,7 +51,7 @@ pub fn count<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> NodeCounts {
 }
 
 /// Nodes that a guest is to have: not those of workers that are wanted no more, or were given up with their host.
-pub fn wanted<'a>(nodes: &'a [Node], is_wanted: impl Fn(&str) -> bool) -> Vec<&'a Node> {
+pub fn wanted(nodes: &[Node], is_wanted: impl Fn(&str) -> bool) -> Vec<&Node> {
     let of_pool =
         |node: &Node| node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::POOL_LABEL));
     let named = |node: &Node| is_wanted(node.metadata.name.as_deref().unwrap_or_default());

@@ -147,8 +147,8 @@ impl GuestOperator {
             .items;
         let workers = self.context.workers(valid);
         self.tend(&client, valid, &workers, &nodes).await.map_err(Error::Nodes)?;
-        let drains =
-            drain::tend(&client, &self.context.vm_pods(&valid.identity), &nodes).await.map_err(Error::Nodes)?;
+        let vm_pods = self.context.vm_pods(&valid.identity);
+        let drains = drain::tend(&client, &vm_pods, &nodes).await.map_err(Error::Nodes)?;
         let expected = 1 + workers.len();
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
         let facts = GuestFacts { nodes: plan::count(&nodes), drains };
@@ -170,7 +170,8 @@ impl GuestOperator {
         if let Some(what) = unready_add_on(&client).await? {
             return waiting(what);
         }
-        let pause = if facts.drains.is_empty() { POLL.1 } else { POLL.0 };
+        let is_moving = vm_pods.iter().any(|pod| pod.leaving().is_some());
+        let pause = if is_moving { POLL.0 } else { POLL.1 };
         Ok((Report::Ready(facts), Outcome::After(pause)))
     }
 

@@ -84,8 +84,7 @@ impl<'a> Guest<'a> {
             "apiVersion": "v1", "kind": "Binding", "metadata": {"name": node},
             "target": {"apiVersion": "v1", "kind": "Node", "name": host},
         });
-        let body = serde_json::to_vec(&binding).unwrap();
-        let _: Value = self.pods.create_subresource("binding", node, &PostParams::default(), body).await.unwrap();
+        let _: Value = self.pods.create_subresource("binding", node, &PostParams::default(), &binding).await.unwrap();
     }
 
     /// Waits until a pod is being deleted, and ends it as its host's kubelet does.
@@ -128,9 +127,15 @@ impl<'a> Guest<'a> {
         }
     }
 
-    async fn pinned(&self) -> (Option<String>, Option<String>) {
-        let status = self.world.clusters("a").get("demo").await.unwrap().status.unwrap();
-        (status.version, status.phase)
+    /// Waits until the status tells this version, and this phase.
+    async fn is_pinned(&self, version: &str, phase: Option<&str>) {
+        let look = async || {
+            let status = self.world.clusters("a").get("demo").await?.status.context("no status")?;
+            let (found, told) = (status.version.as_deref(), status.phase.as_deref());
+            ensure!(found == Some(version) && phase.is_none_or(|phase| told == Some(phase)), "{found:?} {told:?}");
+            Ok(())
+        };
+        eventually(SECOND * 20, &format!("version {version} to be told"), look).await.unwrap();
     }
 }
 
@@ -172,7 +177,7 @@ fn another_version_replaces_one_node_at_a_time_and_the_control_plane_first() {
         let master = guest.comes("master-0", &first["master-0"]).await;
         assert_eq!(image(&master), "giantnetes/vm:v1.36.4");
         guest.nobody_else_moves(&first, &["master-0"]).await;
-        assert_eq!(guest.pinned().await, (Some("v1.36.3".into()), Some("Updating".into())));
+        guest.is_pinned("v1.36.3", Some("Updating")).await;
 
         guest.ready("master-0").await;
         assert_eq!(guest.leaves("x-0").await, "it is outdated");
@@ -184,12 +189,7 @@ fn another_version_replaces_one_node_at_a_time_and_the_control_plane_first() {
         guest.ready("x-0").await;
         guest.comes("x-1", &first["x-1"]).await;
         guest.ready("x-1").await;
-        let arrived = async || {
-            let (version, _) = guest.pinned().await;
-            ensure!(version.as_deref() == Some("v1.36.4"), "{version:?}");
-            Ok(())
-        };
-        eventually(SECOND * 20, "the version to be pinned", arrived).await.unwrap();
+        guest.is_pinned("v1.36.4", None).await;
         let events = Api::<k8s_openapi::api::events::v1::Event>::namespaced(world.client.clone(), "a");
         let events = events.list(&ListParams::default()).await.unwrap();
         let said = |reason: &str| events.iter().filter(|event| event.reason.as_deref() == Some(reason)).count();
