@@ -84,7 +84,8 @@ async fn choose_vni(client: &Client, valid: &Valid, settings: &Settings) -> Resu
     let api = Api::<NetworkClaim>::all(client.clone());
     let claims = call("list", "NetworkClaims", api.list(&ListParams::default())).await?;
     let holders = claims.items.iter().filter_map(|claim| {
-        Some((claims::vni_of(&claim.name_any())?, claims::holder(claim, settings.network.quarantine)))
+        let holder = claims::holder(claim, &valid.identity.uid, settings.network.quarantine);
+        Some((claims::vni_of(&claim.name_any())?, holder))
     });
     let holders: BTreeMap<_, _> = holders.collect();
     let ours = Holder::Cluster(valid.identity.uid.clone());
