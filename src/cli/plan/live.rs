@@ -20,6 +20,7 @@ use crate::{
     kvm::pod::NODE_HASH_ANNOTATION,
     network::{
         claims::{self, Holder, VniChoice},
+        exposure,
         places::Place,
     },
     pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
@@ -118,7 +119,7 @@ async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &S
                     // That of the headless one is no address.
                     let address = live.data["spec"]["clusterIP"].as_str().and_then(|text| text.parse::<IpAddr>().ok());
                     if let Some(address) = address {
-                        known.endpoint = format!("https://{address}:{}", names::API_PORT);
+                        known.endpoint = exposure::endpoint(&valid.exposure, address, &settings.exposure);
                         known.api_address = address;
                     }
                 }
