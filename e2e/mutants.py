@@ -30,6 +30,8 @@ MUTANTS = [
      "src/network/claims.rs", "match free_at(claim, quarantine) {", "match free_at(claim, quarantine).filter(|_| false) {", UNIT + ["network::claims"]),
     ("root", "roots", "a root that is recorded and gone is made anew",
      "src/pki/plan.rs", "(Some(_), _) => plan.lost.push(root),", "(Some(_), None) => plan.steps.push(Step::MakeRoot(root)),\n            (Some(_), _) => plan.lost.push(root),", UNIT + ["pki"]),
+    ("crash", "crashes", "roots of which some were made before a crash are given up",
+     "src/pki/plan.rs", "    // In one write, when all are made:", "    if !plan.steps.is_empty() {\n        plan.lost.append(&mut unrecorded);\n    }\n    // In one write, when all are made:", CONTROLLER + ["killed_at_any_write"]),
     ("finalizer", "deletion", "the finalizer goes while the namespace is there",
      "src/cluster/plan.rs", "(namespace_is_gone, \"namespace\"),", "(namespace_is_gone || true, \"namespace\"),", UNIT + ["cluster::plan"]),
     ("outage", "outage", "nobody notices that the server is back",
