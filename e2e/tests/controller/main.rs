@@ -7,6 +7,7 @@
 
 mod bench;
 mod certificates;
+mod children;
 mod claims;
 mod crash;
 mod example;
@@ -18,8 +19,10 @@ mod pools;
 mod proxy;
 mod servers;
 mod steady;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
+mod told;
 mod world;
 
 /// Whether the whole of something is asked for.
