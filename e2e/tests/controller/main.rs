@@ -2,6 +2,7 @@
 //! them and every controller manager that does what networks and servers do on bad days.
 //!
 //! CONTROLLER=all takes every crash point; else a sample. CONTROLLER=long takes outages in full length; else a tenth.
+//! CONTROLLER_SEED=N repeats the random moments of a run that printed N.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
