@@ -60,6 +60,7 @@ fi
 if $fast; then
   step make --no-print-directory check
   step cargo test -p giantnetes-e2e --lib
+  step diff <(e2e/mutants.py --table) docs/mutants.md
 fi
 step make --no-print-directory images
 

@@ -92,7 +92,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         () = leadership.lost() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    shift.end(Duration::from_secs(8)).await;
+    leadership.close();
+    shift.end(leadership.idle(Duration::from_secs(5))).await;
     stop.cancel();
     Ok(election.await?)
 }

@@ -136,6 +136,7 @@ pub struct StorageSpec {
 #[serde(rename_all = "camelCase")]
 pub struct NodePoolSpec {
     /// Name: a DNS label of at most 20 characters, but not `master`. Its nodes are named after it.
+    /// Changing it: immutable; another name is another pool.
     #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(max = 20))]
     #[x_kube(validation = rules::pool_name())]
     pub name: String,
@@ -153,13 +154,13 @@ pub struct NodePoolSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub zones: Vec<String>,
     /// Labels of the pool's nodes, at most 16; keys of kubernetes.io, k8s.io and giantnetes.io are not for users.
-    /// Changing them: in place.
+    /// Default: none. Changing them: in place.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, LabelValue>", extend("maxProperties" = 16))]
     #[x_kube(validation = rules::label_keys())]
     #[x_kube(validation = rules::own_label_keys())]
     pub labels: BTreeMap<String, String>,
-    /// Taints of the pool's nodes, at most 16. Changing them: in place.
+    /// Taints of the pool's nodes, at most 16. Default: none. Changing them: in place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into(), "effect".into()]))]
@@ -177,15 +178,15 @@ struct LabelValue(
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TaintSpec {
-    /// Key, as that of a label.
+    /// Key, as that of a label. Changing it: in place.
     #[schemars(regex(pattern = rules::LABEL_KEY), length(max = 253))]
     #[x_kube(validation = rules::own_label_key())]
     pub key: String,
-    /// Value, as that of a label. Default: empty.
+    /// Value, as that of a label. Default: empty. Changing it: in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<LabelValue>")]
     pub value: Option<String>,
-    /// What happens to pods that do not tolerate it.
+    /// What happens to pods that do not tolerate it. Changing it: in place.
     pub effect: TaintEffect,
 }
 

@@ -78,7 +78,84 @@ pub fn crds_yaml() -> Result<String, serde_saphyr::ser::Error> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+        JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    };
+
     use super::*;
+
+    /// A field of a schema, and what a test looks at beside itself.
+    struct Field<'a> {
+        path: String,
+        schema: &'a JSONSchemaProps,
+        /// Description of the object that it is a field of.
+        parent: &'a str,
+        required: bool,
+    }
+
+    /// All fields below a schema. An item of a list and a value of a map count as one, too.
+    fn fields<'a>(path: &str, schema: &'a JSONSchemaProps, found: &mut Vec<Field<'a>>) {
+        let parent = schema.description.as_deref().unwrap_or_default();
+        let mut add = |path: String, schema: &'a JSONSchemaProps, required: bool| {
+            found.push(Field { path: path.clone(), schema, parent, required });
+            fields(&path, schema, found);
+        };
+        for (name, property) in schema.properties.iter().flatten() {
+            let required = schema.required.iter().flatten().any(|one| one == name);
+            add(format!("{path}.{name}"), property, required);
+        }
+        if let Some(JSONSchemaPropsOrArray::Schema(items)) = &schema.items {
+            add(format!("{path}[]"), items, true);
+        }
+        if let Some(JSONSchemaPropsOrBool::Schema(values)) = &schema.additional_properties {
+            add(format!("{path}{{}}"), values, true);
+        }
+    }
+
+    fn spec_of(crd: &CustomResourceDefinition) -> &JSONSchemaProps {
+        let schema = crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+        &schema.properties.as_ref().unwrap()["spec"]
+    }
+
+    #[test]
+    fn every_field_says_its_default_and_what_changing_it_does() {
+        let mut found = Vec::new();
+        fields("spec", spec_of(cluster_crd()), &mut found);
+        let of_user = |field: &&Field<'_>| !field.path.ends_with(['}', ']']) && field.schema.properties.is_none();
+        let leaves: Vec<_> = found.iter().filter(of_user).collect();
+        assert!(leaves.len() > 40, "{}", leaves.len());
+        let mut silent = Vec::new();
+        for Field { path, schema, parent, required } in leaves {
+            let own = schema.description.as_deref().unwrap_or_default();
+            let changes = ["immutable", "in place", "rolls the"];
+            if !changes.iter().any(|change| own.contains(change) || parent.contains(change)) {
+                silent.push(format!("{path}: what does changing it do?"));
+            }
+            if !required && !own.to_lowercase().contains("default") {
+                silent.push(format!("{path}: what is its default?"));
+            }
+        }
+        assert!(silent.is_empty(), "{}", silent.join("\n"));
+    }
+
+    #[test]
+    fn every_text_list_and_map_of_a_spec_is_bounded() {
+        let mut boundless = Vec::new();
+        for crd in crds() {
+            let mut found = Vec::new();
+            fields(&crd.spec.names.kind, spec_of(&crd), &mut found);
+            boundless.extend(found.into_iter().filter_map(|Field { path, schema, .. }| {
+                let bounded = match schema.type_.as_deref() {
+                    Some("string") => schema.max_length.is_some() || schema.enum_.is_some() || schema.format.is_some(),
+                    Some("array") => schema.max_items.is_some(),
+                    Some("object") => schema.additional_properties.is_none() || schema.max_properties.is_some(),
+                    _ => true,
+                };
+                (!bounded).then_some(path)
+            }));
+        }
+        assert!(boundless.is_empty(), "{boundless:?}");
+    }
 
     #[test]
     fn manifests_and_chart_hold_the_same_crds() {

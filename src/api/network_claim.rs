@@ -17,10 +17,13 @@ pub enum ClaimKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ClusterRef {
     /// Namespace of the Cluster.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// Name of the Cluster.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// UID of the Cluster: a new Cluster of the same name does not inherit the claim.
+    #[schemars(length(max = 128))]
     pub uid: String,
 }
 

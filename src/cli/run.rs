@@ -39,7 +39,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Longest time that work under way may take when leadership ends. With the lease's release it is less than ten seconds.
+/// Longest time that writes under way may take when leadership ends. With the lease's release it is less than ten seconds.
 const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
@@ -180,12 +180,14 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
         operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
         tokio::select! {
-            () = stop.cancelled() => {}
+            // Nobody else may lead before the last write has ended: none begins any more.
+            () = stop.cancelled() => context.leadership.close(),
             () = context.leadership.lost() => warn!("this process leads no more"),
         }
         LEADING.set(0);
-        if !shift.end(GRACE).await {
-            warn!("work under way was cut off; it is picked up by the next leader");
+        // Work that does not write, as a look at a guest that is dead, holds nobody up.
+        if !shift.end(context.leadership.idle(GRACE)).await {
+            info!("work under way was cut off; it is picked up by the next leader");
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::{
     },
 };
 
+const MANAGER: &str = "giantnetes.cluster";
+
 /// How often a Cluster that is being deleted is looked at, beside every change of it.
 const DELETION_POLL: Duration = Duration::from_secs(2);
 
@@ -55,7 +57,7 @@ pub struct ClusterOperator {
 impl ClusterOperator {
     /// A cluster operator.
     pub fn new(context: Context) -> Self {
-        let applier = Applier::new("giantnetes.cluster", names::HASH_ANNOTATION, &context.memory);
+        let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &context.memory);
         Self { context, applier, pace: Pace::default() }
     }
 
@@ -68,7 +70,7 @@ impl ClusterOperator {
     }
 
     async fn keep(&self, key: &ClusterKey, target: &Target) -> Result<Outcome, Error> {
-        if finalizer::add(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER)
+        if finalizer::add(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER, MANAGER)
             .await
             .map_err(Error::Finalizer)?
         {
@@ -153,7 +155,7 @@ impl ClusterOperator {
         let namespace_is_gone = self.delete_namespace(&target.identity, pods_are_gone).await.map_err(Error::Delete)?;
         let left = plan::left_over(&reports, namespace_is_gone);
         if left.is_empty() {
-            finalizer::remove(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER)
+            finalizer::remove(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER, MANAGER)
                 .await
                 .map_err(Error::Finalizer)?;
             info!("every trace is gone; the Cluster is released");
@@ -234,9 +236,8 @@ impl ClusterOperator {
         cluster.status = Some(new);
         let write = self.clusters(key);
         let name = cluster.name_any();
-        match call("replace status of", key.to_string(), write.replace_status(&name, &PostParams::default(), &cluster))
-            .await
-        {
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        match call("replace status of", key.to_string(), write.replace_status(&name, &params, &cluster)).await {
             // Somebody was faster, or it is gone: the watch brings the newer object and with it the next look.
             Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(()),
             Err(error) => return Err(Error::Status(error)),

@@ -107,12 +107,23 @@ pub fn host_claim(identity: &Identity, host: &str) -> NetworkClaim {
     claim
 }
 
-/// Whose a claimed resource is, with this quarantine.
-pub fn holder(claim: &NetworkClaim, quarantine: SignedDuration) -> Holder {
+/// Whose a claimed resource is, with this quarantine, as the Cluster with this UID sees it. While that lives, its own is its
+/// own, even if somebody marked it as released.
+pub fn holder(claim: &NetworkClaim, uid: &str, quarantine: SignedDuration) -> Holder {
+    if claim.spec.cluster_ref.uid == uid {
+        return Holder::Cluster(uid.to_owned());
+    }
     match free_at(claim, quarantine) {
         Some(at) => Holder::Quarantine(at),
         None => Holder::Cluster(claim.spec.cluster_ref.uid.clone()),
     }
+}
+
+/// Whether a claim says what `wanted` does; whatever labels others added.
+pub fn is_as_wanted(claim: &NetworkClaim, wanted: &NetworkClaim) -> bool {
+    let labels = claim.metadata.labels.as_ref();
+    let mut ours = wanted.metadata.labels.iter().flatten();
+    claim.spec == wanted.spec && ours.all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
 /// When a released claim's quarantine ends.
@@ -177,13 +188,31 @@ mod tests {
     fn a_released_vni_is_nobodys_until_its_quarantine_ends() {
         let mut released = claim(&identity("old"), 1234);
         let hour = SignedDuration::from_hours(1);
-        assert_eq!(holder(&released, hour), Holder::Cluster("old".into()));
+        assert_eq!(holder(&released, "new", hour), Holder::Cluster("old".into()));
         let at: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         released.spec.released_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
         let until = Holder::Quarantine("2026-01-01T01:00:00Z".parse().unwrap());
-        assert_eq!(holder(&released, hour), until);
-        // Not even for the Cluster that had it.
-        let choice = choose_vni(&identity("old"), Some(1234), None, |_| Some(holder(&released, hour)));
-        assert_eq!(choice, VniChoice::InUse(1234, until));
+        assert_eq!(holder(&released, "new", hour), until);
+        let choice = |uid: &str| choose_vni(&identity(uid), Some(1234), None, |_| Some(holder(&released, uid, hour)));
+        assert_eq!(choice("new"), VniChoice::InUse(1234, until));
+        // Of a Cluster that lives it was never given back by us.
+        assert_eq!(choice("old"), VniChoice::Held(1234));
+    }
+
+    #[test]
+    fn an_edited_claim_is_not_as_wanted_and_one_with_more_labels_is() {
+        let wanted = claim(&identity("a"), 1234);
+        let mut there = wanted.clone();
+        there.metadata.labels.as_mut().unwrap().insert("team".into(), "b".into());
+        assert!(is_as_wanted(&there, &wanted));
+        let mut released = there.clone();
+        released.spec.released_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        let mut renumbered = there.clone();
+        renumbered.spec.value = Some(1);
+        let mut unlabelled = there.clone();
+        unlabelled.metadata.labels = None;
+        for edited in [released, renumbered, unlabelled] {
+            assert!(!is_as_wanted(&edited, &wanted), "{edited:?}");
+        }
     }
 }

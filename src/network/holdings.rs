@@ -8,18 +8,18 @@ use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::info;
 
 use super::{
     claims::{self, Holder},
-    reconcile::Error,
+    reconcile::{Error, MANAGER},
 };
 use crate::{
-    api::{Cluster, NetworkClaim},
+    api::{Cluster, NetworkClaim, NetworkClaimSpec},
     cluster::{ClusterKey, Identity},
     context::{Context, Target},
-    runtime::{apply, cache, call},
+    runtime::{CallError, apply, cache, call},
 };
 
 /// What trying to take a claim came to.
@@ -45,28 +45,67 @@ impl Holdings<'_> {
         names.iter().filter_map(|name| cache::get(&self.0.cache.claims, None, name)).collect()
     }
 
-    /// Whose the claim of this name is.
-    pub(super) fn holder(&self, name: &str) -> Option<Holder> {
+    /// Whose the claim of this name is, as this guest sees it.
+    pub(super) fn holder(&self, name: &str, identity: &Identity) -> Option<Holder> {
         let claim = cache::get(&self.0.cache.claims, None, name)?;
-        Some(claims::holder(&claim, self.0.settings.network.quarantine))
+        Some(claims::holder(&claim, &identity.uid, self.0.settings.network.quarantine))
     }
 
-    /// Takes a claim that nobody is known to hold: the API server decides every race.
+    /// Takes a claim that nobody else is known to hold, or keeps it: the API server decides every race.
     pub(super) async fn take(&self, identity: &Identity, claim: &NetworkClaim) -> Result<Taken, Error> {
         let name = claim.name_any();
+        if let Some(there) = cache::get(&self.0.cache.claims, None, &name) {
+            return self.keep(identity, &there, claim).await;
+        }
         let object = format!("NetworkClaim {name}");
-        match call("create", object.clone(), self.api().create(&PostParams::default(), claim)).await {
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        match call("create", object.clone(), self.api().create(&params, claim)).await {
             Ok(_) => {
                 info!(claim = name, "claimed");
                 Ok(Taken::Ours)
             }
             Err(error) if error.status() == Some(409) => {
                 // Ours, if the cache lags behind our own claim; else somebody was faster.
-                let there = call("get", object, self.api().get_opt(&name)).await.map_err(Error::Claim)?;
-                let ours = there.is_some_and(|there| is_held_by(&there, identity));
-                Ok(if ours { Taken::Ours } else { Taken::Others })
+                match call("get", object, self.api().get_opt(&name)).await.map_err(Error::Claim)? {
+                    Some(there) => self.keep(identity, &there, claim).await,
+                    None => Ok(Taken::Others),
+                }
             }
             Err(error) => Err(Error::Claim(error)),
+        }
+    }
+
+    /// Puts a claim of ours right that somebody edited, above all one that was marked as released: others would get it.
+    async fn keep(&self, identity: &Identity, there: &NetworkClaim, wanted: &NetworkClaim) -> Result<Taken, Error> {
+        if there.spec.cluster_ref.uid != identity.uid {
+            return Ok(Taken::Others);
+        }
+        if claims::is_as_wanted(there, wanted) {
+            return Ok(Taken::Ours);
+        }
+        let NetworkClaimSpec { kind, value, host, .. } = &wanted.spec;
+        let patch = json!({
+            "metadata": {"labels": wanted.metadata.labels},
+            "spec": {"kind": kind, "value": value, "host": host, "releasedAt": null},
+        });
+        let kept = self.patch(there, "put right", patch).await.map_err(Error::Claim)?;
+        if kept {
+            info!(claim = there.name_any(), "an edit was undone");
+        }
+        Ok(if kept { Taken::Ours } else { Taken::Others })
+    }
+
+    /// Patches exactly the claim that was seen. Answers whether it was still there and the same.
+    async fn patch(&self, claim: &NetworkClaim, action: &'static str, mut patch: Value) -> Result<bool, CallError> {
+        let name = claim.name_any();
+        patch["metadata"]["uid"] = json!(claim.metadata.uid);
+        patch["metadata"]["resourceVersion"] = json!(claim.metadata.resource_version);
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        match call(action, format!("NetworkClaim {name}"), self.api().patch(&name, &params, &Patch::Merge(patch))).await
+        {
+            // Gone, or changed by somebody: the watch brings what is now.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(false),
+            other => other.map(|_| true),
         }
     }
 
@@ -77,6 +116,11 @@ impl Holdings<'_> {
         let mut next = None;
         for claim in self.of(key) {
             let uid = &claim.spec.cluster_ref.uid;
+            let lives = current.is_some_and(|target| target.identity.uid == *uid && !target.is_deleting());
+            if lives && claims::vni_of(&claim.name_any()).is_some() {
+                // Whoever marked it as released: it is in use, and taken back.
+                continue;
+            }
             if let Some(free_at) = claims::free_at(&claim, self.0.settings.network.quarantine) {
                 match Duration::try_from(free_at.duration_since(now)) {
                     Ok(left) if !left.is_zero() => next = Some(next.map_or(left, |next: Duration| next.min(left))),
@@ -110,20 +154,8 @@ impl Holdings<'_> {
 
     /// Gives a claim back: it rests from now on.
     pub(super) async fn mark_released(&self, claim: &NetworkClaim, now: Timestamp) -> Result<(), Error> {
-        let name = claim.name_any();
-        let patch = json!({
-            "metadata": {"uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version},
-            "spec": {"releasedAt": Time(now)},
-        });
-        let params = PatchParams { field_manager: Some("giantnetes.network".into()), ..PatchParams::default() };
-        match call("release", format!("NetworkClaim {name}"), self.api().patch(&name, &params, &Patch::Merge(patch)))
-            .await
-        {
-            // Gone, or changed by somebody: the watch brings what is now.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
-            Err(error) => Err(Error::Release(error)),
-            Ok(_) => Ok(()),
-        }
+        let patch = json!({"spec": {"releasedAt": Time(now)}});
+        self.patch(claim, "release", patch).await.map(drop).map_err(Error::Release)
     }
 
     /// Gives all claims of a Cluster back. Answers whether the server itself has none left that is not released.

@@ -25,6 +25,7 @@ use crate::{
     },
 };
 
+pub(super) const MANAGER: &str = "giantnetes.network";
 /// Pause before a claim that met a faster one is tried again.
 const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 /// Pause before a VNI that is taken is asked for again.
@@ -79,7 +80,7 @@ pub struct NetworkOperator {
 impl NetworkOperator {
     /// A network operator.
     pub fn new(context: Context) -> Self {
-        let applier = Applier::new("giantnetes.network", names::HASH_ANNOTATION, &context.memory);
+        let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &context.memory);
         Self { context, applier }
     }
 
@@ -91,12 +92,12 @@ impl NetworkOperator {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
         let holdings = Holdings(&self.context);
-        let ours = holdings.of(key).into_iter().filter(|claim| is_held_by(claim, &valid.identity));
+        // One that somebody marked as released is not counted out: this Cluster lives.
+        let ours = holdings.of(key).into_iter().filter(|claim| claim.spec.cluster_ref.uid == valid.identity.uid);
         let held = ours.filter_map(|claim| claims::vni_of(&claim.name_any())).next();
-        let holder = |vni| holdings.holder(&claims::claim_name(vni));
+        let holder = |vni| holdings.holder(&claims::claim_name(vni), &valid.identity);
         match claims::choose_vni(&valid.identity, valid.requested_vni, held, holder) {
-            VniChoice::Held(vni) => self.serve(key, valid, vni).await,
-            VniChoice::Claim(vni) => {
+            VniChoice::Held(vni) | VniChoice::Claim(vni) => {
                 match holdings.take(&valid.identity, &claims::claim(&valid.identity, vni)).await? {
                     Taken::Ours => self.serve(key, valid, vni).await,
                     Taken::Others => Ok((Report::waiting("a VNI"), Outcome::After(CLAIM_PAUSE))),
@@ -166,12 +167,11 @@ impl NetworkOperator {
             }
             Exposure::Ingress { host, class } => {
                 let name = claims::host_claim_name(host.as_str());
-                let taken = match holdings.holder(&name) {
-                    Some(Holder::Cluster(uid)) if uid == identity.uid => Taken::Ours,
-                    Some(holder) => return Ok(Some((in_use(&format!("host {host}"), &holder), pause(&holder)))),
-                    None => holdings.take(identity, &claims::host_claim(identity, host.as_str())).await?,
-                };
-                if taken == Taken::Others {
+                let ours = Holder::Cluster(identity.uid.clone());
+                if let Some(holder) = holdings.holder(&name, identity).filter(|holder| *holder != ours) {
+                    return Ok(Some((in_use(&format!("host {host}"), &holder), pause(&holder))));
+                }
+                if holdings.take(identity, &claims::host_claim(identity, host.as_str())).await? == Taken::Others {
                     return Ok(Some((format!("host {host} was taken by another Cluster"), CLAIM_PAUSE)));
                 }
                 let ingress = exposure::ingress(identity, host, class.as_deref(), &self.context.settings.exposure);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,20 @@ pub struct Events {
 }
 
 /// When which note was said, by the object's UID and reason.
-type Said = HashMap<(String, String), (String, Instant)>;
+#[derive(Default)]
+struct Said(HashMap<(String, String), (String, Instant)>);
+
+impl Said {
+    /// Takes note of what is to be said at `now`. Answers whether it was not just said.
+    fn is_news(&mut self, uid: String, reason: &str, note: &str, now: Instant) -> bool {
+        let key = (uid, reason.to_owned());
+        if self.0.get(&key).is_some_and(|(old, at)| old == note && now.duration_since(*at) < REPEAT_AFTER) {
+            return false;
+        }
+        self.0.insert(key, (note.to_owned(), now));
+        true
+    }
+}
 
 impl Events {
     /// Events of the controller called `controller`; `instance` is the name of this process.
@@ -55,7 +68,7 @@ impl Events {
         note: &str,
     ) {
         let uid = object.meta().uid.clone().unwrap_or_default();
-        if !self.is_news(uid, reason, note) {
+        if !self.said().is_news(uid, reason, note, Instant::now()) {
             return;
         }
         let event = Event {
@@ -76,20 +89,13 @@ impl Events {
         }
     }
 
-    fn is_news(&self, uid: String, reason: &str, note: &str) -> bool {
-        let now = Instant::now();
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (uid, reason.to_owned());
-        if said.get(&key).is_some_and(|(old, at)| old == note && now.duration_since(*at) < REPEAT_AFTER) {
-            return false;
-        }
-        said.insert(key, (note.to_owned(), now));
-        true
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets what was said about an object that is gone.
     pub fn forget(&self, uid: &str) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).retain(|(about, _), _| about != uid);
+        self.said().0.retain(|(about, _), _| about != uid);
     }
 }
 
@@ -107,6 +113,20 @@ fn shortened(note: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_word_about_the_same_object_is_said_once_an_hour() {
+        let (mut said, now) = (Said::default(), Instant::now());
+        let mut is_news = |uid: &str, reason, note, at| said.is_news(uid.to_owned(), reason, note, at);
+        assert!(is_news("1", "Error", "no", now));
+        assert!(!is_news("1", "Error", "no", now + REPEAT_AFTER / 2));
+        assert!(is_news("2", "Error", "no", now));
+        assert!(is_news("1", "Lost", "no", now));
+        assert!(is_news("1", "Error", "still no", now));
+        // The other word was said between.
+        assert!(is_news("1", "Error", "no", now));
+        assert!(is_news("1", "Error", "no", now + REPEAT_AFTER));
+    }
 
     #[test]
     fn a_long_note_is_cut_between_characters() {

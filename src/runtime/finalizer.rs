@@ -11,13 +11,13 @@ use serde_json::json;
 
 use super::{CallError, call};
 
-/// Adds `finalizer` unless it is there. Returns whether a write was needed.
+/// Adds `finalizer` as the field manager `manager`, unless it is there. Returns whether a write was needed.
 ///
 /// The write names the object's UID and resourceVersion, so it never hits a namesake or undoes somebody else's change.
 ///
 /// # Errors
 /// [`CallError`]; a conflict (409) means that the object changed and the caller should look again.
-pub async fn add<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<bool, CallError>
+pub async fn add<K>(api: &Api<K>, object: &K, finalizer: &str, manager: &str) -> Result<bool, CallError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
@@ -26,7 +26,7 @@ where
     }
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(finalizer.to_owned());
-    write(api, object, finalizers).await?;
+    write(api, object, finalizers, manager).await?;
     Ok(true)
 }
 
@@ -34,7 +34,7 @@ where
 ///
 /// # Errors
 /// As [`add`].
-pub async fn remove<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), CallError>
+pub async fn remove<K>(api: &Api<K>, object: &K, finalizer: &str, manager: &str) -> Result<(), CallError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
@@ -42,13 +42,13 @@ where
         return Ok(());
     }
     let finalizers = object.finalizers().iter().filter(|f| *f != finalizer).cloned().collect();
-    match write(api, object, finalizers).await {
+    match write(api, object, finalizers, manager).await {
         Err(error) if error.status() == Some(404) => Ok(()),
         other => other,
     }
 }
 
-async fn write<K>(api: &Api<K>, object: &K, finalizers: Vec<String>) -> Result<(), CallError>
+async fn write<K>(api: &Api<K>, object: &K, finalizers: Vec<String>, manager: &str) -> Result<(), CallError>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
@@ -58,6 +58,7 @@ where
         "finalizers": finalizers,
     }});
     let name = object.name_any();
-    call("patch finalizers of", name.clone(), api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    call("patch finalizers of", name.clone(), api.patch(&name, &params, &Patch::Merge(patch))).await?;
     Ok(())
 }

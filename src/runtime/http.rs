@@ -65,3 +65,30 @@ async fn metrics() -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_log_level_is_set_from_the_loopback_address_alone() {
+        let nothing: Check = Arc::new(Vec::new);
+        let routes = routes(nothing.clone(), nothing);
+        for (peer, refused) in [
+            ("10.1.2.3:4000", true),
+            ("[::ffff:10.1.2.3]:4000", true),
+            ("[fd00::1]:4000", true),
+            ("127.0.0.1:4000", false),
+            ("[::1]:4000", false),
+            ("[::ffff:127.0.0.1]:4000", false),
+        ] {
+            let peer: SocketAddr = peer.parse().unwrap();
+            let request = Request::put("/loglevel").extension(ConnectInfo(peer)).body(Body::from("debug")).unwrap();
+            let status = routes.clone().oneshot(request).await.unwrap().status();
+            assert_eq!(status == StatusCode::FORBIDDEN, refused, "{peer}: {status}");
+        }
+    }
+}

@@ -102,8 +102,8 @@ where
             let answer = match permit {
                 None => answer.await,
                 Some(permit) => {
-                    // Looked at before the request goes on, each time: one that waits for a connection, or a process that
-                    // was frozen, does not send what it was allowed to send long ago.
+                    // `lost` looks at the clock before the request goes on, each time: one that waits for a connection, or a
+                    // process that was frozen, does not send what it was allowed to send long ago.
                     let answer = tokio::select! {
                         biased;
                         () = leadership.lost() => Err(NotLeading.into()),
@@ -205,6 +205,30 @@ mod tests {
             let error = kube::Error::Service(send(&guard, method).await.unwrap_err());
             assert!(is_not_leading(&error));
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_over_the_end_of_leadership_is_not_sent() {
+        let leadership = Leadership::default();
+        leadership.set(Some(tokio::time::Instant::now() + Duration::from_millis(20)));
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let wire = service_fn(move |_: Request<Body>| {
+            let count = count.clone();
+            async move {
+                // There is no connection yet.
+                tokio::task::yield_now().await;
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, BoxError>(Response::new(()))
+            }
+        });
+        let request = Request::builder().method(Method::POST).uri("/api").body(Body::empty()).unwrap();
+        let mut answer = std::pin::pin!(Guard(Some(leadership)).layer(wire).oneshot(request));
+        assert!(futures::poll!(answer.as_mut()).is_pending());
+        // Frozen: when it goes on, this is polled before any timer is looked at.
+        std::thread::sleep(Duration::from_millis(40));
+        assert!(answer.await.unwrap_err().is::<NotLeading>());
+        assert_eq!(sent.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]

@@ -1,10 +1,6 @@
 //! Workers that take keys from a queue and reconcile them.
 
-use std::{
-    fmt::Display,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt::Display, sync::Arc, time::Instant};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, debug, error, info_span, warn};
@@ -44,12 +40,16 @@ impl Default for Shift {
 }
 
 impl Shift {
-    /// Begins no reconciliation any more and waits for those under way. Answers whether all of them ended in time; the
-    /// others were cut off.
-    pub async fn end(&self, limit: Duration) -> bool {
+    /// Begins no reconciliation any more and waits for those under way, but not for longer than `patience` lasts. Answers
+    /// whether all of them ended in time; the others were cut off.
+    pub async fn end<T>(&self, patience: impl Future<Output = T>) -> bool {
         self.stop.cancel();
         self.tasks.close();
-        let in_time = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
+        let in_time = tokio::select! {
+            biased;
+            () = self.tasks.wait() => true,
+            _ = patience => false,
+        };
         self.cut_off.cancel();
         self.tasks.wait().await;
         in_time
@@ -117,4 +117,49 @@ async fn once<R: Reconciler>(
     telemetry::RECONCILES.with_label_values(&[R::NAME, result]).inc();
     telemetry::RECONCILE_SECONDS.with_label_values(&[R::NAME]).observe(started.elapsed().as_secs_f64());
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use super::*;
+    use crate::runtime::queue::Outcome;
+
+    struct Hanging;
+
+    impl Reconciler for Hanging {
+        const NAME: &'static str = "hanging";
+        type Key = String;
+        type Error = Infallible;
+
+        async fn reconcile(&self, _: &String) -> Result<Outcome, Infallible> {
+            std::future::pending().await
+        }
+    }
+
+    impl queue::Key for String {
+        fn group(&self) -> &str {
+            self
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_hangs_is_cut_off_when_patience_ends() {
+        let (shift, queue) = (Shift::default(), Queue::new(2));
+        start(Arc::new(Hanging), &queue, &shift);
+        queue.add("a".to_owned());
+        // In paused time this ends when nobody has anything else to do: the key is being worked on.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let began = tokio::time::Instant::now();
+        assert!(!shift.end(tokio::time::sleep(Duration::from_secs(3))).await);
+        assert_eq!(began.elapsed().as_secs(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_work_nobody_is_waited_for() {
+        let (shift, queue) = (Shift::default(), Queue::<String>::new(2));
+        start(Arc::new(Hanging), &queue, &shift);
+        assert!(shift.end(std::future::pending::<()>()).await);
+    }
 }

@@ -2,11 +2,13 @@
 //! them and every controller manager that does what networks and servers do on bad days.
 //!
 //! CONTROLLER=all takes every crash point; else a sample. CONTROLLER=long takes outages in full length; else a tenth.
+//! CONTROLLER_SEED=N repeats the random moments of a run that printed N.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod bench;
 mod certificates;
+mod children;
 mod claims;
 mod crash;
 mod example;
@@ -20,8 +22,10 @@ mod proxy;
 mod rollout;
 mod servers;
 mod steady;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
+mod told;
 mod world;
 
 /// Whether the whole of something is asked for.

@@ -26,6 +26,7 @@ pub struct Options {
     /// How long a released VNI rests.
     pub quarantine: &'static str,
     pub log: &'static str,
+    pub log_format: &'static str,
     /// Without the proxy between it and the API server.
     pub direct: bool,
     /// With VM pods, which nobody runs.
@@ -44,6 +45,7 @@ impl Default for Options {
             call_timeout: "5s",
             quarantine: "1s",
             log: "info,giantnetes=debug",
+            log_format: "text",
             direct: false,
             kvm: false,
             drain_timeout: "10m",
@@ -57,6 +59,8 @@ pub struct Manager {
     pub proxy: Proxy,
     pub listen: u16,
     pub log: PathBuf,
+    /// The operator's settings.
+    pub settings: PathBuf,
     command: Command,
 }
 
@@ -87,11 +91,12 @@ impl Manager {
         let mut command = Command::new(giantnetes());
         command
             .env("KUBECONFIG", &kubeconfig)
-            .args(["--log", options.log, "run", "--lease", options.lease, "--lease-duration", options.lease_duration])
+            .args(["--log", options.log, "--log-format", options.log_format])
+            .args(["run", "--lease", options.lease, "--lease-duration", options.lease_duration])
             .args(["--call-timeout", options.call_timeout, "--replica", name])
             .args(["--listen", &format!("127.0.0.1:{listen}"), "--settings", &settings.display().to_string()]);
         let process = spawn(&mut command, &log).unwrap();
-        Self { process, proxy, listen, log, command }
+        Self { process, proxy, listen, log, settings, command }
     }
 
     /// Starts it again after it ended.

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     convert::Infallible,
     sync::{
         Arc, Mutex,
@@ -49,7 +50,6 @@ pub struct Crash {
 /// A write that was forwarded: leases and events are not counted.
 #[derive(Clone)]
 pub struct Write {
-    pub at: Instant,
     what: String,
     status: u16,
 }
@@ -58,6 +58,33 @@ impl std::fmt::Debug for Write {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} → {}", self.what, self.status)
     }
+}
+
+/// Watches are told that they expired: once by the answer's status and once, as a server does whose cache has no such version
+/// any more, by an event in a stream that began well. Clients take different ways from there.
+#[derive(Default)]
+struct Expiry {
+    on: bool,
+    /// How often each kind's watch was told.
+    told: BTreeMap<String, usize>,
+}
+
+/// Some replaces and patches are refused as conflicts: so many a second at most, and of each object's never two in a row, or
+/// a slow client would never get through.
+#[derive(Default)]
+struct Conflicts {
+    per_second: u32,
+    last: Option<Instant>,
+    refused: BTreeMap<String, bool>,
+    given: usize,
+}
+
+/// Requests whose answers are withheld, though the server has done what they asked for.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub method: hyper::Method,
+    /// Part of their path.
+    pub path: &'static str,
 }
 
 struct State {
@@ -72,8 +99,11 @@ struct State {
     lists: Mutex<Vec<(Instant, String)>>,
     /// Requests in a hundred that fail.
     failing: AtomicU64,
-    /// Watches that are answered with 410 Gone.
-    gone: AtomicUsize,
+    expiry: Mutex<Expiry>,
+    conflicts: Mutex<Conflicts>,
+    held: Mutex<Option<Held>>,
+    /// How many answers were withheld.
+    withheld: AtomicUsize,
     dice: AtomicU64,
     graveyard: Mutex<Vec<Box<dyn Any + Send>>>,
 }
@@ -98,7 +128,10 @@ impl Proxy {
             writes: Mutex::default(),
             lists: Mutex::default(),
             failing: AtomicU64::new(0),
-            gone: AtomicUsize::new(0),
+            expiry: Mutex::default(),
+            conflicts: Mutex::default(),
+            held: Mutex::default(),
+            withheld: AtomicUsize::new(0),
             dice: AtomicU64::new(0x9E37_79B9_7F4A_7C15),
             graveyard: Mutex::default(),
         });
@@ -127,13 +160,34 @@ impl Proxy {
         self.state.failing.store(percent, Ordering::SeqCst);
     }
 
-    /// Answers the next `count` watches with 410 Gone.
-    pub fn expire_watches(&self, count: usize) {
-        self.state.gone.store(count, Ordering::SeqCst);
+    /// Tells each kind's next two watches that they expired: one with status 410, one with an event in its stream.
+    pub fn expire_watches(&self) {
+        *self.state.expiry.lock().unwrap() = Expiry { on: true, ..Expiry::default() };
     }
 
-    pub fn watches_to_expire(&self) -> usize {
-        self.state.gone.load(Ordering::SeqCst)
+    /// How often each kind's watch was told that it expired.
+    pub fn expired(&self) -> BTreeMap<String, usize> {
+        self.state.expiry.lock().unwrap().told.clone()
+    }
+
+    /// Refuses so many replaces and patches a second as conflicts.
+    pub fn conflict(&self, per_second: u32) {
+        self.state.conflicts.lock().unwrap().per_second = per_second;
+    }
+
+    /// How many were refused as conflicts.
+    pub fn conflicts(&self) -> usize {
+        self.state.conflicts.lock().unwrap().given
+    }
+
+    /// Withholds the answers of requests like these, or of none.
+    pub fn hold(&self, held: Option<Held>) {
+        *self.state.held.lock().unwrap() = held;
+    }
+
+    /// How many answers were withheld.
+    pub fn withheld(&self) -> usize {
+        self.state.withheld.load(Ordering::SeqCst)
     }
 
     pub fn writes(&self) -> Vec<Write> {
@@ -151,8 +205,8 @@ impl Proxy {
     }
 
     /// Kinds that were listed with success since `since`, with the time of their first list.
-    pub fn lists_since(&self, since: Instant) -> std::collections::BTreeMap<String, Duration> {
-        let mut first = std::collections::BTreeMap::new();
+    pub fn lists_since(&self, since: Instant) -> BTreeMap<String, Duration> {
+        let mut first = BTreeMap::new();
         for (at, kind) in self.state.lists.lock().unwrap().iter().filter(|(at, _)| *at >= since) {
             first.entry(kind.clone()).or_insert(at.duration_since(since));
         }
@@ -216,8 +270,10 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     let failure = state.roll(&path);
     if is_read {
         state.reads.fetch_add(1, Ordering::SeqCst);
-        if query.contains("watch=true") && state.take_gone() {
-            return refusal(410);
+        if query.contains("watch=true")
+            && let Some(answer) = state.expire(&path)
+        {
+            return answer;
         }
         if let Some(status) = failure {
             return refusal(status);
@@ -230,7 +286,11 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     if let Some(status) = failure.filter(|status| *status != 504) {
         return refusal(status);
     }
+    if counts && state.is_conflict(&head.method, &path) {
+        return refusal(409);
+    }
     let what = format!("{} {path}", head.method);
+    let is_held = state.is_held(&head.method, &path);
     head.headers.insert(header::USER_AGENT, state.name.parse().expect("a name"));
     head.headers.remove(header::HOST);
     let forwarded = Request::from_parts(head, Body::from(body.to_bytes().to_vec()));
@@ -243,10 +303,13 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     };
     let status = answer.status().as_u16();
     if counts {
-        state.writes.lock().unwrap().push(Write { at: Instant::now(), what, status });
+        state.writes.lock().unwrap().push(Write { what, status });
     } else if is_read && status == 200 && query.contains("limit=") && !query.contains("watch=true") {
-        let kind = path.rsplit('/').next().unwrap_or_default().to_owned();
-        state.lists.lock().unwrap().push((Instant::now(), kind));
+        state.lists.lock().unwrap().push((Instant::now(), kind(&path)));
+    }
+    if is_held {
+        state.withheld.fetch_add(1, Ordering::SeqCst);
+        return std::future::pending().await;
     }
     if let Some(Crash { process, .. }) = crash {
         return kill(process).await;
@@ -271,8 +334,42 @@ impl State {
         fails.then(|| [429, 500, 504, 504][(dice >> 32) as usize % 4])
     }
 
-    fn take_gone(&self) -> bool {
-        self.gone.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    /// The answer to a watch that is told that it expired, if it is.
+    fn expire(&self, path: &str) -> Option<Response<Body>> {
+        let mut expiry = self.expiry.lock().unwrap();
+        if !expiry.on {
+            return None;
+        }
+        let told = expiry.told.entry(kind(path)).or_default();
+        *told += 1;
+        match *told {
+            1 => Some(refusal(410)),
+            2 => Some(expired_event()),
+            _ => {
+                *told = 2;
+                None
+            }
+        }
+    }
+
+    fn is_conflict(&self, method: &hyper::Method, path: &str) -> bool {
+        let mut conflicts = self.conflicts.lock().unwrap();
+        let may_conflict = [hyper::Method::PUT, hyper::Method::PATCH].contains(method) && conflicts.per_second > 0;
+        if !may_conflict || conflicts.refused.insert(path.to_owned(), false) == Some(true) {
+            return false;
+        }
+        let pause = Duration::from_secs(1) / conflicts.per_second;
+        if conflicts.last.is_some_and(|last| last.elapsed() < pause) {
+            return false;
+        }
+        conflicts.last = Some(Instant::now());
+        conflicts.refused.insert(path.to_owned(), true);
+        conflicts.given += 1;
+        true
+    }
+
+    fn is_held(&self, method: &hyper::Method, path: &str) -> bool {
+        self.held.lock().unwrap().as_ref().is_some_and(|held| held.method == *method && path.contains(held.path))
     }
 
     fn crash_of_next(&self) -> Option<Crash> {
@@ -288,17 +385,36 @@ async fn kill(process: u32) -> Response<Body> {
     std::future::pending().await
 }
 
+/// The resource that a path of a list or a watch is about.
+fn kind(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+/// A watch that begins well and says at once that its version is too old.
+fn expired_event() -> Response<Body> {
+    let event = serde_json::json!({"type": "ERROR", "object": status_of(410)});
+    answer_of(200, format!("{event}\n"))
+}
+
 fn refusal(status: u16) -> Response<Body> {
+    answer_of(status, status_of(status).to_string())
+}
+
+fn answer_of(status: u16, body: String) -> Response<Body> {
+    let body = Body::from(body.into_bytes());
+    Response::builder().status(status).header(header::CONTENT_TYPE, "application/json").body(body).expect("a response")
+}
+
+fn status_of(status: u16) -> serde_json::Value {
     let reason = match status {
+        409 => "Conflict",
         410 => "Expired",
         429 => "TooManyRequests",
         504 => "Timeout",
         _ => "InternalError",
     };
-    let body = serde_json::json!({
+    serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": "a fault of the test's", "reason": reason, "code": status,
-    });
-    let body = Body::from(body.to_string().into_bytes());
-    Response::builder().status(status).header(header::CONTENT_TYPE, "application/json").body(body).expect("a response")
+    })
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -100,6 +101,15 @@ impl Servers {
         let text = std::fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
+
+    /// Of what is on record, what managers whose names begin so wrote, but for leases and events, as it was received.
+    pub fn writes_of(&self, names: &str) -> Vec<Audited> {
+        let counts = |write: &Audited| !write.uri.contains("/leases") && !write.uri.contains("/events");
+        let mut found = self.audit();
+        found.retain(|write| write.user_agent.starts_with(names) && counts(write));
+        found.sort_by_key(|write| write.received);
+        found
+    }
 }
 
 /// A write as the API server put it on record.
@@ -110,5 +120,6 @@ pub struct Audited {
     pub uri: String,
     #[serde(default)]
     pub user_agent: String,
-    pub request_received_timestamp: String,
+    #[serde(rename = "requestReceivedTimestamp")]
+    pub received: Timestamp,
 }

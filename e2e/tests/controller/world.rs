@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use giantnetes::api::{Cluster, NetworkClaim};
-use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service},
+    networking::v1::{Ingress, NetworkPolicy},
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
@@ -123,24 +126,37 @@ impl World {
         Ok(Api::<NetworkClaim>::all(self.client.clone()).list(&ListParams::default()).await?.items)
     }
 
-    /// Names and identities of everything of a Cluster that must not depend on how often its manager died: kinds and
-    /// names of objects with the guest's label.
-    pub async fn inventory(&self) -> Result<Vec<String>> {
+    /// Kinds and metadata of everything that carries a guest's label, but for claims.
+    pub async fn labelled(&self) -> Result<Vec<(String, ObjectMeta)>> {
+        let all = [
+            self.labelled_of::<Namespace>().await?,
+            self.labelled_of::<Secret>().await?,
+            self.labelled_of::<Service>().await?,
+            self.labelled_of::<ConfigMap>().await?,
+            self.labelled_of::<PersistentVolumeClaim>().await?,
+            self.labelled_of::<Pod>().await?,
+            self.labelled_of::<NetworkPolicy>().await?,
+            self.labelled_of::<Ingress>().await?,
+        ];
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    async fn labelled_of<K>(&self) -> Result<Vec<(String, ObjectMeta)>>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
         let ours = ListParams::default().labels("giantnetes.io/cluster");
-        let mut found = Vec::new();
-        let client = || self.client.clone();
-        for object in Api::<Namespace>::all(client()).list(&ours).await? {
-            found.push(format!("Namespace {}", place(&object.metadata)));
-        }
-        for object in Api::<Secret>::all(client()).list(&ours).await? {
-            found.push(format!("Secret {}", place(&object.metadata)));
-        }
-        for object in Api::<Service>::all(client()).list(&ours).await? {
-            found.push(format!("Service {}", place(&object.metadata)));
-        }
-        for object in self.claims().await? {
-            let released = if object.spec.released_at.is_some() { " (released)" } else { "" };
-            found.push(format!("NetworkClaim{released}"));
+        let found = Api::<K>::all(self.client.clone()).list_metadata(&ours).await?;
+        Ok(found.items.into_iter().map(|object| (K::kind(&()).into_owned(), object.metadata)).collect())
+    }
+
+    /// What must not depend on how often a manager died: kinds and names of objects with a guest's label, and claims.
+    pub async fn inventory(&self) -> Result<Vec<String>> {
+        let labelled = self.labelled().await?;
+        let mut found: Vec<_> = labelled.iter().map(|(kind, meta)| format!("{kind} {}", place(meta))).collect();
+        for claim in self.claims().await? {
+            let released = if claim.spec.released_at.is_some() { " (released)" } else { "" };
+            found.push(format!("NetworkClaim {:?}{released}", claim.spec.kind));
         }
         found.sort();
         Ok(found)

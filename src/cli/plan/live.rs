@@ -18,7 +18,10 @@ use crate::{
     api::{Cluster, NetworkClaim, names},
     cluster::{Valid, valid},
     kvm,
-    network::claims::{self, Holder, VniChoice},
+    network::{
+        claims::{self, Holder, VniChoice},
+        exposure,
+    },
     pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
     runtime::{CallError, call},
     settings::Settings,
@@ -81,7 +84,8 @@ async fn choose_vni(client: &Client, valid: &Valid, settings: &Settings) -> Resu
     let api = Api::<NetworkClaim>::all(client.clone());
     let claims = call("list", "NetworkClaims", api.list(&ListParams::default())).await?;
     let holders = claims.items.iter().filter_map(|claim| {
-        Some((claims::vni_of(&claim.name_any())?, claims::holder(claim, settings.network.quarantine)))
+        let holder = claims::holder(claim, &valid.identity.uid, settings.network.quarantine);
+        Some((claims::vni_of(&claim.name_any())?, holder))
     });
     let holders: BTreeMap<_, _> = holders.collect();
     let ours = Holder::Cluster(valid.identity.uid.clone());
@@ -111,7 +115,7 @@ async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &S
                     // That of the headless one is no address.
                     let address = live.data["spec"]["clusterIP"].as_str().and_then(|text| text.parse::<IpAddr>().ok());
                     if let Some(address) = address {
-                        known.endpoint = format!("https://{address}:{}", names::API_PORT);
+                        known.endpoint = exposure::endpoint(&valid.exposure, address, &settings.exposure);
                         known.api_address = address;
                     }
                 }

@@ -1,10 +1,13 @@
 //! Whether this process may write, asked right before every write.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -24,6 +27,8 @@ pub struct Leadership {
 #[derive(Debug, Default)]
 struct Writes {
     under_way: AtomicUsize,
+    /// No more begin.
+    closed: AtomicBool,
     ended: Notify,
 }
 
@@ -55,11 +60,17 @@ impl Leadership {
         // Counted first and judged then: whoever ends the leadership either is seen here or sees this write.
         self.writes.under_way.fetch_add(1, Ordering::SeqCst);
         let permit = Permit(self.writes.clone());
-        self.holds().then_some(permit)
+        (self.holds() && !self.writes.closed.load(Ordering::SeqCst)).then_some(permit)
+    }
+
+    /// Lets no write begin any more, for good. Those under way go on, and it still leads: nobody else may write before they
+    /// have ended.
+    pub fn close(&self) {
+        self.writes.closed.store(true, Ordering::SeqCst);
     }
 
     /// It leads until `until`, or (`None`) no more. From now on no write begins that is not covered.
-    pub(super) fn set(&self, until: Option<Instant>) {
+    pub(in crate::runtime) fn set(&self, until: Option<Instant>) {
         self.until.send_replace(until);
     }
 
@@ -70,8 +81,14 @@ impl Leadership {
         let _ = until.wait_for(|until| until.is_some_and(|until| Instant::now() < until)).await;
     }
 
-    /// Waits until this process leads no more.
+    /// Waits until this process leads no more. It looks at the clock whenever it is polled: in a process that was frozen, what
+    /// waits for leadership's end may be polled before the timer that announces it.
     pub async fn lost(&self) {
+        let mut told = pin!(self.told_lost());
+        poll_fn(|context| if self.holds() { told.as_mut().poll(context) } else { Poll::Ready(()) }).await;
+    }
+
+    async fn told_lost(&self) {
         let mut changes = self.until.subscribe();
         loop {
             let until = *changes.borrow_and_update();
@@ -131,6 +148,29 @@ mod tests {
         tokio::task::yield_now().await;
         drop(write);
         assert!(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_it_closes_no_write_begins_and_those_under_way_are_waited_for() {
+        let leadership = Leadership::default();
+        leadership.set(Some(Instant::now() + Duration::from_secs(60)));
+        let write = leadership.begin_write();
+        leadership.close();
+        assert!(leadership.holds() && leadership.begin_write().is_none());
+        assert!(!leadership.idle(Duration::from_secs(5)).await);
+        drop(write);
+        assert!(leadership.idle(Duration::from_secs(5)).await);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_leadership_is_seen_before_any_timer_tells() {
+        let leadership = Leadership::default();
+        leadership.set(Some(Instant::now() + Duration::from_millis(20)));
+        let mut lost = pin!(leadership.lost());
+        assert!(futures::poll!(lost.as_mut()).is_pending());
+        // As in a process that is frozen, nobody looks after timers meanwhile.
+        std::thread::sleep(Duration::from_millis(40));
+        assert!(futures::poll!(lost.as_mut()).is_ready());
     }
 
     #[tokio::test(start_paused = true)]

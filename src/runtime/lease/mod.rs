@@ -173,7 +173,7 @@ impl Elector {
     fn desired(&self, holder: Option<String>) -> Lease {
         let now = Some(MicroTime(Timestamp::now()));
         let old = self.held.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
-        let is_new_holder = holder != old.holder_identity;
+        let is_new_holder = holder.is_some() && holder != old.holder_identity;
         let transitions = old.lease_transitions.unwrap_or_default();
         Lease {
             metadata: ObjectMeta {
@@ -195,16 +195,34 @@ impl Elector {
     async fn release(&mut self) {
         let led = self.leadership.holds();
         self.leadership.set(None);
-        if !led || self.held.is_none() {
+        if !led {
             return;
         }
         if !self.leadership.idle(LAST_WRITES).await {
             warn!(lease = self.name, "a write is still under way: the lease is not released, it runs out");
             return;
         }
-        match self.put(self.desired(None), RELEASE).await {
-            Ok(_) => info!(lease = self.name, "released"),
-            Err(error) => warn!(error = chain(&error), "the lease is not released, it runs out"),
+        match tokio::time::timeout(RELEASE, self.let_go()).await {
+            Ok(Ok(())) => info!(lease = self.name, "released"),
+            Ok(Err(error)) => warn!(error = chain(&error), "the lease is not released, it runs out"),
+            Err(_) => warn!(lease = self.name, "the lease is not released in time, it runs out"),
+        }
+    }
+
+    /// Takes our name out of the lease. The last renewal may have been cut off, and whether the server did it is unknown: what
+    /// we hold is then older than what is there, and is read again.
+    async fn let_go(&mut self) -> Result<(), CallError> {
+        loop {
+            if self.held.is_none() {
+                self.look().await?;
+            }
+            if self.seen.as_ref().is_none_or(|seen| seen.holder.as_ref() != Some(&self.me)) {
+                return Ok(());
+            }
+            match self.put(self.desired(None), RELEASE).await {
+                Err(error) if error.status() == Some(409) => self.held = None,
+                other => return other.map(drop),
+            }
         }
     }
 }
