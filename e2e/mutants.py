@@ -25,7 +25,7 @@ MUTANTS = [
     ("ranges", "validation", "ranges may overlap",
      "src/cluster/valid/network.rs", "if overlaps(*range, *other) {", "if false && overlaps(*range, *other) {", UNIT),
     ("vni", "claims", "a VNI is taken though somebody holds it",
-     "src/network/claims.rs", "*vni != RESERVED && holder(*vni).is_none()", "*vni != RESERVED", UNIT + ["network::claims"]),
+     "src/network/claims.rs", "Some(_) => None,", "Some(_) => Some(VniChoice::Claim(vni)),", UNIT + ["network::claims"]),
     ("quarantine", "claims", "a released VNI is still its former Cluster's",
      "src/network/claims.rs", "match free_at(claim, quarantine) {", "match free_at(claim, quarantine).filter(|_| false) {", UNIT + ["network::claims"]),
     ("root", "roots", "a root that is recorded and gone is made anew",
