@@ -55,8 +55,14 @@ pub fn choose_vni(
             (0..count)
                 .filter_map(|step| u32::try_from((identity.seed() % count + step) % count).ok())
                 .map(|place| VNIS.start() + place)
-                .find(|vni| *vni != RESERVED && holder(*vni).is_none())
-                .map_or(VniChoice::Exhausted, VniChoice::Claim)
+                .filter(|vni| *vni != RESERVED)
+                .find_map(|vni| match holder(vni) {
+                    None => Some(VniChoice::Claim(vni)),
+                    // What was just claimed shows here a moment before it shows among what is held.
+                    Some(Holder::Cluster(uid)) if uid == identity.uid => Some(VniChoice::Held(vni)),
+                    Some(_) => None,
+                })
+                .unwrap_or(VniChoice::Exhausted)
         }
     }
 }
@@ -171,6 +177,13 @@ mod tests {
         assert_eq!(choose("a", None, &claims), VniChoice::Claim(5000));
         claims.insert(5000, "other".into());
         assert_eq!(choose("a", None, &claims), VniChoice::Exhausted);
+    }
+
+    #[test]
+    fn no_second_vni_is_claimed_while_the_first_is_not_among_what_is_held() {
+        let VniChoice::Claim(first) = choose("a", None, &BTreeMap::new()) else { panic!("none is free") };
+        let ours = |vni: u32| (vni == first).then(|| Holder::Cluster("a".into()));
+        assert_eq!(choose_vni(&identity("a"), None, None, ours), VniChoice::Held(first));
     }
 
     #[test]

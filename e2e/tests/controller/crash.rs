@@ -57,7 +57,7 @@ fn points(steps: usize) -> Vec<usize> {
     if asked_for("all") {
         return (1..=steps).collect();
     }
-    let mut few: Vec<_> = (1..=steps).step_by(steps.div_ceil(4).max(1)).collect();
+    let mut few: Vec<_> = (1..=steps).step_by(steps.div_ceil(6).max(1)).collect();
     few.push(steps);
     few
 }
