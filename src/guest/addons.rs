@@ -88,8 +88,13 @@ impl Bundle {
     pub fn new(manifests: &str, cluster: &Valid) -> Result<Self, BundleError> {
         let text = fill_in(manifests, cluster);
         let hash = Sha256::digest(&text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let documents: Vec<Value> =
+        let mut documents: Vec<Value> =
             serde_saphyr::from_multiple(&text).map_err(|error| BundleError::Parse(Box::new(error)))?;
+        for document in &mut documents {
+            if document["kind"] == "CustomResourceDefinition" {
+                without_descriptions(&mut document["spec"]["versions"]);
+            }
+        }
         let objects = documents.into_iter().enumerate().map(|(place, value)| object(place, value));
         Ok(Self { objects: objects.collect::<Result<_, _>>()?, hash })
     }
@@ -104,6 +109,20 @@ fn fill_in(manifests: &str, cluster: &Valid) -> String {
         ("{{POD_MTU}}", cluster.mtu.pods.unwrap_or(0).to_string()),
     ];
     values.iter().fold(manifests.to_owned(), |text, (name, value)| text.replace(name, value))
+}
+
+/// Takes the prose out of schemas. It is most of them, and an API server merges all schemas anew with each definition that
+/// comes: minutes of a small emulated node.
+fn without_descriptions(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            // A property of that name is an object, prose is a text.
+            fields.retain(|name, value| !(name == "description" && value.is_string()));
+            fields.values_mut().for_each(without_descriptions);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_descriptions),
+        _ => {}
+    }
 }
 
 fn object(place: usize, value: Value) -> Result<(ApiResource, DynamicObject), BundleError> {
@@ -151,6 +170,8 @@ data: {pods: '{{POD_CIDR}}', dns: '{{DNS_ADDRESS}}', mtu: '{{POD_MTU}}'}
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: ippools.crd.projectcalico.org}
+spec:
+  versions: [{schema: {openAPIV3Schema: {description: prose, properties: {description: {type: string}}}}}]
 ";
 
     #[test]
@@ -160,6 +181,8 @@ metadata: {name: ippools.crd.projectcalico.org}
         let [(map, object), (definition, _)] = &bundle.objects[..] else { panic!("{bundle:?}") };
         assert_eq!((map.plural.as_str(), definition.plural.as_str()), ("configmaps", "customresourcedefinitions"));
         assert_eq!(object.data["data"], json!({"pods": "10.8.0.0/16", "dns": "10.9.0.10", "mtu": "0"}));
+        let schema = json!({"properties": {"description": {"type": "string"}}});
+        assert_eq!(bundle.objects[1].1.data["spec"]["versions"][0]["schema"]["openAPIV3Schema"], schema);
         assert_ne!(bundle.hash, Bundle::new(MANIFESTS, &valid(json!({}))).unwrap().hash);
     }
 

@@ -22,7 +22,7 @@ pub(super) fn components(node: &Node) -> Vec<Component> {
         etcd(node),
         api_server(node).with_gates(gates).with_flags(&wishes.api_server.flags),
         controller_manager(node).with_gates(gates).with_flags(&wishes.controller_manager),
-        scheduler().with_gates(gates).with_flags(&wishes.scheduler),
+        scheduler(node).with_gates(gates).with_flags(&wishes.scheduler),
     ]
 }
 
@@ -154,6 +154,7 @@ fn controller_manager(node: &Node) -> Component {
             format!("--cluster-cidr={}", ranges.pods),
             // Calico gives each node blocks of it as it needs them.
             "--allocate-node-cidrs=false".into(),
+            elects(node),
             format!("--service-cluster-ip-range={}", ranges.services),
             "--bind-address=127.0.0.1".into(),
             "--profiling=false".into(),
@@ -164,7 +165,12 @@ fn controller_manager(node: &Node) -> Component {
     }
 }
 
-fn scheduler() -> Component {
+/// Alone there is nobody to lead: an election could only be lost, by a slow node, and end what works.
+fn elects(node: &Node) -> String {
+    format!("--leader-elect={}", node.cluster.control_plane.replicas > 1)
+}
+
+fn scheduler(node: &Node) -> Component {
     let kubeconfig = kubeconfig_path("scheduler");
     Component {
         name: "kube-scheduler",
@@ -174,6 +180,7 @@ fn scheduler() -> Component {
             format!("--kubeconfig={kubeconfig}"),
             format!("--authentication-kubeconfig={kubeconfig}"),
             format!("--authorization-kubeconfig={kubeconfig}"),
+            elects(node),
             "--bind-address=127.0.0.1".into(),
             "--profiling=false".into(),
         ],

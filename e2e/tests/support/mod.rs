@@ -68,7 +68,7 @@ pub fn installed() -> Lab {
         // One replica, of which a test may end the process, and short times to wait for.
         .args([
             "--set",
-            "replicas=1,leaseDuration=5s,settings.network.quarantine=2s,settings.network.egressAllowed={10.231.0.1/32}",
+            "replicas=1,leaseDuration=5s,kvm.devicePlugin.enabled=false,settings.network.quarantine=2s,settings.network.egressAllowed={10.231.0.1/32}",
         ])
         // Braces mean lists to --set.
         .args([
