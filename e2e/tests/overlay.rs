@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Names of what this process plays when the test starts it again: set together with its configuration.
 const ROLE: &str = "OVERLAY_TEST_ROLE";
-/// How long a peer may take to be followed.
-const FOLLOWED: Duration = Duration::from_secs(5);
+/// How long a peer may take to be followed: the five seconds of the design, three times. What it took is printed.
+const FOLLOWED: Duration = Duration::from_secs(15);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 
 fn overlay(vni: u32, place: u8, name: &str) -> OverlayConfig {
@@ -287,11 +287,13 @@ fn members_of_one_guest_reach_each_other_and_nobody_else_does() {
     };
     std::thread::sleep(Duration::from_secs(1));
     let (sent, taken) = (packets("stranger", "tx"), packets("a", "rx"));
-    for _ in 0..3 {
-        assert!(!world.reaches("stranger", 10));
-    }
+    // Many at once: members, too, send something to all now and then, which is counted with it.
+    let vm = world.name("strangervm");
+    let knock = "for last in $(seq 100 139); do timeout 2 bash -c \"exec 3<>/dev/tcp/172.26.0.$last/6443\" 2>/dev/null & done; wait";
+    let _ = Command::new("ip").args(["netns", "exec", &vm, "bash", "-c", knock]).status().unwrap();
+    assert!(!world.reaches("stranger", 10));
     let (sent, taken) = (packets("stranger", "tx") - sent, packets("a", "rx") - taken);
-    assert!(sent >= 3 && taken < sent, "of a stranger's {sent} packets {taken} were taken");
+    assert!(sent >= 40 && taken < sent / 4, "of a stranger's {sent} packets {taken} were taken");
     let taken = packets("a", "rx");
     assert!(world.reaches("b", 10) && packets("a", "rx") > taken, "a member's packets are not counted there");
 
