@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Every watch of the manager, by the resource that it lists.
-const WATCHES: [&str; 11] = [
+const WATCHES: [&str; 12] = [
     "clusters",
     "configmaps",
     "ingresses",
@@ -30,6 +30,7 @@ const WATCHES: [&str; 11] = [
     "networkpolicies",
     "nodes",
     "persistentvolumeclaims",
+    "poddisruptionbudgets",
     "pods",
     "secrets",
     "services",
