@@ -111,8 +111,8 @@ fn fill_in(manifests: &str, cluster: &Valid) -> String {
     values.iter().fold(manifests.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
-/// Takes the prose out of schemas. It is most of them, and an API server merges all schemas anew with each definition that
-/// comes: minutes of a small emulated node.
+/// Takes the prose out of schemas. It is most of their text, and an API server merges all schemas anew with each definition
+/// that comes: work that a small emulated node is better spared.
 fn without_descriptions(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
