@@ -16,38 +16,12 @@ use support::{Guest, NAMED, in_steps, installed};
 const READY: Duration = Duration::from_secs(540);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A web server on each node that says where it is, a Service in front of both, and a client with every right over its node.
+/// A Service in front of both web servers, and a pod on each node with every right over it.
 const WORKLOAD: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web-master, labels: {app: web}}
-spec:
-  nodeName: master-0
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: web
-    image: giantnetes/toolbox:1
-    imagePullPolicy: Never
-    command: [sh, -c, "mkdir /www; hostname > /www/index.html; echo serving; exec httpd -f -p 8080 -h /www"]
-    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web-worker, labels: {app: web}}
-spec:
-  nodeName: default-0
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: web
-    image: giantnetes/toolbox:1
-    imagePullPolicy: Never
-    command: [sh, -c, "mkdir /www; hostname > /www/index.html; echo serving; exec httpd -f -p 8080 -h /www"]
-    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
 ---
 apiVersion: apps/v1
 kind: DaemonSet
@@ -68,6 +42,26 @@ spec:
         command: [sleep, "86400"]
         securityContext: {privileged: true}
 "#;
+
+/// A web server on a node that says who it is.
+fn web_server(name: &str, node: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: web}}}}
+spec:
+  nodeName: {node}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: giantnetes/toolbox:1
+    imagePullPolicy: Never
+    command: [sh, -c, "mkdir /www; hostname > /www/index.html; echo serving; exec httpd -f -p 8080 -h /www"]
+    readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 2}}
+"#
+    )
+}
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -108,7 +102,8 @@ fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
-    guest.kubectl_input(&["apply", "-f", "-"], WORKLOAD)?;
+    let servers = web_server("web-master", "master-0") + &web_server("web-worker", "default-0");
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{WORKLOAD}{servers}"))?;
     for pod in ["web-master", "web-worker"] {
         guest.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=180s"])?;
     }
