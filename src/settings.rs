@@ -126,7 +126,8 @@ pub struct KvmSettings {
     pub enabled: bool,
     /// CPU request of a VM pod as a share of its virtual CPUs, between 0 and 1.
     pub cpu_request_ratio: f64,
-    /// Memory that QEMU and the supervisor need beside the guest's; part of the pod's request and limit.
+    /// Memory that QEMU and the supervisor need beside the guest's; part of the pod's request and limit. What emulation keeps
+    /// of translated code comes on top.
     pub memory_overhead: Quantity,
     /// Resolvers that guests ask. None: those of the host.
     pub resolvers: Vec<IpAddr>,

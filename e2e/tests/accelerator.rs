@@ -55,9 +55,10 @@ fn kvm_is_trusted_only_if_a_guest_says_that_it_is_up() {
 
 const SILENT: &str = "a probe guest on KVM did not say that it is up within 20 s";
 
-/// All that may be wrong with KVM: it is missing, QEMU may not use it, or a guest hangs on it.
-const KVM_FAILS: [&str; 4] =
-    ["there is no /dev/kvm", SILENT, "Could not access KVM kernel module", "failed to initialize kvm"];
+/// All that may be wrong with KVM: it is missing, a guest hangs on it, or QEMU ends on it, for a reason that it says: it may
+/// not use it, or misses something in it.
+const KVM_FAILS: [&str; 3] =
+    ["there is no /dev/kvm", SILENT, "QEMU ended while a probe guest was to start on KVM: qemu"];
 
 /// `Auto` emulates where KVM fails, for the same reason, and nowhere else.
 fn auto_agrees(verdict: &Verdict, chosen: &str) {

@@ -73,7 +73,7 @@ make_initramfs() {
   local tree=$root/tmp/initramfs module path
   mkdir -p "$tree"/{bin,dev,proc,sys,root,lib}
   cp "$root/bin/busybox" "$tree/bin/busybox"
-  for module in sh mount cat echo insmod usleep findfs switch_root poweroff; do ln -s busybox "$tree/bin/$module"; done
+  for module in sh mount umount cat echo grep insmod usleep findfs switch_root poweroff; do ln -s busybox "$tree/bin/$module"; done
   sed 's/#.*//' "$here/initramfs/modules" | xargs -n1 |
     while read -r module; do modprobe -d "$root" -S "$(kernel_version)" --show-depends "$module"; done |
     awk '$1 == "insmod" && !seen[$2]++ {print $2}' |

@@ -25,7 +25,7 @@ use crate::{
         valid::{Machine, NodePool, parse_bytes},
     },
     network::places::Place,
-    supervisor::{QEMU_ID, paths},
+    supervisor::{QEMU_ID, accelerator::TRANSLATIONS_MIB, paths},
 };
 
 /// Annotation of a VM pod: hash over all that was rendered for its node.
@@ -256,22 +256,26 @@ pub(super) fn zones(pod: &Pod) -> Option<&[String]> {
     rules.find(|rule| rule.key == names::ZONE_LABEL)?.values.as_deref()
 }
 
-/// Memory is the guest's and QEMU's own, as request and limit; CPU is a share of the virtual CPUs, without a limit.
+/// Memory is the guest's and QEMU's own; CPU is a share of the virtual CPUs, without a limit. Emulation takes more: it is
+/// asked for where it is certain, and allowed where it may come to it.
 fn resources(machine: Machine, accelerator: Accelerator, around: Surroundings) -> ResourceRequirements {
     let kvm = &around.settings.kvm;
     // Checked when the settings were read; QEMU needs some in any case.
     let overhead = parse_bytes(&kvm.memory_overhead.0).unwrap_or(512 << 20) >> 20;
-    let memory = Quantity(format!("{}Mi", machine.memory_mib + overhead));
+    let memory = |emulated: bool| {
+        let translations = if emulated { u64::from(TRANSLATIONS_MIB) } else { 0 };
+        ("memory".to_owned(), Quantity(format!("{}Mi", machine.memory_mib + overhead + translations)))
+    };
     #[allow(clippy::cast_possible_truncation, reason = "at most 64 CPUs, in thousandths")]
     let millicpus = (f64::from(machine.cpus) * kvm.cpu_request_ratio * 1000.0).round() as i64;
     let kvm = (accelerator == Accelerator::KVM).then(|| (names::KVM_RESOURCE.to_owned(), Quantity("1".into())));
     ResourceRequirements {
         requests: Some(BTreeMap::from([
-            ("memory".into(), memory.clone()),
+            memory(accelerator == Accelerator::TCG),
             ("cpu".into(), Quantity(format!("{millicpus}m"))),
             ("ephemeral-storage".into(), Quantity(machine.disk_bytes.to_string())),
         ])),
-        limits: Some([("memory".to_owned(), memory)].into_iter().chain(kvm).collect()),
+        limits: Some([memory(accelerator != Accelerator::KVM)].into_iter().chain(kvm).collect()),
         ..ResourceRequirements::default()
     }
 }

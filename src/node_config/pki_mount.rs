@@ -17,12 +17,18 @@ pub(super) fn files() -> Vec<File> {
             format!(
                 r#"#!/bin/sh
 set -eu
-for source in {PKI_SOURCE}/*; do
-  name=${{source##*/}}
-  cmp -s "$source" "{PKI}/$name" && continue
-  install -m 0600 "$source" "{PKI}/.$name"
-  mv "{PKI}/.$name" "{PKI}/$name"
+# One process where nothing changed, few where something did. Names of two dots are the Secret volume's own.
+diff -rq --exclude='..*' {PKI_SOURCE} {PKI} >/dev/null && exit
+rm -rf {PKI}/.new
+mkdir {PKI}/.new
+install -m 0600 {PKI_SOURCE}/* {PKI}/.new/
+for new in {PKI}/.new/*; do
+  old={PKI}/${{new##*/}}
+  if [ -e "$old" ] && cmp -s "$new" "$old"; then rm "$new"; fi
 done
+set -- {PKI}/.new/*
+[ ! -e "$1" ] || mv "$@" {PKI}/
+rmdir {PKI}/.new
 "#
             ),
         ),

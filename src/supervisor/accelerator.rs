@@ -22,6 +22,10 @@ use crate::api::Accelerator;
 /// What the initial RAM disk of the node image prints on the console as its first act; see images/node.
 pub const UP_LINE: &str = "giantnetes: guest is up";
 
+/// Most memory that translated code takes under emulation, in MiB. A control plane's programs fill QEMU's own default of
+/// 1 GiB before they have started, and then all is translated anew; 2 GiB is the most that QEMU takes.
+pub const TRANSLATIONS_MIB: u32 = 2048;
+
 /// How long a guest on KVM may take to print [`UP_LINE`]. A healthy one needs about two seconds.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -36,10 +40,10 @@ pub enum Accel {
 
 impl Accel {
     /// QEMU's argument.
-    pub fn argument(self) -> &'static str {
+    pub fn argument(self) -> String {
         match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg,thread=multi",
+            Self::Kvm => "kvm".into(),
+            Self::Tcg => format!("tcg,thread=multi,tb-size={TRANSLATIONS_MIB}"),
         }
     }
 

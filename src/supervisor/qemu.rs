@@ -75,11 +75,12 @@ pub fn machine(accel: Accel, image: &NodeImage, cpus: u32, memory_mib: u64, appe
         Accel::Kvm => ("host", &image.kernel, append.to_owned()),
         // Five-level paging crashes user space under QEMU 7.2's emulation; nested virtualisation is useless there, and
         // emulated AVX is slower than the code that programs fall back to. Emulation needs no mitigation of a real CPU's
-        // faults and keeps its own time.
+        // faults and keeps its own time. Its high-resolution timers interrupt it, and QEMU, more than they are worth; the
+        // last word tells the initial RAM disk to make time slices longer.
         Accel::Tcg => (
             "max,la57=off,svm=off,avx=off,avx2=off",
             &image.unpacked,
-            format!("{append} no_timer_check tsc=reliable mitigations=off"),
+            format!("{append} no_timer_check tsc=reliable mitigations=off highres=off giantnetes.emulated"),
         ),
     };
     [
@@ -94,7 +95,7 @@ pub fn machine(accel: Accel, image: &NodeImage, cpus: u32, memory_mib: u64, appe
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-accel",
-        accel.argument(),
+        &accel.argument(),
         "-cpu",
         cpu,
         "-smp",
