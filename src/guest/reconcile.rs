@@ -30,6 +30,7 @@ use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Report, Valid, valid::NodePool},
     context::{Context, Target},
+    kvm::vm_pod::VmPod,
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError, Memory},
@@ -41,6 +42,9 @@ use crate::{
 
 /// How often a guest is looked at while it settles, and when it is well.
 const POLL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
+/// How long rights and add-ons are taken to be as they were seen: a guest that starts has better things to do than to answer
+/// the same questions at every look. Less than the pause between two looks at a guest that is well.
+const SEEN_FOR: Duration = Duration::from_secs(10);
 
 /// Field manager inside guests.
 const MANAGER: &str = "giantnetes.guest";
@@ -108,6 +112,15 @@ struct Session {
     uid: String,
     address: std::net::IpAddr,
     expires: Instant,
+    equipped: Option<Equipped>,
+}
+
+/// When rights and add-ons were last seen to be there.
+#[derive(Clone)]
+struct Equipped {
+    at: Instant,
+    /// UID of the VM pod whose add-ons these are.
+    vm_pod: String,
 }
 
 /// The guest operator.
@@ -138,9 +151,9 @@ impl GuestOperator {
         let Some(address) = address.filter(|_| running) else {
             return Ok((Report::waiting("the control plane"), Outcome::AwaitChange));
         };
-        let Session { client, applier, .. } = self.session(key, valid, address).await?;
-        self.rights(&client, &applier, valid).await?;
-        self.add_ons(&client, valid).await?;
+        let session = self.session(key, valid, address).await?;
+        self.equip(key, &session, valid).await?;
+        let client = session.client;
         let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
             .await
             .map_err(Error::Nodes)?
@@ -175,34 +188,23 @@ impl GuestOperator {
         Ok((Report::Ready(facts), Outcome::After(pause)))
     }
 
-    /// Applies the add-ons of the control plane's VM image, once for each time that one comes up with others.
-    async fn add_ons(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
+    /// Sees that rights and add-ons are there, if that was not seen just now.
+    async fn equip(&self, key: &ClusterKey, session: &Session, valid: &Valid) -> Result<(), Error> {
         let pods = self.context.vm_pods(&valid.identity);
         let master = pods.iter().filter(|pod| !pod.is_worker()).find_map(|pod| Some((pod, pod.answering_at()?)));
-        let Some((pod, address)) = master else { return Ok(()) };
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let records = Api::<ConfigMap>::namespaced(client.clone(), addons::NAMESPACE);
-        let record = call("get", format!("the guest's ConfigMap {}", addons::RECORD), records.get_opt(addons::RECORD));
-        let record = Record::read(record.await.map_err(Error::AddOns)?.as_ref());
-        if record.pod == uid {
+        let vm_pod = master.and_then(|(pod, _)| pod.metadata.uid.clone()).unwrap_or_default();
+        let seen = session.equipped.as_ref();
+        if seen.is_some_and(|seen| seen.vm_pod == vm_pod && seen.at.elapsed() < SEEN_FOR) {
             return Ok(());
         }
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        let manifests = client::manifests(address).await;
-        let manifests = manifests.map_err(|source| Error::Manifests { pod: name, address, source })?;
-        let bundle = Bundle::new(&manifests, valid)?;
-        if record.bundle != bundle.hash {
-            info!(cluster = %valid.identity.key, objects = bundle.objects.len(), "setting up add-ons");
-            let objects = stream::iter(bundle.objects);
-            let applied = objects.map(|(resource, object)| apply_add_on(client.clone(), resource, object));
-            applied.buffer_unordered(AT_A_TIME).try_collect::<()>().await.map_err(Error::AddOns)?;
+        self.rights(&session.client, &session.applier, valid).await?;
+        if let Some((pod, address)) = master {
+            add_ons(&session.client, valid, pod, address).await?;
         }
-        let record = Record { pod: uid, bundle: bundle.hash }.write();
-        let params = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(record);
-        let written = records.patch(addons::RECORD, &params, &patch);
-        let what = format!("the guest's ConfigMap {}", addons::RECORD);
-        call("apply", what, written).await.map(drop).map_err(Error::AddOns)
+        if let Some(session) = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+            session.equipped = Some(Equipped { at: Instant::now(), vm_pod });
+        }
+        Ok(())
     }
 
     /// Gives Nodes what kubelets may not give themselves, and removes those of workers that are no more.
@@ -267,7 +269,7 @@ impl GuestOperator {
         let expires = Instant::now() + client::TTL;
         let client = client::connect(&self.context, &valid.identity, address).await?;
         let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &Memory::default());
-        let session = Session { client, applier, uid: valid.identity.uid.clone(), address, expires };
+        let session = Session { client, applier, uid: valid.identity.uid.clone(), address, expires, equipped: None };
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session.clone());
         Ok(session)
     }
@@ -275,6 +277,33 @@ impl GuestOperator {
     fn forget(&self, key: &ClusterKey) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+}
+
+/// Applies the add-ons of a control plane's VM image, once for each time that one comes up with others.
+async fn add_ons(client: &Client, valid: &Valid, pod: &VmPod, address: std::net::IpAddr) -> Result<(), Error> {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let records = Api::<ConfigMap>::namespaced(client.clone(), addons::NAMESPACE);
+    let record = call("get", format!("the guest's ConfigMap {}", addons::RECORD), records.get_opt(addons::RECORD));
+    let record = Record::read(record.await.map_err(Error::AddOns)?.as_ref());
+    if record.pod == uid {
+        return Ok(());
+    }
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let manifests = client::manifests(address).await;
+    let manifests = manifests.map_err(|source| Error::Manifests { pod: name, address, source })?;
+    let bundle = Bundle::new(&manifests, valid)?;
+    if record.bundle != bundle.hash {
+        info!(cluster = %valid.identity.key, objects = bundle.objects.len(), "setting up add-ons");
+        let objects = stream::iter(bundle.objects);
+        let applied = objects.map(|(resource, object)| apply_add_on(client.clone(), resource, object));
+        applied.buffer_unordered(AT_A_TIME).try_collect::<()>().await.map_err(Error::AddOns)?;
+    }
+    let record = Record { pod: uid, bundle: bundle.hash }.write();
+    let params = PatchParams::apply(MANAGER).force();
+    let patch = Patch::Apply(record);
+    let written = records.patch(addons::RECORD, &params, &patch);
+    let what = format!("the guest's ConfigMap {}", addons::RECORD);
+    call("apply", what, written).await.map(drop).map_err(Error::AddOns)
 }
 
 async fn apply_add_on(client: Client, resource: ApiResource, object: DynamicObject) -> Result<(), CallError> {

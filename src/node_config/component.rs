@@ -27,6 +27,8 @@ pub(super) struct Component {
     pub started: Started,
     /// Units that must be up before.
     pub after: Vec<&'static str>,
+    /// A unit that is waited for, whether it succeeds or not.
+    pub waits_for: Option<&'static str>,
     /// Extra lines of the `[Service]` section.
     pub service: Vec<&'static str>,
 }
@@ -39,8 +41,9 @@ impl Component {
             Started::Notify => "notify",
         };
         let after = self.after.join(" ");
+        let waits_for = self.waits_for.map(|unit| format!("Wants={unit}\nAfter={unit}\n")).unwrap_or_default();
         let mut text = format!(
-            "[Unit]\nDescription={}\nRequires={after}\nAfter={after}\nStartLimitIntervalSec=0\n\n[Service]\nType={kind}\nExecStart={}\nRestart=always\nRestartSec=2\nTimeoutStartSec=600\n",
+            "[Unit]\nDescription={}\nRequires={after}\nAfter={after}\n{waits_for}StartLimitIntervalSec=0\n\n[Service]\nType={kind}\nExecStart={}\nRestart=always\nRestartSec=2\nTimeoutStartSec=600\n",
             self.description,
             self.argv.iter().map(|argument| exec::quote(argument)).collect::<Vec<_>>().join(" \\\n  "),
         );

@@ -12,6 +12,10 @@ use crate::api::names::API_PORT;
 
 /// URL of the API for components on the same node.
 pub(super) const LOCAL_API: &str = "https://127.0.0.1:6443";
+/// The unit that is up when the API on this node serves. The API server tells systemd so as soon as it listens, but is ready
+/// only when its own first objects are made; what is started before then takes its CPU, and most of it ends and starts anew.
+pub(super) const API_SERVES: &str = "giantnetes-api.service";
+const ASK_API: &str = "/usr/local/sbin/giantnetes-ask-api";
 const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
 const AUTHENTICATION: &str = "/etc/kubernetes/authentication.yaml";
 
@@ -31,11 +35,36 @@ pub(super) fn files(node: &Node) -> Vec<File> {
     vec![
         File::new(AUDIT_POLICY, audit::policy(wishes.audit)),
         File::new(AUTHENTICATION, authentication::configuration(wishes.oidc.as_ref())),
+        File::script(ASK_API, ask_api()),
+        File::new(format!("/etc/systemd/system/{API_SERVES}"), api_serves_unit()),
         File::new("/etc/systemd/system/giantnetes-etcd-disk.service", etcd_disk_unit()),
         File::new("/etc/systemd/system/var-lib-etcd.mount", etcd_mount_unit()),
         kubeconfig("controller-manager", LOCAL_API),
         kubeconfig("scheduler", LOCAL_API),
     ]
+}
+
+/// Asks as everybody may, with the one TLS client on a node that starts in no time where the CPU is emulated.
+fn ask_api() -> String {
+    let address = LOCAL_API.trim_start_matches("https://");
+    let ca = in_pki(CA);
+    format!(
+        r#"#!/bin/sh
+ask() {{
+  printf 'GET /readyz HTTP/1.0\r\n\r\n' |
+    timeout 10 openssl s_client -quiet -verify_quiet -verify_return_error -CAfile {ca} -connect {address} 2>/dev/null |
+    tail -n 1
+}}
+until [ "$(ask)" = ok ]; do sleep 2; done
+"#
+    )
+}
+
+/// Where the API does not come up, the others start all the same: kubelet runs what it knows.
+fn api_serves_unit() -> String {
+    format!(
+        "[Unit]\nDescription=The API on this node serves\nRequires=kube-apiserver.service\nAfter=kube-apiserver.service\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={ASK_API}\nTimeoutStartSec=300\n"
+    )
 }
 
 /// Makes a file system only where there is none: what systemd-makefs promises.
@@ -82,6 +111,7 @@ fn etcd(node: &Node) -> Component {
         ],
         started: Started::Notify,
         after: vec!["var-lib-etcd.mount", "giantnetes-pki.service"],
+        waits_for: None,
         service: vec!["OOMScoreAdjust=-999", "LimitNOFILE=65536"],
     }
 }
@@ -132,6 +162,7 @@ fn api_server(node: &Node) -> Component {
         ],
         started: Started::Notify,
         after: vec!["etcd.service", "giantnetes-pki.service"],
+        waits_for: None,
         service: vec!["OOMScoreAdjust=-997", "LimitNOFILE=65536", "LogsDirectory=kubernetes", "LogsDirectoryMode=0700"],
     }
 }
@@ -161,6 +192,7 @@ fn controller_manager(node: &Node) -> Component {
         ],
         started: Started::Exec,
         after: vec!["kube-apiserver.service"],
+        waits_for: Some(API_SERVES),
         service: vec![],
     }
 }
@@ -186,6 +218,7 @@ fn scheduler(node: &Node) -> Component {
         ],
         started: Started::Exec,
         after: vec!["kube-apiserver.service"],
+        waits_for: Some(API_SERVES),
         service: vec![],
     }
 }

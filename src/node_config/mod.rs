@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Revision of what this module renders. Nodes keep the revision that they were made with until they are rolled.
-pub const RENDER_REVISION: u32 = 2;
+pub const RENDER_REVISION: u32 = 3;
 
 /// A file of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{
     File, Node,
     component::{Component, Started, gates_section, kubeconfig, kubeconfig_path},
+    control_plane::API_SERVES,
     paths::{CA, certificate, in_pki, key},
 };
 use crate::{
@@ -43,6 +44,7 @@ fn containerd() -> Component {
         argv: vec!["/usr/bin/containerd".into()],
         started: Started::Notify,
         after: vec!["local-fs.target"],
+        waits_for: None,
         service: vec![
             "Delegate=yes",
             "KillMode=process",
@@ -70,8 +72,14 @@ fn kubelet(node: &Node) -> Component {
         .collect(),
         started: Started::Exec,
         after: vec!["containerd.service", "giantnetes-pki.service", "giantnetes-growfs.service"],
+        waits_for: own_api(node),
         service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
     }
+}
+
+/// What waits for the API on the same node. A worker's is another node's, and served when the worker is made.
+fn own_api(node: &Node) -> Option<&'static str> {
+    node.pool.is_none().then_some(API_SERVES)
 }
 
 /// Labels that a kubelet gives its Node when it registers: the pool's, and ours that says which pool it is. No key of
@@ -107,6 +115,7 @@ fn kube_proxy(node: &Node) -> Component {
         argv: ["/usr/local/bin/kube-proxy".to_owned()].into_iter().chain(arguments).collect(),
         started: Started::Exec,
         after: vec!["giantnetes-pki.service"],
+        waits_for: own_api(node),
         service: vec!["OOMScoreAdjust=-999"],
     };
     if !proxy_takes_flags(node) {
