@@ -341,11 +341,12 @@ fn served(guest: &Guest) -> Result<[String; 2]> {
     Ok([api[begin..end].to_owned(), kubelet])
 }
 
-/// Runs a shell command as root of a node.
+/// Runs a shell command as root of a node. The shell is named by its path, or the toolbox's busybox would be its own, and
+/// every tool too.
 fn in_node(guest: &Guest, node: &str, command: &str) -> Result<String> {
     let selector = format!("--field-selector=spec.nodeName={node}");
     let pod = guest.kubectl(&["get", "pods", "-l", "app=root", &selector, "-o", NAMED])?;
-    guest.kubectl(&["exec", pod.trim(), "--", "chroot", "/proc/1/root", "sh", "-c", command])
+    guest.kubectl(&["exec", pod.trim(), "--", "chroot", "/proc/1/root", "/bin/sh", "-c", command])
 }
 
 fn renewed_certificates_are_served(lab: &Lab, guest: &Guest) -> Result<()> {

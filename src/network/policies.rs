@@ -76,10 +76,10 @@ fn egress(identity: &Identity, settings: &Settings) -> Vec<NetworkPolicyEgressRu
             .push(NetworkPolicyEgressRule { to: Some(resolvers), ports: Some(vec![port("UDP", 53), port("TCP", 53)]) });
     }
     if settings.network.cluster_dns.is_some() {
-        // The supervisor asks the Service kube-dns for its peers. A policy sees the address after it was translated to one of
-        // a pod, so it names the pods. The guest itself is kept away from them by the rules in the VM pod.
-        let to = Some(vec![cluster_dns()]);
-        rules.push(NetworkPolicyEgressRule { to, ports: Some(vec![port("UDP", 53), port("TCP", 53)]) });
+        // The supervisor asks the Service kube-dns for its peers. A policy sees address and port after they were translated to
+        // a pod's, so it names the pods, and no port: not every distribution's listen at 53. The guest itself is kept away
+        // from all private addresses by the rules in the VM pod.
+        rules.push(NetworkPolicyEgressRule { to: Some(vec![cluster_dns()]), ports: None });
     }
     let opened: Vec<_> =
         settings.network.egress_allowed.iter().map(|range: &Ipv4Net| block(range.to_string(), &[])).collect();

@@ -140,8 +140,8 @@ address add {gateway} dev {BRIDGE}
 /// The nftables rules.
 ///
 /// QEMU's user-mode network turns 10.0.2.2 into the pod's loopback, so nothing that QEMU's user sends may go to an address
-/// of the pod, to another pod's VXLAN port, or to the DNS server of the management cluster: the NetworkPolicy lets the pod
-/// ask it, but only for its peers. VXLAN is taken from peers alone, and there are none until they are found. On the bridge
+/// of the pod, to another pod's VXLAN port, or to a private address that the operator did not open: the NetworkPolicy lets the
+/// pod reach the management cluster's DNS server, but only to ask for its peers. VXLAN is taken from peers alone, and there are none until they are found. On the bridge
 /// the guest may use its own addresses only, and of the pod only the gateway's API port; the gateway is on every VM pod, so
 /// nothing of it crosses the overlay. Bridged packets meet the `forward` chain too where the host filters bridges.
 fn rules(overlay: &OverlayConfig, pod_address: IpAddr, resolvers: &[Ipv4Addr]) -> String {
@@ -211,7 +211,8 @@ table bridge giantnetes {{
     )
 }
 
-/// What keeps QEMU's user away from the management cluster's DNS: its Service, and its pods, whose addresses are not known.
+/// What keeps QEMU's user away from the management cluster's DNS: its Service, and its pods, whose addresses and port are not
+/// known.
 fn closed_dns(peers: &PeersConfig, resolvers: &[Ipv4Addr]) -> String {
     let mut text = match peers.server {
         IpAddr::V4(server) => format!("    meta skuid {QEMU_ID} ip daddr {server} drop\n"),
@@ -221,8 +222,7 @@ fn closed_dns(peers: &PeersConfig, resolvers: &[Ipv4Addr]) -> String {
     for allowed in allowed {
         text.push_str(&format!("    meta skuid {QEMU_ID} ip daddr {allowed} accept\n"));
     }
-    let dns = format!("meta skuid {QEMU_ID} ip daddr {{ {PRIVATE} }}");
-    text.push_str(&format!("    {dns} udp dport 53 drop\n    {dns} tcp dport 53 drop\n"));
+    text.push_str(&format!("    meta skuid {QEMU_ID} ip daddr {{ {PRIVATE} }} drop\n"));
     text
 }
 
