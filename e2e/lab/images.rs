@@ -46,8 +46,7 @@ pub fn load(servers: &HostServers<'_>, archives: &[PathBuf]) -> Result<usize> {
         if unchanged {
             continue;
         }
-        let import = servers.ctr().args(["images", "import"]).arg(&archive).timeout(Duration::from_secs(600));
-        let images = references(&import.output()?);
+        let images = references(&import(servers, &archive)?);
         // Another archive that gave the same reference is no longer what that reference names.
         loaded.retain(|_, other| !other.images.iter().any(|image| images.contains(image)));
         loaded.insert(archive, Loaded { size, changed, images });
@@ -56,6 +55,16 @@ pub fn load(servers: &HostServers<'_>, archives: &[PathBuf]) -> Result<usize> {
         imported += 1;
     }
     Ok(imported)
+}
+
+/// Imports one archive. containerd collects garbage at times of its own, and may take a layer from under an import that builds
+/// on it: then the import is begun anew, from what is there.
+fn import(servers: &HostServers<'_>, archive: &Path) -> Result<String> {
+    let import = || servers.ctr().args(["images", "import"]).arg(archive).timeout(Duration::from_secs(600)).output();
+    match import() {
+        Err(error) if error.to_string().contains("parent snapshot") => import(),
+        outcome => outcome,
+    }
 }
 
 /// As [`load`], into several hosts at the same time. Says how many archives were imported, over all hosts.
