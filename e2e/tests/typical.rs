@@ -5,15 +5,20 @@
 mod support;
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
-use support::{Guest, NAMED, in_steps, installed};
+use support::{Guest, NAMED, PATIENCE, in_steps, installed};
 
 /// Budget of the design for 1 + 1 emulated nodes, times three.
 const READY: Duration = Duration::from_secs(540);
+/// How long it took.
+static READY_AFTER: OnceLock<Duration> = OnceLock::new();
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A Service in front of both web servers, and a pod on each node with every right over it.
@@ -70,8 +75,8 @@ fn a_typical_guest_is_a_whole_kubernetes() {
     let lab = installed();
     let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
     let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
-    let steps: [(&str, Step); 11] = [
-        ("two nodes become Ready in time", become_ready),
+    let steps: [(&str, Step); 12] = [
+        ("two nodes become Ready", become_ready),
         ("a workload runs on both nodes", workload_runs),
         ("BGP is established on both nodes", bgp_is_established),
         ("pods reach each other and Services, on and across nodes", pods_reach_each_other),
@@ -82,12 +87,14 @@ fn a_typical_guest_is_a_whole_kubernetes() {
         ("root in a VM reaches no other guest and nothing of the management cluster", is_apart),
         ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
         ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
+        ("it had become Ready in time", was_in_time),
     ];
     in_steps(&steps, |step| step(&lab, &guest));
 }
 
 fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
-    guest.await_condition(READY, "Ready", "True")?;
+    let took = guest.await_ready()?;
+    READY_AFTER.get_or_init(|| took);
     let nodes = guest.kubectl(&["get", "nodes", "-o", "wide", "--no-headers"])?;
     println!("{nodes}");
     ensure!(nodes.lines().filter(|line| line.contains(" Ready ")).count() == 2, "{nodes}");
@@ -98,6 +105,13 @@ fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
         lab.kubectl(&["-n", &home, "get", "pods", "-o", &format!("jsonpath={times}")])?
     );
     println!("    {} writes of the manager", support::manager_writes(lab)? - guest.writes_before);
+    Ok(())
+}
+
+fn was_in_time(_: &Lab, _: &Guest) -> Result<()> {
+    let took = READY_AFTER.get().context("it never was")?;
+    println!("    Ready after {took:.1?}, deadline {READY:?}");
+    ensure!(took <= &READY, "it was Ready after {took:.1?}, later than {READY:?}");
     Ok(())
 }
 
@@ -264,7 +278,7 @@ fn rbac_holds(_: &Lab, guest: &Guest) -> Result<()> {
 /// Another guest, with the same addresses inside, and whoever is root in a VM of the first one.
 fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
     let other = Guest::create(lab, "e2e-other", "other", "{}");
-    other.await_condition(READY, "Ready", "True")?;
+    other.await_ready()?;
     let home = other.home()?;
     let in_other = |command: &str| lab.kubectl(&["-n", &home, "exec", "master-0", "--", "sh", "-c", command]);
     let pod = lab.kubectl(&["-n", &home, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"])?;
@@ -393,11 +407,11 @@ fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {
     let before = lab.kubectl(&place)?;
     lab.kubectl_within(MINUTE * 3, &["-n", &home, "delete", "pod", "default-0"])?;
     guest.await_condition(MINUTE, "Ready", "False")?;
-    guest.await_condition(READY, "Ready", "True")?;
+    guest.await_ready()?;
     let after = lab.kubectl(&place)?;
     ensure!(before.split(' ').next() != after.split(' ').next(), "the VM pod was not made anew");
     ensure!(before.split(' ').next_back() == after.split(' ').next_back(), "its place changed: {before}, {after}");
-    wait_every(Duration::from_secs(2), READY, "the pod on the worker to serve again", || {
+    wait_every(Duration::from_secs(2), PATIENCE, "the pod on the worker to serve again", || {
         fetch(guest, "web-master", &format!("http://{}:8080/", address(guest, "web-worker")?))
     })
     .map(drop)

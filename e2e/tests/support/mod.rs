@@ -30,6 +30,10 @@ pub fn in_steps<S>(steps: &[(&str, S)], run: impl Fn(&S) -> Result<()>) {
     }
 }
 
+/// How long tests wait for an emulated guest. Longer than its deadline, which is judged when all else was seen: a slow machine
+/// should not hide what works.
+pub const PATIENCE: Duration = Duration::from_secs(900);
+
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -139,6 +143,13 @@ impl<'a> Guest<'a> {
             ensure!(found["status"] == status, "{} {}", found["status"], found["message"]);
             Ok(())
         })
+    }
+
+    /// Waits until the guest is Ready, up to [`PATIENCE`], and says how long that took.
+    pub fn await_ready(&self) -> Result<Duration> {
+        let started = Instant::now();
+        self.await_condition(PATIENCE, "Ready", "True")?;
+        Ok(started.elapsed())
     }
 
     /// Runs kubectl against the guest, as its administrator, through the Ingress if the guest has one.
