@@ -5,21 +5,16 @@
 
 mod support;
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
-use support::{Guest, PATIENCE, SYSTEM, image_path, in_steps, installed, kill_manager, list, processes};
+use support::{Guest, PATIENCE, SYSTEM, image_path, in_steps, installed, kill_manager, list, processes, was_in_time};
 
 /// Budget of the design for an emulated guest on two cores, times three.
 const READY: Duration = Duration::from_secs(270);
-/// How long it took.
-static READY_AFTER: OnceLock<Duration> = OnceLock::new();
 const MINUTE: Duration = Duration::from_secs(60);
 /// A pod with every right over its node: what a tenant who is root in a VM can do.
 const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"}, "spec": {
@@ -49,7 +44,7 @@ fn a_guest_lives_and_leaves_nothing() {
         ("the node lets nobody in, and starts from a small RAM disk", has_no_other_way_in),
         ("killing QEMU brings the node back with etcd's data", survives_qemu),
         ("deleting it leaves nothing", leaves_nothing),
-        ("it had become Ready in time", was_in_time),
+        ("it had become Ready in time", |_, _| was_in_time(READY)),
     ];
     in_steps(&steps, |step| step(&lab, &guest));
     assert_eq!(host_links().unwrap(), links, "network devices are left on the host");
@@ -80,8 +75,7 @@ fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn becomes_ready(lab: &Lab, guest: &Guest) -> Result<()> {
-    let took = guest.await_ready()?;
-    READY_AFTER.get_or_init(|| took);
+    guest.await_ready()?;
     let object = guest.object()?;
     ensure!(object["status"]["phase"] == "Ready", "{}", object["status"]);
     let pods = guest.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.capacity.pods}"])?;
@@ -369,13 +363,6 @@ fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {
     claims_go(lab)?;
     // The volume behind the claim is the storage provider's to remove, a little later.
     wait_for(MINUTE, "the volume to be removed", || gone(&["persistentvolumes"]))
-}
-
-fn was_in_time(_: &Lab, _: &Guest) -> Result<()> {
-    let took = READY_AFTER.get().context("it never was")?;
-    println!("    Ready after {took:.1?}, deadline {READY:?}");
-    ensure!(took <= &READY, "it was Ready after {took:.1?}, later than {READY:?}");
-    Ok(())
 }
 
 /// Every claim is released by now, and goes when its quarantine is over.

@@ -140,10 +140,11 @@ address add {gateway} dev {BRIDGE}
 /// The nftables rules.
 ///
 /// QEMU's user-mode network turns 10.0.2.2 into the pod's loopback, so nothing that QEMU's user sends may go to an address
-/// of the pod, to another pod's VXLAN port, or to a private address that the operator did not open: the NetworkPolicy lets the
-/// pod reach the management cluster's DNS server, but only to ask for its peers. VXLAN is taken from peers alone, and there are none until they are found. On the bridge
-/// the guest may use its own addresses only, and of the pod only the gateway's API port; the gateway is on every VM pod, so
-/// nothing of it crosses the overlay. Bridged packets meet the `forward` chain too where the host filters bridges.
+/// of the pod, to another pod's VXLAN port, or to a private address that the operator did not open: the NetworkPolicy lets
+/// the pod reach the management cluster's DNS server, but only to ask for its peers. VXLAN is taken from peers alone, and
+/// there are none until they are found. On the bridge the guest may use its own addresses only, and of the pod only the
+/// gateway's API port; the gateway is on every VM pod, so nothing of it crosses the overlay. Bridged packets meet the
+/// `forward` chain too where the host filters bridges.
 fn rules(overlay: &OverlayConfig, pod_address: IpAddr, resolvers: &[Ipv4Addr]) -> String {
     let (ip, mac, gateway) = (overlay.node.ip.addr(), overlay.node.mac, overlay.gateway.addr());
     let (vxlan, network) = (vxlan_name(overlay.vni), overlay.gateway.trunc());

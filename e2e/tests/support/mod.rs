@@ -6,6 +6,7 @@
 pub mod apiserver;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,6 +34,16 @@ pub fn in_steps<S>(steps: &[(&str, S)], run: impl Fn(&S) -> Result<()>) {
 /// How long tests wait for an emulated guest. Longer than its deadline, which is judged when all else was seen: a slow machine
 /// should not hide what works.
 pub const PATIENCE: Duration = Duration::from_secs(900);
+/// How long the test's first guest took.
+static READY_AFTER: OnceLock<Duration> = OnceLock::new();
+
+/// Fails if the test's first guest was Ready later than that.
+pub fn was_in_time(deadline: Duration) -> Result<()> {
+    let took = *READY_AFTER.get().context("it never was")?;
+    println!("    Ready after {took:.1?}, deadline {deadline:?}");
+    ensure!(took <= deadline, "it was Ready after {took:.1?}, later than {deadline:?}");
+    Ok(())
+}
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -145,11 +156,12 @@ impl<'a> Guest<'a> {
         })
     }
 
-    /// Waits until the guest is Ready, up to [`PATIENCE`], and says how long that took.
-    pub fn await_ready(&self) -> Result<Duration> {
+    /// Waits until the guest is Ready, up to [`PATIENCE`]. [`was_in_time`] judges the first such wait of a test.
+    pub fn await_ready(&self) -> Result<()> {
         let started = Instant::now();
         self.await_condition(PATIENCE, "Ready", "True")?;
-        Ok(started.elapsed())
+        READY_AFTER.get_or_init(|| started.elapsed());
+        Ok(())
     }
 
     /// Runs kubectl against the guest, as its administrator, through the Ingress if the guest has one.
