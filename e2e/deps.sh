@@ -7,7 +7,7 @@ packages=(
   # The lab: container runtime and network tools
   containerd runc iproute2 iptables nftables conntrack ipset ethtool socat kmod util-linux mount procps
   # Images: building root file systems and container images
-  mmdebstrap buildah qemu-utils e2fsprogs binutils python3 gcc libc6-dev busybox-static
+  mmdebstrap debian-archive-keyring buildah qemu-utils e2fsprogs binutils python3 gcc libc6-dev busybox-static
   # The accelerator's probe, which runs on the machine itself
   qemu-system-x86
   # The tests

@@ -16,7 +16,7 @@ tools=$here/../e2e/tools/build.sh
 binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 # To be raised when this script itself changes what it makes.
 recipe=3
-names=(base pause toolbox nettools calico coredns traefik node vm controller)
+names=(base base-vm pause toolbox nettools calico coredns traefik node vm controller)
 # Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
 preloaded=(pause toolbox calico coredns)
 
@@ -25,9 +25,10 @@ die() { echo "images: $*" >&2; exit 1; }
 # What a change of must lead to a new result, on standard output.
 inputs() {
   local name=$1
-  (cd "$here" && find "$name" -type f ! -name README.md | LC_ALL=C sort | xargs sha256sum)
+  # Both Debian roots are made by the scripts of one folder.
+  (cd "$here" && find "${name/%base-vm/base}" -type f ! -name README.md | LC_ALL=C sort | xargs sha256sum)
   case $name in
-    base) echo "recipe $recipe" ;;
+    base | base-vm) echo "recipe $recipe" ;;
     pause | toolbox | nettools) hash_of base ;;
     calico) hash_of base; tool_names calico cni ;;
     coredns | traefik) echo "recipe $recipe"; tool_names "$name" ;;
@@ -35,7 +36,7 @@ inputs() {
       sha256sum < "$here/base/debian.sh"
       for image in "${preloaded[@]}"; do hash_of "$image"; done
       tool_names kubernetes etcd cni calico ;;
-    vm) hash_of base; hash_of node; binary_hash ;;
+    vm) hash_of base-vm; hash_of node; binary_hash ;;
     controller) hash_of base; binary_hash ;;
     *) die "there is no image $name; known: ${names[*]}" ;;
   esac
@@ -51,6 +52,7 @@ path() { if [[ $1 == node ]]; then result node; else echo "$(result "$1")/$1.tar
 ref() {
   case $1 in
     base) echo debian:bookworm-slim ;;
+    base-vm) echo debian:trixie-slim ;;
     pause | toolbox | nettools) echo "giantnetes/$1:1" ;;
     calico | coredns | traefik) echo "giantnetes/$1:$(tool_version "$1")" ;;
     vm) echo "giantnetes/vm:$(kubernetes_version)" ;;
@@ -64,7 +66,7 @@ needs() {
   case $1 in
     pause | toolbox | nettools | calico | controller) echo base ;;
     node) echo "${preloaded[@]}" ;;
-    vm) echo base node ;;
+    vm) echo base-vm node ;;
   esac
 }
 
@@ -107,7 +109,7 @@ b() { buildah --root "$cache/images/.buildah" --runroot "$cache/images/.buildah-
 dockerfile() {
   local name=$1 context=$2 staging=$3
   shift 3
-  load_base
+  load_base "$(base_of "$name")"
   # No time of building in it, or every build would be another image.
   b bud --layers --timestamp 0 --isolation chroot --network host --pull-never "$@" --iidfile "$staging/id" -t "$(ref "$name")" \
     -f "$here/$name/Dockerfile" "$context"
@@ -119,24 +121,30 @@ dockerfile() {
 # save ID NAME STAGING: by id, since by name the archive would carry buildah's own localhost/ name as well.
 save() { b push "${1#sha256:}" "docker-archive:$3/$2.tar:$(ref "$2")"; }
 
-# FROM debian:bookworm-slim must be in buildah's store, and be ours of now.
+# The Debian that an image stands on.
+base_of() { if [[ $1 == vm ]]; then echo base-vm; else echo base; fi; }
+
+# load_base BASE: what a Dockerfile's FROM names must be in buildah's store, and be ours of now.
 load_base() {
   local id
-  id=$(cat "$(result base)/id")
-  if [[ $(b images -q --no-trunc "$(ref base)" 2> /dev/null) != *"$id" ]]; then
-    b pull "docker-archive:$(path base)"
+  id=$(cat "$(result "$1")/id")
+  if [[ $(b images -q --no-trunc "$(ref "$1")" 2> /dev/null) != *"$id" ]]; then
+    b pull "docker-archive:$(path "$1")"
   fi
 }
 
-build_base() {
+build_base() { debian_root base bookworm "$1"; }
+build_base-vm() { debian_root base-vm trixie "$1"; }
+# debian_root NAME SUITE STAGING
+debian_root() {
   local container
-  "$here/base/build.sh" "$1/root.tar"
+  "$here/base/build.sh" "$2" "$3/root.tar"
   container=$(b from scratch)
-  b add "$container" "$1/root.tar" /
+  b add "$container" "$3/root.tar" /
   b config --cmd bash "$container"
-  b commit --rm --timestamp 0 --iidfile "$1/id" "$container" "$(ref base)"
-  save "$(cat "$1/id")" base "$1"
-  rm "$1/root.tar"
+  b commit --rm --timestamp 0 --iidfile "$3/id" "$container" "$(ref "$1")"
+  save "$(cat "$3/id")" "$1" "$3"
+  rm "$3/root.tar"
 }
 build_pause() { dockerfile pause "$here/pause" "$1"; }
 build_toolbox() { dockerfile toolbox "$here/toolbox" "$1"; }

@@ -1,8 +1,10 @@
-# Sourced by the scripts that make a Debian 12 root: where its packages come from and what is left out of them.
+# Sourced by the scripts that make a Debian root: where its packages come from and what is left out of them.
 
-# The build machine's own Debian archives, as sources.list lines: a mirror that works there works here. On another
-# distribution name one: GIANTNETES_DEBIAN_SOURCES=FILE.
-debian_sources() {
+# debian_sources SUITE   SUITE of the build machine's own Debian archives, as sources.list lines: a mirror that works
+# there works here. On another distribution than Debian 12 name them: GIANTNETES_DEBIAN_SOURCES=FILE, with the lines of
+# bookworm.
+debian_sources() { bookworm_sources | sed "s/bookworm/$1/"; }
+bookworm_sources() {
   if [[ -n ${GIANTNETES_DEBIAN_SOURCES:-} ]]; then
     cat "$GIANTNETES_DEBIAN_SOURCES"
     return

@@ -54,7 +54,7 @@ make_root() {
       *) options+=(--dpkgopt="path-exclude=/lib/modules/*/kernel/$path/*") ;;
     esac
   done < "$here/modules.exclude"
-  debian_sources | debootstrap_with --variant=minbase --include="usr-is-merged,$packages" "${options[@]}" bookworm "$root" -
+  debian_sources bookworm | debootstrap_with --variant=minbase --include="usr-is-merged,$packages" "${options[@]}" bookworm "$root" -
   chroot "$root" dpkg-query -W > "$out/packages.txt"
   cp -rT --no-preserve=ownership "$here/rootfs" "$root"
 }
