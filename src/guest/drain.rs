@@ -12,7 +12,7 @@ use kube::{
 use serde_json::{Value, json};
 use tracing::{debug, info};
 
-use super::plan::is_ready;
+use super::plan::says_ready;
 use crate::{
     api::names,
     kvm::vm_pod::VmPod,
@@ -60,7 +60,7 @@ async fn drain(client: &Client, node: &Node) -> Result<Vec<String>, CallError> {
     let params = ListParams::default().fields(&format!("spec.nodeName={name}"));
     let pods = call("list", format!("pods of Node {name}"), Api::<Pod>::all(client.clone()).list(&params)).await?;
     let mut left = Vec::new();
-    for pod in pods.items.iter().filter(|pod| is_in_the_way(pod, is_ready(node))) {
+    for pod in pods.items.iter().filter(|pod| is_in_the_way(pod, says_ready(node).is_some())) {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let place = format!("{namespace}/{name}");
         if pod.metadata.deletion_timestamp.is_none() && evict(client, &namespace, &name).await? == Evicted::Gone {

@@ -1,5 +1,8 @@
 //! The objects that every guest gets. Pure.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         core::v1::{Node, Taint},
@@ -11,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{NodeCounts, names},
+    kvm::vm_pod::VmPod,
     pki::leaf::{ADMIN_GROUP, KUBELET_CLIENT_GROUP},
 };
 
@@ -42,8 +46,8 @@ pub fn bindings() -> Vec<ClusterRoleBinding> {
 }
 
 /// Counts nodes.
-pub fn count<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> NodeCounts {
-    let each = nodes.into_iter().map(is_ready);
+pub fn count<'a>(nodes: impl IntoIterator<Item = &'a Node>, vm_pods: &[Arc<VmPod>]) -> NodeCounts {
+    let each = nodes.into_iter().map(|node| is_ready(node, vm_pods));
     each.fold(NodeCounts::default(), |all, ready| NodeCounts {
         ready: all.ready + usize::from(ready),
         total: all.total + 1,
@@ -58,9 +62,23 @@ pub fn wanted(nodes: &[Node], is_wanted: impl Fn(&str) -> bool) -> Vec<&Node> {
     nodes.iter().filter(|node| !of_pool(node) || named(node)).collect()
 }
 
-pub(super) fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+/// Whether the kubelet of the VM that runs now says so. What the last one said stays in the guest's etcd until the guest's
+/// controllers miss it, for the better part of a minute: long enough for a VM to be started anew.
+fn is_ready(node: &Node, vm_pods: &[Arc<VmPod>]) -> bool {
+    let name = node.metadata.name.as_deref();
+    let Some(vm_pod) = vm_pods.iter().find(|pod| Some(pod.node()) == name) else {
+        // Of the users' own.
+        return says_ready(node).is_some();
+    };
+    // Both clocks are the host's.
+    says_ready(node).zip(vm_pod.started_at()).is_some_and(|(said, started)| said >= started)
+}
+
+/// When the Node's kubelet last said that the Node is ready, if that is what it says.
+pub(super) fn says_ready(node: &Node) -> Option<Timestamp> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+    Some(ready.last_heartbeat_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0))
 }
 
 /// Names of control-plane nodes that lack the standard label.
@@ -134,8 +152,26 @@ mod tests {
     fn a_node_that_was_given_up_is_not_waited_for() {
         let nodes =
             [node("master-0", None, json!([])), node("a-0", Some("a"), json!([])), node("theirs", None, json!([]))];
-        assert_eq!(count(wanted(&nodes, |name| name == "a-0")).total, 3);
-        assert_eq!(count(wanted(&nodes, |name| name == "a-1")).total, 2);
+        assert_eq!(count(wanted(&nodes, |name| name == "a-0"), &[]).total, 3);
+        assert_eq!(count(wanted(&nodes, |name| name == "a-1"), &[]).total, 2);
+    }
+
+    #[test]
+    fn what_a_kubelet_said_before_its_vm_was_started_anew_counts_no_more() {
+        let vm_pod = |state: Value| -> [Arc<VmPod>; 1] {
+            let status = json!({"containerStatuses": [{"state": state}]});
+            [Arc::new(serde_json::from_value(json!({"metadata": {"name": "a-0"}, "status": status})).unwrap())]
+        };
+        let running = |since: &str| vm_pod(json!({"running": {"startedAt": since}}));
+        let mut said = node("a-0", Some("a"), json!([]));
+        let condition = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": "2030-01-01T00:01:00Z"});
+        said.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
+        let ready = |vm_pods: &[Arc<VmPod>]| count([&said], vm_pods).ready;
+        assert_eq!(ready(&running("2030-01-01T00:00:10Z")), 1);
+        assert_eq!(ready(&running("2030-01-01T00:01:10Z")), 0);
+        assert_eq!(ready(&vm_pod(json!({"waiting": {"reason": "CrashLoopBackOff"}}))), 0);
+        // One that users joined themselves has no VM pod.
+        assert_eq!(ready(&[]), 1);
     }
 
     #[test]

@@ -164,8 +164,8 @@ impl GuestOperator {
         let drains = drain::tend(&client, &vm_pods, &nodes).await.map_err(Error::Nodes)?;
         let expected = 1 + workers.len();
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
-        let facts = GuestFacts { nodes: plan::count(&nodes), drains };
-        let nodes = plan::count(plan::wanted(&nodes, wanted));
+        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
+        let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
         let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));

@@ -1,5 +1,6 @@
 //! What the cache keeps of a VM pod: a whole Pod costs some 80 kB of memory, this a few hundred bytes.
 
+use jiff::Timestamp;
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
@@ -76,10 +77,20 @@ pub struct VmContainer {
 /// How a container is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmContainerState {
+    /// That it runs.
+    pub running: Option<Running>,
     /// Why it does not run yet, or not at the moment.
     pub waiting: Option<Words>,
     /// How it ended.
     pub terminated: Option<Words>,
+}
+
+/// That a container runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Running {
+    /// Since when.
+    pub started_at: Option<Timestamp>,
 }
 
 /// What kubelet says of a container.
@@ -137,6 +148,11 @@ impl VmPod {
     /// Whether the guest's API answers; of a worker, its kubelet.
     pub fn is_ready(&self) -> bool {
         self.condition("Ready").is_some_and(|condition| condition.status == "True")
+    }
+
+    /// When its VM was started, if one runs.
+    pub fn started_at(&self) -> Option<Timestamp> {
+        self.status.container_statuses.first()?.state.running.as_ref()?.started_at
     }
 
     /// Its name, which is that of its node.
