@@ -22,6 +22,9 @@ use crate::{
 /// How often the guest is asked, and how long it may take to answer.
 const PERIOD: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// So often in a row it may not answer in time before it counts as down: a VM pod that is not ready is cut off from its
+/// Service, and an API that is slow under load would be made one that nobody reaches.
+const MISSES: u32 = 3;
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
 
@@ -130,16 +133,31 @@ impl Health {
 
     /// Asks the guest at `address` again and again whether it is ready, until `stop`.
     pub async fn watch(self, asked: Asked, address: IpAddr, stop: CancellationToken) {
+        let mut patience = Patience::default();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                ready = asked.is_ready(address) => self.answers(&asked, ready),
+                ready = asked.is_ready(address) => self.answers(&asked, patience.counts_as_ready(ready)),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(PERIOD) => {}
             }
         }
+    }
+}
+
+/// What is made of the answers: who was ready stays so over a few misses.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Misses that are left.
+    left: u32,
+}
+
+impl Patience {
+    fn counts_as_ready(&mut self, ready: bool) -> bool {
+        self.left = if ready { MISSES } else { self.left.saturating_sub(1) };
+        self.left > 0
     }
 }
 
@@ -177,5 +195,18 @@ impl Asked {
             // It refuses strangers, which we are: whoever can refuse is there.
             Self::Kubelet(_) => client.send(request.body(Body::empty()).ok()?).await.ok().map(|_| true),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_ready_stays_so_over_a_few_misses_and_no_more() {
+        let mut patience = Patience::default();
+        let said = [false, true, false, false, true, false, false, false, false, true];
+        let counts = said.map(|ready| patience.counts_as_ready(ready));
+        assert_eq!(counts, [false, true, true, true, true, true, true, false, false, true]);
     }
 }
