@@ -6,6 +6,7 @@
 #   demo             make demo, twice, and make demo-down
 #   guest            one guest's whole life, and the accelerator's probe
 #   typical          a guest of two nodes as its users see it, and a second guest that it must not reach
+#   mistakes         Clusters that cannot be made, and such as are deleted half-way
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
 #   images           builds all images a second time, and compares
 #   controller       the controller manager against a real API server: every crash point, outages in full length
@@ -20,7 +21,7 @@ part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
 lab=$target/debug/lab
-groups=(demo guest typical management images controller mutants lab-0 lab-1 lab-2 lab-3)
+groups=(demo guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
 
 step() {
   local began=$SECONDS
@@ -109,7 +110,11 @@ compare_images() {
 if runs images; then step compare_images; fi
 
 raised=false
-if runs guest || runs typical || runs management; then
+# Those that run on a lab that is up, in this order.
+on_a_lab=(management mistakes guest typical)
+chosen_on_a_lab=()
+for group in "${on_a_lab[@]}"; do if runs "$group"; then chosen_on_a_lab+=("$group"); fi; done
+if [[ ${#chosen_on_a_lab[@]} -gt 0 ]]; then
   if ! lab_runs; then
     raised=true
     trap '"$lab" down' EXIT
@@ -120,12 +125,10 @@ if runs guest || runs typical || runs management; then
   fi
   step make --no-print-directory lab-up
 fi
-if runs management; then e2e management; fi
-if runs guest; then
-  e2e accelerator
-  e2e guest
-fi
-if runs typical; then e2e typical; fi
+for group in "${chosen_on_a_lab[@]}"; do
+  if [[ $group == guest ]]; then e2e accelerator; fi
+  e2e "$group"
+done
 if $raised; then
   # Not left to the trap, where its failure would fail nothing.
   trap - EXIT

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
+use support::traces::{claims_go, fingerprints, nothing_is_left};
 use support::{Guest, PATIENCE, SYSTEM, image_path, in_steps, installed, kill_manager, list, processes, was_in_time};
 
 /// Budget of the design for an emulated guest on two cores, times three.
@@ -57,11 +58,11 @@ fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
         println!("    killed process {killed}, before {stage}");
         guest.await_condition(MINUTE, stage, "True")?;
     }
-    let roots = fingerprints(lab, guest)?;
+    let roots = fingerprints(guest)?;
     kill_manager(lab)?;
     let home = guest.home()?;
     wait_for(MINUTE, "the VM pod", || lab.kubectl(&["-n", &home, "get", "pod", "master-0"]))?;
-    ensure!(fingerprints(lab, guest)? == roots, "a root was made anew");
+    ensure!(fingerprints(guest)? == roots, "a root was made anew");
     // The fingerprints begin after the first kills; the record of writes begins before them.
     let log = std::fs::read_to_string(lab.state().join("logs/audit.log"))?;
     let made = log.lines().filter(|line| {
@@ -321,7 +322,7 @@ fn has_no_other_way_in(_: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
-    let roots = fingerprints(lab, guest)?;
+    let roots = fingerprints(guest)?;
     guest.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?;
     let restarts = || -> Result<u64> {
         let home = guest.home()?;
@@ -340,7 +341,7 @@ fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.await_ready()?;
     println!("    Ready again after {:.1?}", started.elapsed());
     ensure!(guest.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b", "etcd's data is lost");
-    ensure!(fingerprints(lab, guest)? == roots, "a root was made anew");
+    ensure!(fingerprints(guest)? == roots, "a root was made anew");
     wait_for(PATIENCE, "the pod to run again", || guest.kubectl(&["exec", "hello", "--", "true"]))?;
     Ok(())
 }
@@ -350,47 +351,8 @@ fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {
     kill_manager(lab)?;
     let took = guest.delete(MINUTE * 3)?;
     println!("    gone after {took:.1?}, with the manager killed at the beginning");
-    let gone = |args: &[&str]| -> Result<()> {
-        let found = lab.kubectl(&[&["get"], args, &["--ignore-not-found", "-o", "name"]].concat())?;
-        ensure!(found.trim().is_empty(), "left: {}", found.trim());
-        Ok(())
-    };
-    // The Cluster's finalizer went, so all of this is gone by now: no waiting.
-    gone(&["namespace", &home])?;
-    gone(&["secret", "-n", guest.namespace, "alpha-kubeconfig"])?;
-    gone(&["pods,persistentvolumeclaims,secrets,services", "-n", &home])?;
     ensure!(processes("qemu-system-x86_64\0-nodefaults\0")?.is_empty(), "QEMU still runs");
-    claims_go(lab)?;
-    // The volume behind the claim is the storage provider's to remove, a little later.
-    wait_for(MINUTE, "the volume to be removed", || gone(&["persistentvolumes"]))
-}
-
-/// Every claim is released by now, and goes when its quarantine is over.
-fn claims_go(lab: &Lab) -> Result<()> {
-    for claim in list(lab, &["networkclaims"])? {
-        ensure!(claim["spec"]["releasedAt"].is_string(), "{} is not released", claim["metadata"]["name"]);
-    }
-    wait_for(MINUTE, "the quarantine of the claims to end", || {
-        let left = list(lab, &["networkclaims"])?.len();
-        ensure!(left == 0, "{left} are left");
-        Ok(())
-    })
-}
-
-/// Fingerprints of the roots, as their Secrets say.
-fn fingerprints(lab: &Lab, guest: &Guest) -> Result<Vec<String>> {
-    let secrets = list(lab, &["-n", &guest.home()?, "secrets"])?;
-    let roots = secrets.iter().filter(|s| s["metadata"]["name"].as_str().unwrap_or_default().starts_with("ca-"));
-    let found: Vec<_> = roots
-        .map(|s| {
-            format!(
-                "{} {} {}",
-                s["metadata"]["name"], s["metadata"]["uid"], s["metadata"]["annotations"]["giantnetes.io/fingerprint"]
-            )
-        })
-        .collect();
-    ensure!(found.len() == 5, "there are {} roots", found.len());
-    Ok(found)
+    nothing_is_left(lab, guest, &home)
 }
 
 /// Network devices of the lab's hosts, but for those that lead to pods: pods of others come and go.

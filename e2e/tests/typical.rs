@@ -136,6 +136,8 @@ fn bgp_is_established(_: &Lab, guest: &Guest) -> Result<()> {
         })?;
         println!("    {node}: {}", protocols.lines().find(|line| line.contains("Established")).unwrap_or_default());
         let routes = ask(&["show", "route", "protocol", protocols.lines().find_map(session).unwrap_or_default()])?;
+        // In columns: a block of pods, and the neighbour that it lies behind.
+        let routes = routes.split_whitespace().collect::<Vec<_>>().join(" ");
         ensure!(routes.contains("/26 via 172.26."), "{node} learned no block of pods: {routes}");
     }
     Ok(())

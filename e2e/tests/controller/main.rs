@@ -37,10 +37,12 @@ fn asked_for(what: &str) -> bool {
 fn on_servers(name: &str, test: impl AsyncFnOnce(&servers::Servers, world::World)) {
     // The client's TLS must know which of the built-in implementations to take.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let started = std::time::Instant::now();
     let servers = servers::Servers::start(name).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let world = world::World { client: servers.client().await };
         test(&servers, world).await;
     });
+    println!("    {name}: {:.1?}", started.elapsed());
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod apiserver;
+pub mod traces;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -68,6 +69,11 @@ pub fn image_path(name: &str) -> PathBuf {
 
 /// The running lab with the chart installed.
 pub fn installed() -> Lab {
+    installed_with("")
+}
+
+/// The same, with further values in the words of helm's `--set`, each after a comma.
+pub fn installed_with(values: &str) -> Lab {
     let lab = Lab::running().expect("no lab is running: `make lab-up` raises one");
     let image = script("images/build.sh", &["--ref", "controller"]);
     let (repository, tag) = image.rsplit_once(':').unwrap();
@@ -83,7 +89,7 @@ pub fn installed() -> Lab {
         // One replica, of which a test may end the process, and short times to wait for.
         .args([
             "--set",
-            "replicas=1,leaseDuration=5s,kvm.devicePlugin.enabled=false,settings.network.quarantine=2s,settings.network.egressAllowed={10.231.0.1/32}",
+            &format!("replicas=1,leaseDuration=5s,kvm.devicePlugin.enabled=false,settings.network.quarantine=2s,settings.network.egressAllowed={{10.231.0.1/32}}{values}"),
         ])
         // Braces mean lists to --set.
         .args([

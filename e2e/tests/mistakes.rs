@@ -1,0 +1,126 @@
+//! What people get wrong, and changes of mind: a Cluster that cannot be made says why within half a minute and disturbs no
+//! other; one that is deleted half-way leaves nothing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, wait_every, wait_for};
+use serde_json::Value;
+use support::traces::nothing_is_left;
+use support::{Guest, PATIENCE, installed, installed_with, list};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// The design's time for a condition with the reason, times three.
+const TOLD: Duration = Duration::from_secs(90);
+
+/// A mistake: the spec, the condition that tells of it, its reason and a word of its message.
+const MISTAKES: [(&str, &str, &str, &str, &str); 5] = [
+    ("version", "{kubernetes: {version: v1.42.0}}", "Ready", "InvalidSpec", "v1.42.0"),
+    ("image", "{provider: {kvm: {image: nobody-made-it}}}", "Ready", "InvalidSpec", "nobody-made-it"),
+    ("nowhere", "{kubernetes: {version: v1.36.2}}", "ControlPlaneReady", "ImageNotFound", "giantnetes/vm:nowhere"),
+    ("memory", "{controlPlane: {machine: {memory: 500Gi}}}", "ControlPlaneReady", "Unschedulable", "memory"),
+    ("host", "{exposure: {type: Ingress, host: taken.guests.test}}", "NetworkReady", "HostInUse", "taken.guests.test"),
+];
+
+#[test]
+fn a_mistake_is_told_and_disturbs_no_other() {
+    let lab = installed_with(",settings.kubernetes.images.v1\\.36\\.2=giantnetes/vm:nowhere");
+    // Its volume is never made, so that no VM of it takes the others' time.
+    let quiet = "{etcd: {storage: {className: none}}, exposure: {type: Ingress, host: taken.guests.test}}";
+    let neighbour = Guest::create(&lab, "e2e-neighbour", "neighbour", quiet);
+    neighbour.await_condition(MINUTE, "NetworkReady", "True").unwrap();
+    neighbour.await_condition(MINUTE, "PKIReady", "True").unwrap();
+    let before = wait_for(MINUTE, "the neighbour to settle", || {
+        let now = everything(&lab, &neighbour)?;
+        ensure!(now.iter().any(|object| object.starts_with("Pod master-0")), "{now:?}");
+        Ok(now)
+    })
+    .unwrap();
+    for (name, spec, type_, reason, word) in MISTAKES {
+        let started = Instant::now();
+        let guest = Guest::create(&lab, "e2e-mistakes", name, spec);
+        let condition = wait_every(Duration::from_secs(1), TOLD, &format!("{name}: the reason"), || {
+            let condition = condition(&guest, type_)?;
+            ensure!(condition["status"] == "False" && condition["reason"] == reason, "{condition}");
+            Ok(condition)
+        });
+        let condition = condition.unwrap_or_else(|error| panic!("{error:#}"));
+        println!("    {name}: {} after {:.1?}", condition["message"], started.elapsed());
+        assert!(condition["message"].as_str().unwrap_or_default().contains(word), "{condition}");
+        println!("    {name}: gone after {:.1?}", guest.delete(MINUTE * 2).unwrap());
+    }
+    assert_eq!(everything(&lab, &neighbour).unwrap(), before, "the neighbour was disturbed");
+}
+
+fn condition(guest: &Guest, type_: &str) -> Result<Value> {
+    let object = guest.object()?;
+    let conditions = object["status"]["conditions"].as_array().context("no conditions yet")?;
+    conditions.iter().find(|condition| condition["type"] == type_).cloned().context("no such condition yet")
+}
+
+/// What a guest has in the management cluster, with UIDs; what the operator writes, with versions.
+fn everything(lab: &Lab, guest: &Guest) -> Result<Vec<String>> {
+    let kinds =
+        "secrets,configmaps,services,networkpolicies,persistentvolumeclaims,pods,ingresses,poddisruptionbudgets";
+    let mut found: Vec<_> = list(lab, &["-n", &guest.home()?, kinds])?
+        .iter()
+        .map(|object| {
+            let metadata = &object["metadata"];
+            // The scheduler goes on writing into the pod that finds no volume, and so does who makes volumes.
+            let written_by_others = ["Pod", "PersistentVolumeClaim"].iter().any(|kind| object["kind"] == *kind);
+            let version = if written_by_others { &Value::Null } else { &metadata["resourceVersion"] };
+            [&object["kind"], &metadata["name"], &metadata["uid"], version]
+                .map(|v| v.as_str().unwrap_or_default())
+                .join(" ")
+        })
+        .collect();
+    found.push(format!("Cluster {}", guest.object()?["status"]));
+    Ok(found)
+}
+
+/// Waits until a guest has come that far, and no farther.
+type Reached = fn(&Guest) -> Result<()>;
+
+#[test]
+fn a_cluster_that_is_deleted_half_way_leaves_nothing() {
+    let lab = installed();
+    let points: [(&str, Reached); 3] = [
+        ("before its certificates are made", has_an_id),
+        ("while its VM boots", boots),
+        ("when its API answers and its node is not Ready", answers),
+    ];
+    for (when, reached) in points {
+        let guest = Guest::create(&lab, "e2e-doomed", "doomed", "{exposure: {type: Ingress}}");
+        reached(&guest).unwrap_or_else(|error| panic!("{when}: {error:#}"));
+        let home = guest.home().unwrap();
+        let took = guest.delete(MINUTE * 3).unwrap();
+        println!("    {when}: gone after {took:.1?}");
+        assert!(support::processes("qemu-system-x86_64\0-nodefaults\0").unwrap().is_empty(), "{when}: QEMU runs");
+        nothing_is_left(&lab, &guest, &home).unwrap_or_else(|error| panic!("{when}: {error:#}"));
+    }
+}
+
+fn has_an_id(guest: &Guest) -> Result<()> {
+    wait_every(Duration::from_millis(20), MINUTE, "an id", || guest.home().map(drop))?;
+    ensure!(condition(guest, "PKIReady").map_or(true, |condition| condition["status"] != "True"), "it was too late");
+    Ok(())
+}
+
+fn boots(guest: &Guest) -> Result<()> {
+    wait_every(Duration::from_secs(1), MINUTE * 2, "a running machine", || {
+        ensure!(!support::processes("qemu-system-x86_64\0-nodefaults\0")?.is_empty(), "QEMU does not run");
+        Ok(())
+    })?;
+    ensure!(condition(guest, "ControlPlaneReady")?["status"] == "False", "it was too late");
+    Ok(())
+}
+
+fn answers(guest: &Guest) -> Result<()> {
+    guest.await_condition(PATIENCE, "ControlPlaneReady", "True")?;
+    ensure!(condition(guest, "GuestReady")?["status"] == "False", "it was too late");
+    Ok(())
+}

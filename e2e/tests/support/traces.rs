@@ -1,0 +1,54 @@
+//! What guests leave in the management cluster: roots that are never made anew while they live, and nothing after them.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Lab, wait_for};
+
+use super::{Guest, list};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Names, UIDs and fingerprints of a guest's roots, as their Secrets say.
+pub fn fingerprints(guest: &Guest) -> Result<Vec<String>> {
+    let secrets = list(guest.lab, &["-n", &guest.home()?, "secrets"])?;
+    let roots = secrets.iter().filter(|s| s["metadata"]["name"].as_str().unwrap_or_default().starts_with("ca-"));
+    let found: Vec<_> = roots
+        .map(|s| {
+            format!(
+                "{} {} {}",
+                s["metadata"]["name"], s["metadata"]["uid"], s["metadata"]["annotations"]["giantnetes.io/fingerprint"]
+            )
+        })
+        .collect();
+    ensure!(found.len() == 5, "there are {} roots", found.len());
+    Ok(found)
+}
+
+/// Fails if anything is left of a deleted Cluster whose namespace was `home`, which was the only one.
+pub fn nothing_is_left(lab: &Lab, guest: &Guest, home: &str) -> Result<()> {
+    let gone = |args: &[&str]| -> Result<()> {
+        let found = lab.kubectl(&[&["get"], args, &["--ignore-not-found", "-o", "name"]].concat())?;
+        ensure!(found.trim().is_empty(), "left: {}", found.trim());
+        Ok(())
+    };
+    // The Cluster's finalizer went, so all of this is gone by now: no waiting.
+    gone(&["namespace", home])?;
+    gone(&["secret", "-n", guest.namespace, &format!("{}-kubeconfig", guest.name)])?;
+    gone(&["pods,persistentvolumeclaims,secrets,services", "-n", home])?;
+    claims_go(lab)?;
+    // The volume behind the claim is the storage provider's to remove, a little later.
+    wait_for(MINUTE, "the volume to be removed", || gone(&["persistentvolumes"]))
+}
+
+/// Every claim is released by now, and goes when its quarantine is over.
+pub fn claims_go(lab: &Lab) -> Result<()> {
+    for claim in list(lab, &["networkclaims"])? {
+        ensure!(claim["spec"]["releasedAt"].is_string(), "{} is not released", claim["metadata"]["name"]);
+    }
+    wait_for(MINUTE, "the quarantine of the claims to end", || {
+        let left = list(lab, &["networkclaims"])?.len();
+        ensure!(left == 0, "{left} are left");
+        Ok(())
+    })
+}
