@@ -24,6 +24,9 @@ pub fn master_service(cluster: &Valid) -> Service {
         },
         spec: Some(ServiceSpec {
             selector: Some(selector),
+            // A lone API server that is slow to answer has nobody to stand in for it. Without it all clients would be
+            // refused, and workers would wait their back-offs out.
+            publish_not_ready_addresses: (cluster.control_plane.replicas == 1).then_some(true),
             ports: Some(vec![ServicePort {
                 name: Some("api".into()),
                 port: i32::from(names::API_PORT),
