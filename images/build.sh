@@ -13,6 +13,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}
 tools=$here/../e2e/tools/build.sh
+# The Kubernetes that node disk and VM image carry: a product of e2e/tools.
+kubernetes=${GIANTNETES_KUBERNETES:-kubernetes}
 binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 # To be raised when this script itself changes what it makes.
 recipe=3
@@ -35,7 +37,7 @@ inputs() {
     node)
       sha256sum < "$here/base/debian.sh"
       for image in "${preloaded[@]}"; do hash_of "$image"; done
-      tool_names kubernetes etcd cni calico ;;
+      tool_names "$kubernetes" etcd cni calico ;;
     vm) hash_of base-vm; hash_of node; binary_hash ;;
     controller) hash_of base; binary_hash ;;
     *) die "there is no image $name; known: ${names[*]}" ;;
@@ -45,9 +47,16 @@ hash_of() { inputs "$1" | sha256sum | cut -c1-12; }
 tool_names() { for product in "$@"; do basename "$("$tools" --dir "$product")"; done; }
 tool_version() { tool_names "$1" | sed 's/-[0-9a-f]*$//'; }
 binary_hash() { if [[ -f $binary ]]; then sha256sum < "$binary"; else echo none; fi; }
-kubernetes_version() { tool_version kubernetes; }
+kubernetes_version() { tool_version "$kubernetes"; }
 
-result() { echo "$cache/images/$1/$(hash_of "$1")"; }
+# folder NAME: where its results lie. Another Kubernetes' have a folder of their own, or they would push each other out.
+folder() {
+  case $1 in
+    node | vm) echo "$cache/images/$1${kubernetes#kubernetes}" ;;
+    *) echo "$cache/images/$1" ;;
+  esac
+}
+result() { echo "$(folder "$1")/$(hash_of "$1")"; }
 path() { if [[ $1 == node ]]; then result node; else echo "$(result "$1")/$1.tar"; fi; }
 ref() {
   case $1 in
@@ -77,11 +86,11 @@ ensure() {
   [[ -d $out ]] && { echo "images: $name is in the cache"; return; }
   for need in $(needs "$name"); do [[ -d $(result "$need") ]] || ensure "$need"; done
   started=$SECONDS
-  mkdir -p "$cache/images/$name"
-  rm -rf "$cache/images/$name"/*.building
+  mkdir -p "$(folder "$name")"
+  rm -rf "$(folder "$name")"/*.building
   staging=$out.building
   mkdir "$staging"
-  log=$cache/images/$name/build.log
+  log=$(folder "$name")/build.log
   # In a shell of its own, so that `set -e` holds inside although its failure is asked for here.
   if ! bash -c 'set -euo pipefail; source "$1"; "build_$2" "$3"' - "${BASH_SOURCE[0]}" "$name" "$staging" > "$log" 2>&1; then
     tail -n 20 "$log" >&2
@@ -98,7 +107,7 @@ ensure() {
 forget() {
   local keep=1 old
   [[ $1 == node ]] && keep=2
-  find "$cache/images/$1" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n +$((keep + 1)) | cut -d' ' -f2- |
+  find "$(folder "$1")" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n +$((keep + 1)) | cut -d' ' -f2- |
     while read -r old; do rm -rf "$old"; done
 }
 
@@ -175,7 +184,7 @@ build_tool() {
 }
 
 build_node() {
-  KUBERNETES=$("$tools" --dir kubernetes) ETCD=$("$tools" --dir etcd) CNI=$("$tools" --dir cni)
+  KUBERNETES=$("$tools" --dir "$kubernetes") ETCD=$("$tools" --dir etcd) CNI=$("$tools" --dir cni)
   CALICO=$("$tools" --dir calico) KUBERNETES_VERSION=$(kubernetes_version)
   CALICO_VERSION=$(tool_version calico) COREDNS_VERSION=$(tool_version coredns)
   PRELOAD=$(for image in "${preloaded[@]}"; do path "$image"; done | xargs)

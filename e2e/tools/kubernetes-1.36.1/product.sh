@@ -1,0 +1,1 @@
+../kubernetes/product.sh
