@@ -6,6 +6,9 @@
 #   demo             make demo, twice, and make demo-down
 #   guest            one guest's whole life, and the accelerator's probe
 #   typical          a guest of two nodes as its users see it, and a second guest that it must not reach
+#   survival         a guest outlives the absence of its manager, drained hosts and one that dies
+#   scaling          workers come and go under a workload, in their zones
+#   upgrade          a guest goes to the next patch and minor version of Kubernetes under a workload; builds both
 #   mistakes         Clusters that cannot be made, and such as are deleted half-way
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
 #   images           builds all images a second time, and compares
@@ -22,6 +25,8 @@ target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
 lab=$target/debug/lab
 groups=(demo guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
+# Not yet in the rotation: they take longer than CI has beside the fast tests and a cold cache.
+long_groups=(survival scaling upgrade)
 
 step() {
   local began=$SECONDS
@@ -51,10 +56,10 @@ if [[ $part == ci ]]; then
 fi
 
 fast=true
-if [[ " ${groups[*]} " == *" $part "* ]]; then
+if [[ " ${groups[*]} ${long_groups[*]} " == *" $part "* ]]; then
   chosen=$part fast=false
 elif [[ $part != all && $part != fast && $part != ci ]]; then
-  echo "=== TEST=$part is neither all, fast, ci nor a slow group: ${groups[*]}"
+  echo "=== TEST=$part is neither all, fast, ci nor a slow group: ${groups[*]} ${long_groups[*]}"
   exit 2
 fi
 
@@ -111,7 +116,7 @@ if runs images; then step compare_images; fi
 
 raised=false
 # Those that run on a lab that is up, in this order.
-on_a_lab=(management mistakes guest typical)
+on_a_lab=(management mistakes guest typical survival scaling upgrade)
 chosen_on_a_lab=()
 for group in "${on_a_lab[@]}"; do if runs "$group"; then chosen_on_a_lab+=("$group"); fi; done
 if [[ ${#chosen_on_a_lab[@]} -gt 0 ]]; then
@@ -125,8 +130,19 @@ if [[ ${#chosen_on_a_lab[@]} -gt 0 ]]; then
   fi
   step make --no-print-directory lab-up
 fi
+# The versions of Kubernetes before and after, as VM images on every host.
+build_versions() {
+  local product
+  for product in kubernetes-1.36.1 kubernetes-1.37.2; do
+    e2e/tools/build.sh "$product" && GIANTNETES_KUBERNETES=$product images/build.sh vm || return
+    "$lab" load "$(GIANTNETES_KUBERNETES=$product images/build.sh --path vm)" || return
+  done
+}
 for group in "${chosen_on_a_lab[@]}"; do
-  if [[ $group == guest ]]; then e2e accelerator; fi
+  case $group in
+    guest) e2e accelerator ;;
+    upgrade) step build_versions ;;
+  esac
   e2e "$group"
 done
 if $raised; then

@@ -1,0 +1,217 @@
+//! A guest goes to the next patch and the next minor version of Kubernetes while its workload serves.
+//!
+//! `e2e/test.sh` builds the two other versions, their VM images, and loads them into the lab.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, wait_every};
+use support::traces::fingerprints;
+use support::{Guest, in_steps, installed_with};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Three emulated boots one after the other, and two drains.
+const UPGRADE: Duration = Duration::from_secs(2400);
+
+/// Two servers, one of which always serves, and a client on every node that asks them twice a second. It asks by address:
+/// whether names resolve while the one DNS server moves is another matter.
+const WORKLOAD: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kept}
+data: {a: b}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.80, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: web}
+spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 60
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}
+      containers:
+      - name: web
+        image: giantnetes/toolbox:1
+        imagePullPolicy: Never
+        command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"]
+        # As long as all nodes may take to hear that it goes.
+        lifecycle: {preStop: {sleep: {seconds: 30}}}
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: client}
+spec:
+  selector: {matchLabels: {app: client}}
+  template:
+    metadata: {labels: {app: client}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      tolerations: [{operator: Exists}]
+      containers:
+      - name: client
+        image: giantnetes/toolbox:1
+        imagePullPolicy: Never
+        command:
+        - sh
+        - -c
+        - |
+          mkdir -p /count
+          # With -T of its own Debian's busybox ends by SIGSEGV.
+          # The first answer on a node that has just come is waited for.
+          until timeout 5 wget -q -O /dev/null http://10.96.0.80/; do sleep 1; done
+          while :; do
+            if timeout 10 wget -q -O /dev/null http://10.96.0.80/; then echo >> /count/served; else date >> /count/failed; fi
+            sleep 0.5
+          done
+"#;
+
+type Step = fn(&Lab, &Guest) -> Result<()>;
+
+#[test]
+fn a_guest_is_upgraded_under_a_workload() {
+    let images = ["v1.36.1", "v1.37.2"]
+        .map(|version| format!(",settings.kubernetes.images.{}=giantnetes/vm:{version}", version.replace('.', "\\.")));
+    let lab = installed_with(&images.concat());
+    // Small machines: a host of the lab has room for one of the default size.
+    let spec = "{kubernetes: {version: v1.36.1}, controlPlane: {machine: {memory: 3Gi}},
+      nodePools: [{name: default, replicas: 2, machine: {memory: 2Gi}}]}";
+    let guest = Guest::create(&lab, "e2e-upgrade", "elder", spec);
+    let steps: [(&str, Step); 4] = [
+        ("a guest of an earlier version, with two workers", |_, guest| {
+            guest.await_ready()?;
+            ensure!(versions(guest)?.iter().all(|(_, version)| version == "v1.36.1"), "{:?}", versions(guest)?);
+            Ok(())
+        }),
+        ("a workload runs, and is asked from every node", workload_runs),
+        ("it goes to the next patch version", |_, guest| upgrade(guest, "v1.36.3")),
+        ("it goes to the next minor version", |_, guest| upgrade(guest, "v1.37.2")),
+    ];
+    in_steps(&steps, |step| step(&lab, &guest));
+}
+
+/// Nodes and the versions of their kubelets.
+fn versions(guest: &Guest) -> Result<Vec<(String, String)>> {
+    let each = "jsonpath={range .items[*]}{.metadata.name} {.status.nodeInfo.kubeletVersion}{'\\n'}{end}";
+    let said = guest.kubectl(&["get", "nodes", "-o", each])?;
+    let pairs = said.lines().filter_map(|line| line.split_once(' '));
+    Ok(pairs.map(|(name, version)| (name.to_owned(), version.to_owned())).collect())
+}
+
+fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
+    guest.kubectl_input(&["apply", "-f", "-"], WORKLOAD)?;
+    for workload in ["deployment/web", "daemonset/client"] {
+        guest.kubectl(&["rollout", "status", workload, "--timeout=180s"])?;
+    }
+    for node in ["master-0", "default-0", "default-1"] {
+        wait_every(Duration::from_secs(2), MINUTE * 3, "answers", || {
+            let (served, _) = counts(guest, node)?;
+            ensure!(served > 0, "{node} got no answer yet");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// How many requests of the client on a node were served since it started, and how many were not.
+fn counts(guest: &Guest, node: &str) -> Result<(u64, u64)> {
+    let selector = format!("--field-selector=spec.nodeName={node}");
+    let pod = guest.kubectl(&["get", "pods", "-l", "app=client", &selector, "-o", support::NAMED])?;
+    let count = "cd /count; for f in served failed; do cat $f 2>/dev/null | wc -l; done";
+    let said = guest.kubectl(&["exec", pod.trim(), "--", "sh", "-c", count])?;
+    let mut numbers = said.split_whitespace().map(str::parse);
+    let mut next = || numbers.next().context("a number is missing");
+    Ok((next()??, next()??))
+}
+
+/// Moves the guest to `version` and watches nodes, workload and API meanwhile.
+fn upgrade(guest: &Guest, version: &str) -> Result<()> {
+    let (roots, started) = (fingerprints(guest)?, Instant::now());
+    let before = counts(guest, "default-0")?;
+    let patch = format!("{{\"spec\": {{\"kubernetes\": {{\"version\": \"{version}\"}}}}}}");
+    let words = ["-n", guest.namespace, "patch", "clusters.giantnetes.io", guest.name, "--type=merge", "-p", &patch];
+    guest.lab.kubectl(&words)?;
+
+    // The control plane first. Its API is away while its VM is another one, and the workload must not notice.
+    wait_every(Duration::from_secs(1), UPGRADE, "the control plane's new version", || {
+        let now = versions(guest)?;
+        ensure!(has(&now, "master-0", version), "{now:?}");
+        Ok(())
+    })?;
+    println!("    the control plane has it after {:.1?}", started.elapsed());
+    let now = counts(guest, "default-0")?;
+    println!("    meanwhile a worker's client was served {} times", now.0 - before.0);
+    ensure!(now.1 == before.1, "{} requests failed while the control plane was replaced", now.1 - before.1);
+    ensure!(now.0 > before.0 + 20, "the client on a worker asked {} times only", now.0 - before.0);
+
+    // Then the workers, one by one: every request to API and workload is served.
+    let api = Watch::default();
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| api.run(guest, version));
+        let done = wait_every(Duration::from_secs(2), UPGRADE, "all nodes' new version", || {
+            let now = versions(guest)?;
+            ensure!(now.iter().all(|(_, one)| one == version), "{now:?}");
+            Ok(())
+        })
+        .and_then(|()| guest.await_ready());
+        api.stop.store(true, Ordering::Relaxed);
+        let seen = watch.join().expect("the watch does not panic");
+        done.and(seen)
+    })?;
+    println!("    all nodes have it after {:.1?}", started.elapsed());
+    let (served, failed) = counts(guest, "master-0")?;
+    println!("    the control plane's client was served {served} times since, and {failed} times not");
+    ensure!(failed == 0, "{failed} requests failed while workers were replaced");
+    ensure!(served > 50, "the client on the control plane asked {served} times only");
+    ensure!(fingerprints(guest)? == roots, "a root was made anew");
+    ensure!(guest.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b", "etcd's data is lost");
+    Ok(())
+}
+
+fn has(versions: &[(String, String)], node: &str, version: &str) -> bool {
+    versions.iter().any(|(name, one)| name == node && one == version)
+}
+
+/// Looks at the guest's nodes all the time.
+#[derive(Default)]
+struct Watch {
+    stop: AtomicBool,
+}
+
+impl Watch {
+    /// Fails if two workers are away at once, or a worker is ahead of the control plane.
+    fn run(&self, guest: &Guest, version: &str) -> Result<()> {
+        let each =
+            "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
+        let mut looks = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let nodes = guest.kubectl(&["get", "nodes", "-l", "giantnetes.io/pool", "-o", each])?;
+            let away = nodes.lines().filter(|line| !line.ends_with(" True")).count();
+            ensure!(away <= 1, "two workers are away at once: {nodes}");
+            ensure!(has(&versions(guest)?, "master-0", version), "the control plane went back");
+            looks += 1;
+        }
+        println!("    {looks} looks at the workers, never two of them away");
+        ensure!(looks > 20, "only {looks} looks");
+        Ok(())
+    }
+}
