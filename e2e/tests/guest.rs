@@ -12,7 +12,9 @@ use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
 use support::traces::{claims_go, fingerprints, nothing_is_left};
-use support::{Guest, PATIENCE, SYSTEM, image_path, in_steps, installed, kill_manager, list, processes, was_in_time};
+use support::{
+    Guest, PATIENCE, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, processes, was_in_time,
+};
 
 /// Budget of the design for an emulated guest on two cores, times three.
 const READY: Duration = Duration::from_secs(270);
@@ -159,7 +161,7 @@ fn is_unprivileged(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(pod["spec"]["hostNetwork"].is_null() && pod["spec"]["automountServiceAccountToken"] == false);
     let token = guest.in_vm_pod("ls /var/run/secrets/kubernetes.io 2>&1 || true")?;
     ensure!(token.contains("No such file"), "there is a token: {token}");
-    let qemu = processes("qemu-system-x86_64\0-nodefaults\0")?;
+    let qemu = machines()?;
     let [qemu] = qemu[..] else { bail!("QEMU runs {} times", qemu.len()) };
     let status = std::fs::read_to_string(format!("/proc/{qemu}/status"))?;
     let field = |name: &str| {
@@ -330,7 +332,7 @@ fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
         pod["status"]["containerStatuses"][0]["restartCount"].as_u64().context("no restart count")
     };
     let before = restarts()?;
-    let qemu = processes("qemu-system-x86_64\0-nodefaults\0")?;
+    let qemu = machines()?;
     Run::new("kill").args(["-9", &qemu.first().context("QEMU does not run")?.to_string()]).output()?;
     let started = Instant::now();
     wait_for(MINUTE, "the container's restart", || {
@@ -351,7 +353,6 @@ fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {
     kill_manager(lab)?;
     let took = guest.delete(MINUTE * 3)?;
     println!("    gone after {took:.1?}, with the manager killed at the beginning");
-    ensure!(processes("qemu-system-x86_64\0-nodefaults\0")?.is_empty(), "QEMU still runs");
     nothing_is_left(lab, guest, &home)
 }
 
@@ -406,8 +407,7 @@ fn changes_that_no_roll_can_bring_are_refused() {
         (r#"{"controlPlane":{"machine":{"cpus":0}}}"#, "spec.controlPlane.machine.cpus"),
     ] {
         let patch = format!("{{\"spec\":{change}}}");
-        let args = ["-n", guest.namespace, "patch", "clusters.giantnetes.io", guest.name, "--type=merge", "-p", &patch];
-        let error = lab.kubectl(&args).expect_err(change).to_string();
+        let error = guest.change(&patch).expect_err(change).to_string();
         assert!(error.contains(word), "{change}: {error}");
     }
 }

@@ -15,6 +15,7 @@ use lab::command::Run;
 use lab::tools::Image;
 use lab::{Lab, cgroup, topology, wait_every, wait_for};
 use serde_json::{Value, json};
+use support::lab_command;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "e2e-management";
@@ -312,17 +313,13 @@ fn await_node(lab: &Lab, name: &str, ready: bool) -> Result<()> {
     Ok(())
 }
 
-fn command(words: &str) -> Result<String> {
-    Run::new(env!("CARGO_BIN_EXE_lab")).args(words.split(' ')).timeout(MINUTE * 4).output()
-}
-
 fn stopped_host_returns(lab: &Lab) -> Result<()> {
     let host = topology::host("host3")?;
-    command("host stop host3")?;
+    lab_command("host stop host3")?;
     let left = cgroup::processes(&format!("{}/{}", topology::CGROUP, host.name()))?;
     ensure!(left.is_empty(), "{left:?} still run on a host without power");
     await_node(lab, "host3", false)?;
-    command("host start host3")?;
+    lab_command("host start host3")?;
     await_node(lab, "host3", true)?;
     wait_every(Duration::from_secs(1), MINUTE * 3, "pods on all hosts again", || everybody_reaches_everybody(lab))
 }
@@ -331,11 +328,11 @@ fn isolated_host_heals(lab: &Lab) -> Result<()> {
     let pods = web_pods(lab)?;
     let on = |name: &str| pods.iter().find(|pod| pod.host == name).context("no pod there");
     let (here, there) = (on("host1")?, on("host2")?);
-    command("host isolate host2")?;
+    lab_command("host isolate host2")?;
     let url = format!("http://{}:8080/", there.address);
     ensure!(fetch(lab, &here.pod, &url).is_err(), "an isolated host answers");
     await_node(lab, "host2", false)?;
-    command("host heal host2")?;
+    lab_command("host heal host2")?;
     await_node(lab, "host2", true)?;
     wait_for(MINUTE, "the healed host's pod", || fetch(lab, &here.pod, &url))?;
     ensure!(web_pods(lab)?.iter().any(|pod| pod.pod == there.pod), "its pod was replaced");
@@ -346,10 +343,10 @@ fn apiserver_returns(lab: &Lab) -> Result<()> {
     let ask = || lab.kubectl_within(Duration::from_secs(5), &["get", "--raw", "/readyz", "--request-timeout=3s"]);
     for fault in ["freeze", "stop"] {
         ensure!(ask()? == "ok");
-        command(&format!("apiserver {fault}"))?;
+        lab_command(&format!("apiserver {fault}"))?;
         let error = ask().expect_err("it answers although it should not").to_string();
         ensure!(error.contains("refused") == (fault == "stop"), "{error}");
-        command("apiserver start")?;
+        lab_command("apiserver start")?;
         ensure!(ask()? == "ok");
     }
     // What lost its watches has them again: nodes stay Ready, and a new pod runs.

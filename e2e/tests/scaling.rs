@@ -9,38 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, wait_every};
+use support::workload::{SPREAD, web_servers};
 use support::{Guest, in_steps, installed, list};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How many of the workload's three pods may be missing at most: one.
 const AVAILABLE: i64 = 2;
 
-/// One pod on each worker if there is room, and never less than two.
-const WORKLOAD: &str = r#"
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {name: web}
-spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}
-      containers:
-      - name: web
-        image: giantnetes/toolbox:1
-        imagePullPolicy: Never
-        command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"]
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
-"#;
+/// Of three pods one on each worker if there is room, and never less than two.
+const BUDGET: &str = "{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web},
+  spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}}";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -74,8 +52,7 @@ fn spec(pools: &[(&str, u32, &str)]) -> String {
 
 fn set_pools(guest: &Guest, pools: &[(&str, u32, &str)]) -> Result<()> {
     let patch = format!("{{\"spec\": {}}}", spec(pools));
-    let words = ["-n", guest.namespace, "patch", "clusters.giantnetes.io", guest.name, "--type=merge", "-p", &patch];
-    guest.lab.kubectl(&words)?;
+    guest.change(&patch)?;
     Ok(())
 }
 
@@ -127,7 +104,8 @@ fn three_workers(lab: &Lab, guest: &Guest) -> Result<()> {
     let now = vm_pods(lab, guest)?;
     ensure!(names(&now) == ["default-0", "default-1", "default-2", "master-0"], "{now:?}");
     ensure!(before.iter().all(|pod| now.contains(pod)), "a node was made anew: {before:?}, {now:?}");
-    guest.kubectl_input(&["apply", "-f", "-"], WORKLOAD)?;
+    let pods = format!("terminationGracePeriodSeconds: 0\n{SPREAD}");
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{BUDGET}\n{}", web_servers(3, &pods, "")))?;
     wait_every(Duration::from_secs(2), MINUTE * 10, "three pods, one on each worker", || {
         let on = guest.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
         let mut nodes: Vec<_> = on.split_whitespace().collect();

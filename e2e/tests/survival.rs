@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
 use support::traces::{fingerprints, nothing_is_left};
-use support::{Guest, PATIENCE, SYSTEM, in_steps, installed_with, list, processes};
+use support::workload::web_servers;
+use support::{Guest, PATIENCE, SYSTEM, in_steps, installed_with, lab_command, list, machines, processes};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long the manager is kept away while the guest comes up.
@@ -21,32 +22,12 @@ const MOVE: Duration = Duration::from_secs(900);
 /// Its worker keeps off host1, the machine's way to all Services of the lab: without it the test would reach nothing.
 const SPEC: &str = "{controlPlane: {machine: {memory: 3Gi}},
   nodePools: [{name: default, replicas: 1, zones: [front, data], machine: {memory: 2Gi}}]}";
-/// Its pod leaves a node that is silent after seconds, not after the five minutes of the default.
-const WORKLOAD: &str = r#"
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: kept}
-data: {a: b}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      tolerations:
-      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 10}
-      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 10}
-      containers:
-      - name: web
-        image: giantnetes/toolbox:1
-        imagePullPolicy: Never
-        command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"]
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
-"#;
+const KEPT: &str = "{apiVersion: v1, kind: ConfigMap, metadata: {name: kept}, data: {a: b}}";
+/// The workload's pod leaves a node that is silent after seconds, not after the five minutes of the default.
+const LEAVES_SOON: &str = "terminationGracePeriodSeconds: 0
+tolerations:
+- {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 10}
+- {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 10}";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -75,15 +56,11 @@ struct Hosts<'a>(&'a Lab);
 impl Drop for Hosts<'_> {
     fn drop(&mut self) {
         for host in ["host1", "host2", "host3"] {
-            let _ = lab_command(&["host", "start", host]);
+            let _ = lab_command(&format!("host start {host}"));
             let _ = self.0.kubectl(&["uncordon", host]);
             let _ = self.0.kubectl(&["taint", "node", host, "e2e-going-"]);
         }
     }
-}
-
-fn lab_command(words: &[&str]) -> Result<String> {
-    Run::new(env!("CARGO_BIN_EXE_lab")).args(words.iter().copied()).timeout(MINUTE * 4).output()
 }
 
 fn comes_up_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
@@ -113,7 +90,7 @@ fn comes_up_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
-    guest.kubectl_input(&["apply", "-f", "-"], WORKLOAD)?;
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{KEPT}\n{}", web_servers(1, LEAVES_SOON, "")))?;
     serves(guest, "default-0")
 }
 
@@ -201,7 +178,7 @@ fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(host != control_plane, "both nodes are on {host}, although others are free");
     spare_the_management_cluster(lab, &host)?;
     let (roots, started) = (fingerprints(guest)?, Instant::now());
-    lab_command(&["host", "stop", &host])?;
+    lab_command(&format!("host stop {host}"))?;
     wait_for(MINUTE * 5, "another worker's VM pod", || vm_pod(lab, guest, "default-1", "{.metadata.uid}"))?;
     println!("    given up after {:.1?}", started.elapsed());
     serves(guest, "default-1")?;
@@ -214,7 +191,7 @@ fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
 
 fn host_returns(lab: &Lab, guest: &Guest) -> Result<()> {
     let host = vm_pod(lab, guest, "default-0", "{.spec.nodeName}")?;
-    lab_command(&["host", "start", &host])?;
+    lab_command(&format!("host start {host}"))?;
     lab.kubectl(&["taint", "node", &host, "e2e-going-"])?;
     let home = guest.home()?;
     wait_every(Duration::from_secs(2), MINUTE * 5, "the given up worker to go", || {
@@ -240,13 +217,12 @@ fn all_is_well(lab: &Lab, guest: &Guest) -> Result<()> {
 fn goes_with_a_dead_api(lab: &Lab, guest: &Guest) -> Result<()> {
     let home = guest.home()?;
     // Its processor stands still: its API takes connections no more, and no order to power off is heard.
-    let machines = processes("qemu-system-x86_64\0-nodefaults\0")?;
+    let machines = machines()?;
     ensure!(machines.len() == 2, "{} machines run", machines.len());
     for machine in machines {
         Run::new("kill").args(["-STOP", &machine.to_string()]).output()?;
     }
     let took = guest.delete(MINUTE * 5).context("delete a Cluster whose VMs stand still")?;
     println!("    gone after {took:.1?}");
-    ensure!(processes("qemu-system-x86_64\0-nodefaults\0")?.is_empty(), "QEMU still runs");
     nothing_is_left(lab, guest, &home)
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, wait_every};
 use support::traces::fingerprints;
+use support::workload::{SPREAD, web_servers};
 use support::{Guest, in_steps, installed_with};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -35,27 +36,6 @@ apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata: {name: web}
 spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 60
-      topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}
-      containers:
-      - name: web
-        image: giantnetes/toolbox:1
-        imagePullPolicy: Never
-        command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"]
-        # As long as all nodes may take to hear that it goes.
-        lifecycle: {preStop: {sleep: {seconds: 30}}}
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
 ---
 apiVersion: apps/v1
 kind: DaemonSet
@@ -84,6 +64,9 @@ spec:
             sleep 0.5
           done
 "#;
+
+/// Of the servers' pods: as long as all nodes may take to hear that one goes, it serves.
+const LINGERS: &str = "lifecycle: {preStop: {sleep: {seconds: 30}}}";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -118,7 +101,8 @@ fn versions(guest: &Guest) -> Result<Vec<(String, String)>> {
 }
 
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
-    guest.kubectl_input(&["apply", "-f", "-"], WORKLOAD)?;
+    let servers = web_servers(2, &format!("terminationGracePeriodSeconds: 60\n{SPREAD}"), LINGERS);
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{WORKLOAD}{servers}"))?;
     for workload in ["deployment/web", "daemonset/client"] {
         guest.kubectl(&["rollout", "status", workload, "--timeout=180s"])?;
     }
@@ -148,8 +132,7 @@ fn upgrade(guest: &Guest, version: &str) -> Result<()> {
     let (roots, started) = (fingerprints(guest)?, Instant::now());
     let before = counts(guest, "default-0")?;
     let patch = format!("{{\"spec\": {{\"kubernetes\": {{\"version\": \"{version}\"}}}}}}");
-    let words = ["-n", guest.namespace, "patch", "clusters.giantnetes.io", guest.name, "--type=merge", "-p", &patch];
-    guest.lab.kubectl(&words)?;
+    guest.change(&patch)?;
 
     // The control plane first. Its API is away while its VM is another one, and the workload must not notice.
     wait_every(Duration::from_secs(1), UPGRADE, "the control plane's new version", || {

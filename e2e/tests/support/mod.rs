@@ -5,6 +5,7 @@
 
 pub mod apiserver;
 pub mod traces;
+pub mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -228,6 +229,12 @@ impl<'a> Guest<'a> {
         self.lab.kubectl(&["-n", &home, "exec", "master-0", "--", "sh", "-c", command])
     }
 
+    /// Merges `patch` into the Cluster.
+    pub fn change(&self, patch: &str) -> Result<String> {
+        let args = ["-n", self.namespace, "patch", "clusters.giantnetes.io", self.name, "--type=merge", "-p", patch];
+        self.lab.kubectl(&args)
+    }
+
     /// Deletes the Cluster and waits until it is gone. Answers how long that took.
     pub fn delete(&self, limit: Duration) -> Result<Duration> {
         let started = Instant::now();
@@ -300,6 +307,16 @@ pub fn processes(command: &str) -> Result<Vec<i32>> {
         }
     }
     Ok(found)
+}
+
+/// Processes of guests' machines.
+pub fn machines() -> Result<Vec<i32>> {
+    processes("qemu-system-x86_64\0-nodefaults\0")
+}
+
+/// Runs `lab` with these words.
+pub fn lab_command(words: &str) -> Result<String> {
+    Run::new(env!("CARGO_BIN_EXE_lab")).args(words.split(' ')).timeout(Duration::from_secs(240)).output()
 }
 
 /// Prints how long something took, which may be its budget at most. Waiting for it ends later, by its own deadline.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::{Lab, wait_for};
 
-use super::{Guest, list};
+use super::{Guest, list, machines};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -25,13 +25,14 @@ pub fn fingerprints(guest: &Guest) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Fails if anything is left of a deleted Cluster whose namespace was `home`, which was the only one.
+/// Fails if anything is left of a deleted Cluster, which was the only one and had the namespace `home`.
 pub fn nothing_is_left(lab: &Lab, guest: &Guest, home: &str) -> Result<()> {
     let gone = |args: &[&str]| -> Result<()> {
         let found = lab.kubectl(&[&["get"], args, &["--ignore-not-found", "-o", "name"]].concat())?;
         ensure!(found.trim().is_empty(), "left: {}", found.trim());
         Ok(())
     };
+    ensure!(machines()?.is_empty(), "QEMU still runs");
     // The Cluster's finalizer went, so all of this is gone by now: no waiting.
     gone(&["namespace", home])?;
     gone(&["secret", "-n", guest.namespace, &format!("{}-kubeconfig", guest.name)])?;

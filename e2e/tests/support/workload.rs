@@ -1,0 +1,33 @@
+//! What runs in guests while something happens to them.
+
+/// A Deployment `web` of web servers that say their pod's name. `of_pods` and `of_containers` are further lines of a pod's
+/// spec and of its container.
+pub fn web_servers(replicas: u32, of_pods: &str, of_containers: &str) -> String {
+    let at = |depth: usize, lines: &str| {
+        lines.lines().map(|line| format!("{}{line}\n", " ".repeat(depth))).collect::<String>()
+    };
+    let (of_pods, of_containers) = (at(6, of_pods), at(8, of_containers));
+    format!(
+        r#"---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+{of_pods}      containers:
+      - name: web
+        image: giantnetes/toolbox:1
+        imagePullPolicy: Never
+        command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"]
+        readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 2}}
+{of_containers}"#
+    )
+}
+
+/// Of a pod's spec: a node for each pod as far as there is room.
+pub const SPREAD: &str = "topologySpreadConstraints:
+- {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}";
