@@ -92,6 +92,8 @@ pub struct World {
     pub workers: Vec<String>,
     /// Places that are written down, by worker.
     pub places: BTreeMap<String, Place>,
+    /// Whether a provider is at work, who writes down the places that are missing.
+    pub provider: bool,
     /// VM pods that are there.
     pub vm_pods: BTreeSet<String>,
 }
@@ -153,7 +155,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What it waits for.
     pub waiting: Vec<String>,
-    /// Roots that a live guest has lost.
+    /// Roots that a live guest seems to have lost: they are not seen, or do not say that they are what is recorded.
     pub lost: Vec<Root>,
 }
 
@@ -167,7 +169,9 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
     let mut unrecorded = Vec::new();
     for root in Root::ALL {
         match (world.records.get(&root.record()), world.secrets.get(&root.secret())) {
-            (None, None) => plan.steps.push(Step::MakeRoot(root)),
+            (None, None) if world.records.is_empty() => plan.steps.push(Step::MakeRoot(root)),
+            // All are recorded in one write: who records some had this one, too.
+            (None, None) => plan.lost.push(root),
             (None, Some(_)) => unrecorded.push(root),
             (Some(record), Some(secret)) if secret.fingerprint.as_ref() == Some(record) => {}
             (Some(_), _) => plan.lost.push(root),
@@ -228,7 +232,7 @@ fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
             plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true });
         }
     }
-    if homeless > 0 {
+    if homeless > 0 && world.provider {
         plan.waiting.push(format!("the places of {homeless} workers"));
     }
     let kept = world.secrets.values().filter_map(|secret| secret.worker.as_ref());
@@ -338,7 +342,9 @@ mod tests {
             missing.secrets.remove(&root.secret());
             let mut exchanged = rooted();
             exchanged.secrets.get_mut(&root.secret()).unwrap().fingerprint = Some("other".into());
-            for world in [missing, exchanged] {
+            let mut forgotten = missing.clone();
+            forgotten.records.remove(&root.record());
+            for world in [missing, exchanged, forgotten] {
                 let plan = plan(&cluster, &world, NOW);
                 assert_eq!((plan.lost, plan.steps), (vec![root], vec![]));
             }
@@ -350,6 +356,8 @@ mod tests {
         let cluster = valid(json!({"nodePools": [{"name": "a", "replicas": 2}]}));
         let mut world = World { workers: vec!["a-0".into(), "a-1".into()], ..rooted() };
         world.places.insert("a-0".into(), Place(64));
+        assert_eq!(plan(&cluster, &world, NOW).waiting, Vec::<String>::new(), "nobody gives the other one a place");
+        world.provider = true;
         let first = plan(&cluster, &world, NOW);
         assert_eq!((first.steps.len(), first.waiting), (3, vec!["the places of 1 workers".to_owned()]));
         world.places.insert("a-1".into(), Place(65));

@@ -11,7 +11,6 @@ use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
-use secrecy::ExposeSecret as _;
 use serde_json::json;
 use tracing::info;
 
@@ -20,8 +19,8 @@ use super::{
     embedded::{self, Pair, PkiError},
     issue::Issue,
     leaf::{self, Authority},
-    plan::{self, FINGERPRINT_ANNOTATION, Root, Step, World},
-    secrets::{is_intact, pair_of, root_data, secret, secret_meta},
+    plan::{self, FINGERPRINT_ANNOTATION, Plan, Root, Step, World},
+    secrets::{identifying, is_intact, pair_of, root_data, secret, secret_meta},
 };
 use crate::{
     api::{Reason, names},
@@ -87,18 +86,21 @@ impl PkiOperator {
             self.observe(key, valid, target.cluster.status.as_ref().and_then(|status| status.endpoint.clone())).await?;
         let now = Timestamp::now();
         let plan = plan::plan(valid, &world, now);
-        if let Some(root) = plan.lost.first() {
-            return Err(Error::Lost(format!("{}/{}", valid.identity.namespace, root.secret())));
+        for root in &plan.lost {
+            self.mark_root(&valid.identity, &world, *root).await?;
         }
         for step in &plan.steps {
             self.carry_out(valid, &world, step, now).await?;
         }
         let facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()) };
-        if plan.steps.is_empty() && plan.waiting.is_empty() {
+        if plan == Plan::default() {
             return Ok((Report::Ready(facts), Outcome::After(sleep(&world, now))));
         }
         // The watch brings what was written, and with it the next look.
-        let what = if plan.waiting.is_empty() { "certificates to be stored".into() } else { plan.waiting.join(", ") };
+        let what = match plan.waiting.join(", ") {
+            none if none.is_empty() => "keys and certificates to be stored".into(),
+            waiting => waiting,
+        };
         Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))))
     }
 
@@ -135,7 +137,8 @@ impl PkiOperator {
         let places = self.context.places(identity);
         let workers = self.context.workers(valid).into_iter().map(|(_, node)| node).collect();
         let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
-        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, workers, places, vm_pods })
+        let provider = self.context.settings.kvm.enabled;
+        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, workers, places, provider, vm_pods })
     }
 
     /// Reads a Secret that changed, and answers whether it holds what was issued.
@@ -180,8 +183,8 @@ impl PkiOperator {
         if live.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(&root.record())) {
             return Err(Error::Lost(format!("{}/{}", identity.namespace, root.secret())));
         }
-        let (data, identifying) = root_data(root, cluster, now)?;
-        let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), embedded::fingerprint(&identifying))]);
+        let (data, fingerprint) = root_data(root, cluster, now)?;
+        let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), fingerprint)]);
         let secret = Secret {
             immutable: Some(true),
             ..secret(identity, &identity.namespace, &root.secret(), annotations, data)
@@ -244,15 +247,42 @@ impl PkiOperator {
 
     /// Reads a root and compares it with its record.
     pub(super) async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Pair, Error> {
+        Ok(self.recorded(identity, world, root).await?.1)
+    }
+
+    /// A root's Secret and what it holds, which is what is recorded.
+    async fn recorded(&self, identity: &Identity, world: &World, root: Root) -> Result<(Secret, Pair), Error> {
         let name = root.secret();
         let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
         let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
-        let pair = found.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
-        let identifying = if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate };
-        if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying)) {
+        let found = found.ok_or_else(lost)?;
+        let pair = pair_of(root, &found).ok_or_else(lost)?;
+        if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying(root, &pair))) {
             return Err(lost());
         }
-        Ok(pair)
+        Ok((found, pair))
+    }
+
+    /// Gives a root that is there and intact the labels and the fingerprint back that somebody took from it: the cache does
+    /// not see it without them.
+    async fn mark_root(&self, identity: &Identity, world: &World, root: Root) -> Result<(), Error> {
+        let (mut found, pair) = self.recorded(identity, world, root).await?;
+        let (name, meta) = (root.secret(), &mut found.metadata);
+        if !identity.owner().owns(meta) {
+            return Err(Error::Foreign(format!("{}/{name}", identity.namespace)));
+        }
+        let before = (meta.labels.clone(), meta.annotations.clone());
+        meta.labels.get_or_insert_default().extend(identity.labels());
+        let fingerprint = embedded::fingerprint(identifying(root, &pair));
+        meta.annotations.get_or_insert_default().insert(FINGERPRINT_ANNOTATION.into(), fingerprint);
+        if before == (meta.labels.clone(), meta.annotations.clone()) {
+            // The cache lags behind.
+            return Ok(());
+        }
+        let api = self.secrets(&identity.namespace);
+        call("replace", format!("Secret {name}"), api.replace(&name, &post(), &found)).await?;
+        info!(root = root.name(), "its labels and fingerprint were put right");
+        Ok(())
     }
 
     /// Stores a Secret that is made anew whenever it is issued: creates it, or replaces exactly the one that was observed.

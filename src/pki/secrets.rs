@@ -20,7 +20,7 @@ use crate::{
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 
-/// Makes a root: the data of its Secret, and the text whose fingerprint identifies it.
+/// Makes a root: the data of its Secret, and its fingerprint.
 pub(super) fn root_data(
     root: Root,
     cluster: &Valid,
@@ -31,13 +31,17 @@ pub(super) fn root_data(
         Root::ServiceAccount => embedded::key_pair()?,
         Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
     };
-    let identifying =
-        if root == Root::Encryption { pair.key.expose_secret().to_owned() } else { pair.certificate.clone() };
+    let fingerprint = embedded::fingerprint(identifying(root, &pair));
     let data = BTreeMap::from([
         (CERTIFICATE.to_owned(), bytes(&pair.certificate)),
         (KEY.to_owned(), bytes(pair.key.expose_secret())),
     ]);
-    Ok((data, identifying))
+    Ok((data, fingerprint))
+}
+
+/// The text whose fingerprint identifies a root.
+pub(super) fn identifying(root: Root, pair: &Pair) -> &str {
+    if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate }
 }
 
 pub(super) fn pair_of(root: Root, secret: &Secret) -> Option<Pair> {

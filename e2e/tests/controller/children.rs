@@ -110,6 +110,8 @@ fn deleted_and_edited_children_return() {
         let unlabelled = || json!({"metadata": {"labels": {"giantnetes.io/cluster": null}}});
         let released = || json!({"spec": {"releasedAt": "2020-01-01T00:00:00Z"}});
         let enforced = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+        let unfingerprinted = json!({"metadata": {"annotations": {"giantnetes.io/fingerprint": "another"}}});
+        let unrecorded = json!({"metadata": {"annotations": {"giantnetes.io/ca-kubernetes": null}}});
         let deeds = [
             ("Service", "master", Delete),
             (
@@ -126,10 +128,17 @@ fn deleted_and_edited_children_return() {
             ("Secret", "master-0-pki", Delete),
             ("Secret", "master-0-pki", Spoil(json!({"data": {"apiserver.key": "AAAA"}}), "/data/apiserver.key")),
             ("Secret", "master-0-pki", Edit(unlabelled(), "/metadata/labels")),
+            // Never made anew: what somebody took from the one that is there returns to it.
+            ("Secret", "ca-kubernetes-1", Edit(unlabelled(), "/metadata/labels")),
+            ("Secret", "ca-encryption-1", Edit(unfingerprinted, "/metadata/annotations")),
             ("Secret", "one-kubeconfig", Delete),
             ("Secret", "one-kubeconfig", Spoil(json!({"data": {"value": "AAAA"}}), "/data/value")),
             ("Namespace", home.as_str(), Edit(enforced, "/metadata/labels")),
             ("Namespace", home.as_str(), Edit(unlabelled(), "/metadata/labels")),
+            ("Namespace", home.as_str(), Edit(unrecorded, "/metadata/annotations")),
+            ("Service", "master", Edit(unlabelled(), "/metadata/labels")),
+            ("NetworkPolicy", "guest", Edit(unlabelled(), "/metadata/labels")),
+            ("Ingress", "master", Edit(unlabelled(), "/metadata/labels")),
             // Its name is what it claims, so the very same returns.
             ("NetworkClaim", vni.as_str(), Delete),
             ("NetworkClaim", vni.as_str(), Edit(released(), "/spec")),

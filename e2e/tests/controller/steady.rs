@@ -30,12 +30,16 @@ pub async fn home(world: &World, name: &str) -> String {
 #[test]
 fn nothing_is_written_when_nothing_changes_and_no_key_is_told() {
     on_servers("steady", async |servers, world| {
-        let mut manager = Manager::start(servers, "one", Options::default()).await;
+        // Whoever looks for a fault turns the log up, and no key may come with it.
+        let mut manager = Manager::start(servers, "one", Options { log: "trace", ..Options::default() }).await;
         world.namespace("a").await.unwrap();
         world.create("a", "one", json!({})).await.unwrap();
         world.converged(SECOND * 30, "a", "one").await.unwrap();
         world.create("a", "two", json!({"exposure": {"type": "Ingress", "host": "two.example.com"}})).await.unwrap();
         world.converged(SECOND * 30, "a", "two").await.unwrap();
+        // Without a provider its workers have no places, and the rest does not wait for them.
+        world.create("a", "three", json!({"nodePools": [{"name": "x", "replicas": 3}]})).await.unwrap();
+        world.converged(SECOND * 30, "a", "three").await.unwrap();
         manager.settled().await;
         the_plan_has_nothing_to_do(servers, &manager, "one", &json!({}));
         the_plan_has_nothing_to_do(
