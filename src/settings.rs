@@ -201,6 +201,20 @@ impl Settings {
         settings.checked()
     }
 
+    /// The settings of the chart of this version, if nobody changes its values.
+    ///
+    /// # Errors
+    /// [`SettingsError`], if the chart was built in with values that cannot be used: a test sees that it was not.
+    pub fn of_chart() -> Result<Self, SettingsError> {
+        #[derive(Deserialize)]
+        struct Values {
+            settings: Settings,
+        }
+        let values: Values = serde_saphyr::from_str(include_str!("../charts/giantnetes/values.yaml"))
+            .map_err(|source| SettingsError::Parse { path: "the chart".into(), source: Box::new(source) })?;
+        values.settings.checked()
+    }
+
     fn checked(self) -> Result<Self, SettingsError> {
         if !self.kubernetes.images.contains_key(&self.kubernetes.default_version) {
             return Err(SettingsError::DefaultWithoutImage(self.kubernetes.default_version));
@@ -240,6 +254,15 @@ mod tests {
         assert!(parse("kubernetes: {defaultVersion: v1.36.3, images: {v1.36.3: a}}").is_ok());
         let error = parse("kubernetes: {defaultVersion: v1.36.4, images: {v1.36.3: a}}").unwrap_err();
         assert!(error.contains("v1.36.4"), "{error}");
+    }
+
+    #[test]
+    fn the_charts_settings_are_the_defaults() {
+        let chart = Settings::of_chart().unwrap();
+        let kubernetes = chart.kubernetes.clone();
+        let (network, exposure) = (NetworkSettings::default(), ExposureSettings::default());
+        let (kvm, rollout) = (KvmSettings::default(), RolloutSettings::default());
+        assert_eq!(chart, Settings { kubernetes, network, exposure, kvm, rollout });
     }
 
     #[test]

@@ -46,10 +46,16 @@ fn the_plan_sees_what_is_there_what_differs_and_what_is_missing() {
     assert!(nothing.starts_with("# The id"), "{nothing}");
 
     server.kubectl(&["apply", "-f", "-"]).input(CLUSTER).output().unwrap();
+    let uid = ["get", "clusters.giantnetes.io", "demo", "-o", "jsonpath={.metadata.uid}"];
+    let uid = server.kubectl(&uid).output().unwrap();
     // The id follows from the UID by now. Carry out what the manager would, as far as it needs no keys: twice, because the
     // pod names the UID of the namespace.
     for _ in 0..2 {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(&plan(&server, "yaml")).unwrap();
+        let mut documents: Vec<Value> = serde_saphyr::from_multiple(&plan(&server, "yaml")).unwrap();
+        // What it makes, the manager marks as made for this Cluster.
+        for document in documents.iter_mut().filter(|document| document["metadata"].is_object()) {
+            document["metadata"]["annotations"]["giantnetes.io/cluster-uid"] = uid.trim().into();
+        }
         let objects = documents.iter().filter(|object| {
             let kind = object["kind"].as_str().unwrap_or_default();
             ["Namespace", "NetworkClaim", "Service", "PersistentVolumeClaim", "ConfigMap"].contains(&kind)
@@ -71,4 +77,10 @@ fn the_plan_sees_what_is_there_what_differs_and_what_is_missing() {
     let spoilt = plan(&server, "summary");
     assert_eq!((sign(&spoilt, "Service g8s-"), sign(&spoilt, "ConfigMap ")), ('~', '+'), "{spoilt}");
     assert_eq!(sign(&spoilt, "PersistentVolumeClaim "), '=', "{spoilt}");
+
+    let unowned = ["-n", home, "annotate", "service", "master", "giantnetes.io/cluster-uid-"];
+    server.kubectl(&unowned).output().unwrap();
+    let foreign = plan(&server, "summary");
+    assert_eq!(sign(&foreign, "Service g8s-"), '?', "{foreign}");
+    assert!(foreign.contains("exists and is not this Cluster's"), "{foreign}");
 }

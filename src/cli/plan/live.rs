@@ -3,20 +3,23 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Secret},
+    api::{
+        core::v1::{ConfigMap, Pod, Secret, Service},
+        networking::v1::Ingress,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DynamicObject, ListParams},
+    api::{ApiResource, DynamicObject, ListParams},
 };
 use serde_json::json;
 
 use super::{Change, Failure, Known, Outcome, State, Step, checked, compare::covers, document, listed, steps};
 use crate::{
     api::{Cluster, NetworkClaim, names},
-    cluster::{Valid, valid},
+    cluster::{Identity, Valid, valid},
     kvm,
     network::{
         claims::{self, Holder, VniChoice},
@@ -55,8 +58,13 @@ pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timest
         None => Vec::new(),
     };
     let pki = pki_states(&client, &valid, &known, &found, now).await?;
-    let changes = steps::of(&valid, settings, &known)?.into_iter();
-    let changes = changes
+    let steps = steps::of(&valid, settings, &known)?;
+    let unwanted = match found.is_empty() {
+        true => Vec::new(),
+        false => unwanted(&client, &valid.identity, &steps).await?,
+    };
+    let changes = steps
+        .into_iter()
         .map(|step| {
             let state = match (step.part, &vni) {
                 ("pki", _) => pki.get(&step.object.name).cloned().unwrap_or(State::Created),
@@ -68,10 +76,14 @@ pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timest
                     State::Unknown(format!("VNI {vni} was released and stays unused before {end}"))
                 }
                 ("network", VniChoice::Exhausted) if is_claim(&step) => State::Unknown("no VNI is free".into()),
-                _ => state_of(&step, found.iter().find(|(object, _)| *object == step.object).map(|(_, live)| live)),
+                _ => {
+                    let live = found.iter().find(|(object, _)| *object == step.object).map(|(_, live)| live);
+                    state_of(&step, &valid.identity, live)
+                }
             };
             Change { step, state }
         })
+        .chain(unwanted)
         .collect();
     Ok(Outcome { valid, changes, has_uid: cluster.metadata.uid.is_some() })
 }
@@ -135,10 +147,49 @@ async fn get(client: &Client, object: &steps::Object) -> Result<Option<DynamicOb
     call("get", object.to_string(), api.get_opt(&object.name)).await
 }
 
+/// What the guest has and no step makes: nodes that are too many, what led to its API before. Volumes and roots are never
+/// among them: they go with the guest.
+async fn unwanted(client: &Client, identity: &Identity, steps: &[Step]) -> Result<Vec<Change>, Failure> {
+    let mut changes = Vec::new();
+    for (part, resource) in [
+        ("kvm", ApiResource::erase::<Pod>(&())),
+        ("kvm", ApiResource::erase::<ConfigMap>(&())),
+        ("pki", ApiResource::erase::<Secret>(&())),
+        ("network", ApiResource::erase::<Ingress>(&())),
+        ("network", ApiResource::erase::<Service>(&())),
+    ] {
+        let api = Api::<DynamicObject>::namespaced_with(client.clone(), &identity.namespace, &resource);
+        let params = ListParams::default().labels(&identity.selector());
+        let what = format!("{} of {}", resource.plural, identity.namespace);
+        for live in call("list", what, api.list_metadata(&params)).await? {
+            let namespace = Some(identity.namespace.clone());
+            let object =
+                steps::Object { resource: resource.clone(), namespace, name: live.name_any(), in_guest: false };
+            let root = live.annotations().contains_key(FINGERPRINT_ANNOTATION);
+            if root || !identity.owner().owns(&live.metadata) || steps.iter().any(|step| step.object == object) {
+                continue;
+            }
+            let body = json!({"apiVersion": resource.api_version, "kind": resource.kind,
+                "metadata": {"namespace": identity.namespace, "name": object.name}});
+            let (purpose, waits_for, rolls) = ("is wanted no more", Vec::new(), None);
+            changes
+                .push(Change { step: Step { part, object, purpose, waits_for, body, rolls }, state: State::Removed });
+        }
+    }
+    Ok(changes)
+}
+
 /// What a step comes to, given the object as it is. A VM pod says by its wish what it was made for; a volume is never
 /// changed.
-fn state_of(step: &Step, live: Option<&DynamicObject>) -> State {
+fn state_of(step: &Step, identity: &Identity, live: Option<&DynamicObject>) -> State {
     let Some(live) = live else { return State::Created };
+    let ours = match step.object.resource.kind.as_str() {
+        "NetworkClaim" => live.data["spec"]["clusterRef"]["uid"] == *identity.uid,
+        _ => identity.owner().owns(&live.metadata),
+    };
+    if !ours {
+        return State::Unknown("exists and is not this Cluster's: it is left alone, delete or rename it".into());
+    }
     let same = match step.object.resource.kind.as_str() {
         "PersistentVolumeClaim" => true,
         "Pod" => {

@@ -39,9 +39,10 @@ pub(super) struct PlanArgs {
     /// File with a Cluster; `-` is standard input.
     #[arg(long, short)]
     file: PathBuf,
-    /// The operator's settings: the chart's values as the controller manager gets them.
+    /// The operator's settings: the chart's values as the controller manager gets them. Without: as the chart has them if
+    /// nobody changes them.
     #[arg(long, env = "GIANTNETES_SETTINGS")]
-    settings: PathBuf,
+    settings: Option<PathBuf>,
     /// Compare with what the cluster of the current kubeconfig has.
     #[arg(long, conflicts_with = "against")]
     live: bool,
@@ -63,7 +64,7 @@ enum Format {
 }
 
 pub(super) async fn plan(args: &PlanArgs) -> Result<(), Failure> {
-    let settings = Settings::read(&args.settings)?;
+    let settings = args.settings.as_deref().map_or_else(Settings::of_chart, Settings::read)?;
     let mut cluster = read(&args.file)?;
     let (outcome, forbidden) = if args.live {
         (live::plan(&mut cluster, &settings, Timestamp::now()).await?, Vec::new())
