@@ -20,6 +20,8 @@ ADMISSION = END_TO_END + ["admission", "--"]
 MUTANTS = [
     ("cel", "admission", "the API server takes two control-plane nodes",
      "manifests/crds/giantnetes.io.yaml", "rule: self in [1, 3, 5]", "rule: self in [1, 2, 3, 5]", ADMISSION),
+    ("immutable", "admission", "the network of pods may change",
+     "manifests/crds/giantnetes.io.yaml", "== (has(oldSelf.kubernetes) && has(oldSelf.kubernetes.podCIDR)", "!= (has(oldSelf.kubernetes) && has(oldSelf.kubernetes.podCIDR)", ADMISSION),
     ("deletion-protection", "admission", "the policy lets every deletion pass",
      "charts/giantnetes/templates/deletion-protection.yaml", '"!(has(oldObject.spec.deletionProtection) && oldObject.spec.deletionProtection)"', '"true"', ADMISSION),
     ("ranges", "validation", "ranges may overlap",
@@ -31,7 +33,7 @@ MUTANTS = [
     ("root", "roots", "a root that is recorded and gone is made anew",
      "src/pki/plan.rs", "(Some(_), _) => plan.lost.push(root),", "(Some(_), None) => plan.steps.push(Step::MakeRoot(root)),\n            (Some(_), _) => plan.lost.push(root),", UNIT + ["pki"]),
     ("crash", "crashes", "roots of which some were made before a crash are given up",
-     "src/pki/plan.rs", "    // In one write, when all are made:", "    if !plan.steps.is_empty() {\n        plan.lost.append(&mut unrecorded);\n    }\n    // In one write, when all are made:", CONTROLLER + ["killed_at_any_write"]),
+     "src/pki/plan.rs", "    // In one write, when all are made:", "    if !plan.steps.is_empty() {\n        plan.lost.append(&mut unrecorded);\n    }\n    // In one write, when all are made:", CONTROLLER + ["networks_and_keys"]),
     ("finalizer", "deletion", "the finalizer goes while the namespace is there",
      "src/cluster/plan.rs", "(namespace_is_gone, \"namespace\"),", "(namespace_is_gone || true, \"namespace\"),", UNIT + ["cluster::plan"]),
     ("outage", "outage", "nobody notices that the server is back",
@@ -46,6 +48,10 @@ MUTANTS = [
      "src/runtime/apply.rs", "annotation(meta, self.annotation) == Some(&self.uid)", "annotation(meta, self.annotation).is_some()", UNIT + ["apply"]),
     ("fair", "fairness", "one namespace may hold all workers",
      "src/runtime/queue/fair.rs", "share: workers.div_ceil(2).max(1)", "share: workers.max(1)", UNIT + ["fair"]),
+    ("children", "children", "nobody hears what others do to a guest's objects",
+     "src/context.rs", "                wake.labelled(meta);", "                let _ = (&wake, meta);", CONTROLLER + ["deleted_and_edited"]),
+    ("malformed", "hostile input", "what cannot be read is gone, and its claims with it",
+     "src/network/holdings.rs", "!self.may_live(key, uid).await?", "{ self.may_live(key, uid).await?; true }", CONTROLLER + ["strangers_are_left_alone"]),
     ("secret", "secrets", "a kubeconfig is logged",
      "src/pki/issue.rs", 'info!("kubeconfig issued");', 'info!(text = text.expose_secret(), "kubeconfig issued");', CONTROLLER + ["nothing_is_written"]),
 ]

@@ -109,7 +109,11 @@ fn a_protected_cluster_cannot_be_deleted() {
         assert!(refusal.contains(words), "{refusal}");
     }
     let all = ["delete", "clusters.giantnetes.io", "--all", "--wait=false"];
-    assert!(server.kubectl(&all).output().is_err(), "deleting all at once goes around the policy");
+    assert!(server.kubectl(&all).output().is_err(), "deleting one after the other goes around the policy");
+    let collection = ["delete", "--raw", "/apis/giantnetes.io/v1alpha1/namespaces/default/clusters"];
+    let refusal = format!("{:#}", server.kubectl(&collection).output().unwrap_err());
+    assert!(refusal.contains("is protected by spec.deletionProtection"), "all in one request: {refusal}");
+    server.kubectl(&["get", "clusters.giantnetes.io", "kept"]).output().expect("it is still there");
     server.kubectl(&["apply", "--server-side", "-f", "-"]).input(cluster(false)).output().unwrap();
     delete().unwrap();
     // One that says nothing is not protected.

@@ -1,8 +1,12 @@
 //! A manager that is killed at every one of its writes ends where an undisturbed one ends.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde_json::json;
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::{Api, ResourceExt as _, api::ListParams};
 
 use crate::{
     asked_for,
@@ -10,26 +14,58 @@ use crate::{
     on_servers,
     proxy::{Crash, Moment},
     servers::Servers,
-    world::{SECOND, World, eventually},
+    world::{SECOND, World, condition, eventually},
 };
 
 /// What an undisturbed life comes to.
 struct Undisturbed {
+    /// Whether it had VM pods.
+    machines: bool,
     created: Vec<String>,
     writes_to_create: usize,
     writes_to_delete: usize,
 }
 
-/// With a host name: its claim and its Ingress are two more of the writes after which a manager may die.
-async fn create(world: &World) {
-    let spec = json!({"exposure": {"type": "Ingress", "host": "life.example.com"}});
+/// With a host name: its claim and its Ingress are two more of the writes after which a manager may die; and a worker, whose
+/// place, keys and VM pod are more where there is a provider.
+async fn create(world: &World, machines: bool) {
+    let mut spec = json!({"exposure": {"type": "Ingress", "host": "life.example.com"}});
+    if machines {
+        spec["nodePools"] = json!([{"name": "x", "replicas": 1}]);
+    }
     world.create("a", "life", spec).await.unwrap();
 }
 
-async fn undisturbed(manager: &Manager, world: &World) -> Undisturbed {
+/// Waits until all is made. Of VMs, whose pods nobody runs here, that is the pods.
+async fn converged(world: &World, machines: bool) -> Result<()> {
+    if !machines {
+        return world.converged(SECOND * 30, "a", "life").await.map(drop);
+    }
+    let made = async || {
+        let cluster = world.clusters("a").get("life").await?;
+        for type_ in ["NetworkReady", "PKIReady"] {
+            let found = condition(&cluster, type_);
+            ensure!(found.as_ref().is_some_and(|(status, ..)| status == "True"), "{type_} is {found:?}");
+        }
+        let pods = world.inventory().await?.iter().filter(|object| object.starts_with("Pod ")).count();
+        ensure!(pods == 2, "there are {pods} VM pods");
+        Ok(())
+    };
+    eventually(SECOND * 30, "the Cluster to have all", made).await.map(drop)
+}
+
+/// Roots and etcd's volumes with their UIDs: what is lost if it is made a second time.
+async fn irreplaceable(world: &World) -> BTreeMap<String, String> {
+    let mut found = world.roots().await.unwrap();
+    let volumes = Api::<PersistentVolumeClaim>::all(world.client.clone()).list(&ListParams::default()).await.unwrap();
+    found.extend(volumes.iter().map(|volume| (volume.name_any(), volume.uid().unwrap_or_default())));
+    found
+}
+
+async fn undisturbed(manager: &Manager, world: &World, machines: bool) -> Undisturbed {
     manager.proxy.forget();
-    create(world).await;
-    world.converged(SECOND * 30, "a", "life").await.unwrap();
+    create(world, machines).await;
+    converged(world, machines).await.unwrap();
     manager.settled().await;
     let created = world.inventory().await.unwrap();
     let writes_to_create = manager.proxy.writes().len();
@@ -39,7 +75,7 @@ async fn undisturbed(manager: &Manager, world: &World) -> Undisturbed {
     no_claims(world).await;
     let writes = manager.proxy.writes();
     println!("    undisturbed: {writes_to_create} writes to create, {} to delete", writes.len());
-    Undisturbed { created, writes_to_create, writes_to_delete: writes.len() }
+    Undisturbed { machines, created, writes_to_create, writes_to_delete: writes.len() }
 }
 
 async fn no_claims(world: &World) {
@@ -94,38 +130,49 @@ impl Deaths {
     }
 }
 
-/// Kills the manager at its `at`-th write from now on and starts it again. Answers whether it came so far.
-async fn killed(manager: &mut Manager, at: usize, moment: Moment, trigger: impl AsyncFnOnce()) -> bool {
+/// Kills the manager at its `at`-th write from now on and starts it again. Answers whether it came so far, and what was there
+/// when it was dead.
+async fn killed(
+    manager: &mut Manager,
+    world: &World,
+    at: usize,
+    moment: Moment,
+    trigger: impl AsyncFnOnce(),
+) -> (bool, BTreeMap<String, String>) {
     manager.proxy.crash(Crash { at, moment, process: manager.id() });
     trigger().await;
     let ended = tokio::task::block_in_place(|| manager.ended(SECOND * 8)).is_ok();
     manager.proxy.spare();
-    if !ended {
-        return false;
+    let there = irreplaceable(world).await;
+    if ended {
+        manager.restart();
     }
-    manager.restart();
-    true
+    (ended, there)
 }
 
 /// Creates the Cluster, with a death on the way if one is given. Answers whether it came to that.
 async fn live(manager: &mut Manager, world: &World, whole: &Undisturbed, death: Option<(usize, Moment, u32)>) -> bool {
+    let machines = whole.machines;
     let Some((at, moment, _)) = death else {
-        create(world).await;
-        world.converged(SECOND * 30, "a", "life").await.unwrap();
+        create(world, machines).await;
+        converged(world, machines).await.unwrap();
         return true;
     };
-    let ended = killed(manager, at, moment, async || create(world).await).await;
-    let roots = world.roots().await.unwrap();
-    world
-        .converged(SECOND * 30, "a", "life")
-        .await
-        .unwrap_or_else(|error| panic!("killed at write {at} {moment:?}: {error:#}"));
+    let what = format!("killed at write {at} {moment:?}");
+    let (ended, before) = killed(manager, world, at, moment, async || create(world, machines).await).await;
+    converged(world, machines).await.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+    let is_whole = async || {
+        let now = world.inventory().await?;
+        ensure!(now == whole.created, "there are {now:?}, an undisturbed one has {:?}", whole.created);
+        Ok(())
+    };
+    eventually(SECOND * 30, &what, is_whole).await.unwrap();
     manager.settled().await;
-    let after = world.roots().await.unwrap();
-    for (name, root) in &roots {
-        assert_eq!(after.get(name), Some(root), "killed at write {at} {moment:?}: {name} was made anew");
+    let after = irreplaceable(world).await;
+    for (name, id) in &before {
+        assert_eq!(after.get(name), Some(id), "{what}: {name} was made anew");
     }
-    assert_eq!(world.inventory().await.unwrap(), whole.created, "killed at write {at} {moment:?}");
+    assert_eq!(world.inventory().await.unwrap(), whole.created, "{what}");
     ended
 }
 
@@ -133,7 +180,7 @@ async fn live(manager: &mut Manager, world: &World, whole: &Undisturbed, death: 
 async fn die(manager: &mut Manager, world: &World, death: Option<(usize, Moment, u32)>) -> bool {
     let delete = async || world.delete("a", "life").await.unwrap();
     let ended = match death {
-        Some((at, moment, _)) => killed(manager, at, moment, delete).await,
+        Some((at, moment, _)) => killed(manager, world, at, moment, delete).await.0,
         None => {
             delete().await;
             true
@@ -145,13 +192,14 @@ async fn die(manager: &mut Manager, world: &World, death: Option<(usize, Moment,
     ended
 }
 
-async fn every_crash(servers: &Servers, world: World) {
-    let mut manager = Manager::start(servers, "mortal", Options::default()).await;
+async fn every_crash(servers: &Servers, world: World, machines: bool) {
+    let options = Options { kvm: machines, ..Options::default() };
+    let mut manager = Manager::start(servers, "mortal", options).await;
     world.namespace("a").await.unwrap();
-    let mut whole = undisturbed(&manager, &world).await;
+    let mut whole = undisturbed(&manager, &world, machines).await;
     // How many status writes come together differs from life to life: what every life has is few enough.
     for _ in 0..2 {
-        let again = undisturbed(&manager, &world).await;
+        let again = undisturbed(&manager, &world, machines).await;
         assert_eq!(again.created, whole.created);
         whole.writes_to_create = whole.writes_to_create.min(again.writes_to_create);
         whole.writes_to_delete = whole.writes_to_delete.min(again.writes_to_delete);
@@ -176,6 +224,11 @@ async fn every_crash(servers: &Servers, world: World) {
 }
 
 #[test]
-fn a_manager_killed_at_any_write_ends_as_an_undisturbed_one() {
-    on_servers("crash", every_crash);
+fn networks_and_keys_of_a_manager_killed_at_any_write_are_those_of_an_undisturbed_one() {
+    on_servers("crash", async |servers, world| every_crash(servers, world, false).await);
+}
+
+#[test]
+fn nodes_of_a_manager_killed_at_any_write_are_those_of_an_undisturbed_one() {
+    on_servers("crash-nodes", async |servers, world| every_crash(servers, world, true).await);
 }

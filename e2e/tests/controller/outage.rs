@@ -42,8 +42,8 @@ async fn survives(manager: &Manager, world: &World, mode: Mode, length: Duration
     // Made while nobody looks.
     world.create("a", name, json!({})).await.unwrap();
     manager.proxy.forget();
-    manager.proxy.set(Mode::Open);
     let back = Instant::now();
+    manager.proxy.set(Mode::Open);
     let (lists, _) = eventually(SECOND * 30, "every watch to list", || async {
         let lists = manager.proxy.lists_since(back);
         for watch in WATCHES {
@@ -169,7 +169,8 @@ fn watches_that_expired_and_calls_that_fail_do_not_stop_it() {
         let changes = writers.windows(2).filter(|pair| pair[0] != pair[1]).count();
         let transitions = transitions(&world).await;
         println!("    the lease was taken {transitions} times, and another replica wrote {changes} times");
-        assert!(changes <= transitions, "{changes} changes of the writer, {transitions} of the lease");
+        // The first time is a transition, too.
+        assert!(changes < transitions, "{changes} changes of the writer, {transitions} of the lease");
         let after = world.roots().await.unwrap();
         assert!(before.iter().all(|(name, root)| after.get(name) == Some(root)), "a root was made anew");
         for replica in [&one, &two] {

@@ -70,7 +70,11 @@ impl Servers {
                 .args(["--pdeathsig", "KILL", "--"])
                 .arg(Tools::locate()?.kubernetes.join("kube-controller-manager"))
                 .arg(format!("--kubeconfig={}", api.kubeconfig().display()))
-                .args(["--controllers=namespace-controller", "--leader-elect=false", "--secure-port=0"]),
+                .args([
+                    "--controllers=namespace-controller,persistentvolumeclaim-protection-controller",
+                    "--leader-elect=false",
+                    "--secure-port=0",
+                ]),
             &api.folder().join("controllers.log"),
         )?;
         api.install_crds()?;

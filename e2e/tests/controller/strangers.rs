@@ -6,7 +6,7 @@ use anyhow::ensure;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -51,8 +51,20 @@ fn strangers_are_left_alone_and_malformed_objects_do_not_spread() {
             world.converged(SECOND * 90, "a", name).await.unwrap();
         }
 
-        // A Cluster as a newer version might store it: rules off for the moment of writing.
+        // Clusters as a newer version might store them: rules off for the moment of writing.
+        manager.settled().await;
+        let (before, roots) = (world.inventory().await.unwrap(), world.roots().await.unwrap());
         malformed(&world).await;
+        let outdated = ("Ready", "False", "InvalidSpec");
+        let (message, _) = world.condition(SECOND * 30, ("a", "two"), outdated).await.unwrap();
+        assert!(message.contains("spec.kubernetes.podCIDR"), "{message}");
+        manager.settled().await;
+        assert_eq!(
+            world.inventory().await.unwrap(),
+            before,
+            "what a live Cluster has, it keeps when it cannot be read"
+        );
+        assert_eq!(world.roots().await.unwrap(), roots);
         world.create("a", "after", json!({})).await.unwrap();
         world.converged(SECOND * 30, "a", "after").await.unwrap();
         eventually(SECOND * 10, "the malformed object to be told", || async {
@@ -66,12 +78,51 @@ fn strangers_are_left_alone_and_malformed_objects_do_not_spread() {
         manager.restart();
         world.create("a", "later", json!({})).await.unwrap();
         world.converged(SECOND * 30, "a", "later").await.unwrap();
+        // Repaired, they go on as what they were.
+        without_rules(&world, async || {
+            spec(&world, "one", json!({"kubernetes": null})).await?;
+            spec(&world, "two", json!({"kubernetes": null})).await
+        })
+        .await;
+        for name in ["one", "two"] {
+            world.converged(SECOND * 30, "a", name).await.unwrap();
+        }
+        let now = world.roots().await.unwrap();
+        assert!(roots.iter().all(|(name, root)| now.get(name) == Some(root)), "a root was made anew");
         assert!(!manager.log_text().contains("panicked"));
     });
 }
 
-/// Stores a Cluster whose spec is not of the shape that the manager knows.
+/// Merges this into the spec of a Cluster in `a`.
+async fn spec(world: &World, name: &str, spec: Value) -> anyhow::Result<()> {
+    let resource = kube::core::ApiResource::erase::<giantnetes::api::Cluster>(&());
+    let clusters = Api::<kube::core::DynamicObject>::namespaced_with(world.client.clone(), "a", &resource);
+    clusters.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
+    Ok(())
+}
+
+/// Stores a Cluster whose spec is not of the shape that the manager knows, makes `one` such a one, and lets `two` break a
+/// rule that it knows.
 async fn malformed(world: &World) {
+    let resource = kube::core::ApiResource::erase::<giantnetes::api::Cluster>(&());
+    let clusters = Api::<kube::core::DynamicObject>::namespaced_with(world.client.clone(), "a", &resource);
+    let bad: kube::core::DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
+        "metadata": {"name": "malformed", "namespace": "a"}, "spec": {"kubernetes": "none"},
+    }))
+    .unwrap();
+    without_rules(world, async || {
+        if clusters.get_opt("malformed").await?.is_none() {
+            clusters.create(&PostParams::default(), &bad).await?;
+        }
+        spec(world, "one", json!({"kubernetes": "none"})).await?;
+        spec(world, "two", json!({"kubernetes": {"podCIDR": "nonsense"}})).await
+    })
+    .await;
+}
+
+/// Does something while the API server takes every Cluster.
+async fn without_rules(world: &World, deed: impl AsyncFn() -> anyhow::Result<()>) {
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
     let crds = Api::<CustomResourceDefinition>::all(world.client.clone());
     let name = "clusters.giantnetes.io";
@@ -84,19 +135,8 @@ async fn malformed(world: &World) {
     }
     open.metadata.managed_fields = None;
     crds.replace(name, &PostParams::default(), &open).await.unwrap();
-    let resource = kube::core::ApiResource::erase::<giantnetes::api::Cluster>(&());
-    let clusters = Api::<kube::core::DynamicObject>::namespaced_with(world.client.clone(), "a", &resource);
-    let bad: kube::core::DynamicObject = serde_json::from_value(json!({
-        "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
-        "metadata": {"name": "malformed", "namespace": "a"}, "spec": {"kubernetes": "none"},
-    }))
-    .unwrap();
-    eventually(SECOND * 30, "the malformed Cluster to be stored", || async {
-        clusters.create(&PostParams::default(), &bad).await?;
-        Ok(())
-    })
-    .await
-    .unwrap();
+    // It takes note of it within moments.
+    eventually(SECOND * 30, "the rules to be off", || deed()).await.unwrap();
     let mut back = real;
     back.metadata.managed_fields = None;
     back.metadata.resource_version = crds.get(name).await.unwrap().metadata.resource_version;

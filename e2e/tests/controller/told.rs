@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 use kube::{Api, api::ListParams};
 use serde_json::to_string;
 
-use crate::{manager::Manager, world::World};
+use crate::{manager::Manager, support::traces::key_words, world::World};
 
 /// Looks for the content of every Secret of ours in everything that others may read.
 pub async fn no_key_is_told(world: &World, managers: &[&Manager]) {
@@ -45,14 +45,6 @@ async fn told(world: &World, managers: &[&Manager]) -> String {
     told.push_str(&to_string(&Api::<Namespace>::all(client()).list(&all).await.unwrap()).unwrap());
     told.push_str(&to_string(&Api::<ConfigMap>::all(client()).list(&all).await.unwrap()).unwrap());
     told
-}
-
-/// What of a key nobody may know: the long words of base64. What of a kubeconfig is a certificate, everybody may.
-fn key_words(text: &str) -> Vec<&str> {
-    let public = ["certificate-authority-data:", "client-certificate-data:", "-----"];
-    let lines = text.lines().map(str::trim).filter(|line| !public.iter().any(|start| line.starts_with(start)));
-    let is_other = |letter: char| !(letter.is_ascii_alphanumeric() || "+/=".contains(letter));
-    lines.flat_map(|line| line.split(is_other)).filter(|word| word.len() >= 40).collect()
 }
 
 #[test]
