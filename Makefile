@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# Prerequisites are in the order in which they must be made.
+.NOTPARALLEL:
 
 # Caches lie outside the clone, keyed by content; everything also works without them.
 export GIANTNETES_CACHE ?= $(HOME)/.cache/giantnetes
@@ -64,8 +66,13 @@ bench: tools ours ## Measure what the controller manager costs, with an optimise
 	@cargo build --release -p giantnetes-e2e --bins
 	@cargo test --release -p giantnetes-e2e --test controller -- --ignored --nocapture --test-threads=1 bench
 
+# Half an hour of builds would be in vain on a machine that cannot carry a lab.
+.PHONY: preflight
+preflight: deps build ## Check whether this machine can carry the lab
+	@$(LAB) preflight --before-build
+
 .PHONY: lab-up
-lab-up: images ## Raise the management cluster on this machine
+lab-up: preflight images ## Raise the management cluster on this machine
 	@next=$$($(LAB) up); \
 	  $(LAB) load $$(for name in toolbox vm controller; do images/build.sh --path $$name; done); \
 	  echo "$$next"

@@ -45,7 +45,11 @@ enum Command {
     /// Print the path of the administrator's kubeconfig
     Kubeconfig,
     /// Check whether this machine can carry a lab, changing nothing
-    Preflight,
+    Preflight {
+        /// What has to be built first may be missing still
+        #[arg(long)]
+        before_build: bool,
+    },
     /// Become a server that is on record (used by `up`)
     #[command(hide = true)]
     ExecRecorded {
@@ -132,8 +136,13 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kubeconfig => {
             println!("{}", Lab::existing()?.kubeconfig().display());
         }
-        Command::Preflight => {
-            preflight::check(&Paths::of_machine()?)?;
+        Command::Preflight { before_build } => {
+            let paths = Paths::of_machine()?;
+            if before_build {
+                preflight::check_before_build(&paths)?
+            } else {
+                preflight::check(&paths)?
+            }
             println!("this machine can carry a lab");
         }
         Command::ExecRecorded { name, fingerprint, room, argv } => {

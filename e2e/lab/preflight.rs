@@ -31,7 +31,18 @@ pub struct Problem {
 /// # Errors
 /// If it cannot carry a lab: the message lists every problem.
 pub fn check(paths: &Paths) -> Result<()> {
-    let problems = judge(&gather(paths));
+    refuse(&judge(&gather(paths)))
+}
+
+/// The same before the lab's programs are built.
+///
+/// # Errors
+/// As [`check`]'s.
+pub fn check_before_build(paths: &Paths) -> Result<()> {
+    refuse(&judge(&Facts { tools: None, ..gather(paths) }))
+}
+
+fn refuse(problems: &[Problem]) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }

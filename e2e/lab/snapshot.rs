@@ -157,16 +157,34 @@ const FOLDERS: &[&str] = &[
     "/var/log",
     "/var/log/containers",
     "/var/log/pods",
-    "/root/.kube",
+    "/dev/shm",
 ];
+/// Folders in the home of who runs the lab that kubectl and helm would write to.
+const HOME_FOLDERS: &[&str] = &[".kube", ".cache", ".config", ".local/share"];
 /// How names in /tmp begin that the lab's programs might leave there.
-const SUSPECTS: &[&str] = &["hostpath", "containerd", "ctd", "ctr", "etcd", "g8s", "k8s", "kube", "lab", "runc"];
+const SUSPECTS: &[&str] = &[
+    "hostpath",
+    "containerd",
+    "ctd",
+    "ctr",
+    "etcd",
+    "g8s",
+    "giantnetes",
+    "helm",
+    "k8s",
+    "kube",
+    "lab",
+    "runc",
+    "tmp.",
+];
 
 fn files() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for folder in FOLDERS {
-        let watched = |name: &str| *folder != "/tmp" || SUSPECTS.iter().any(|start| name.starts_with(start));
-        let names = names(folder).into_iter().filter(|name| watched(name));
+    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
+    let of_home = HOME_FOLDERS.iter().map(|folder| format!("{home}/{folder}"));
+    for folder in FOLDERS.iter().map(|folder| (*folder).to_owned()).chain(of_home) {
+        let watched = |name: &str| folder != "/tmp" || SUSPECTS.iter().any(|start| name.starts_with(start));
+        let names = names(&folder).into_iter().filter(|name| watched(name));
         found.extend(names.map(|name| format!("{}/{name}", folder.trim_end_matches('/'))));
     }
     found

@@ -42,6 +42,8 @@ fn kvm_is_trusted_only_if_a_guest_says_that_it_is_up() {
         Ok(said) => assert!(said.starts_with("KVM works: a probe guest came up in "), "{said}"),
         Err(said) => {
             assert!(KVM_FAILS.iter().any(|reason| said.contains(reason)), "{said}");
+            let device = std::path::Path::new("/dev/kvm").exists();
+            assert!(device != said.contains(KVM_FAILS[0]), "/dev/kvm exists: {device}, but {said}");
             if said.contains(SILENT) {
                 assert!(took >= Duration::from_secs(20), "it gave up early: {took:?}");
             }
@@ -67,6 +69,40 @@ fn auto_agrees(verdict: &Verdict, chosen: &str) {
     };
     let reason = KVM_FAILS.iter().find(|reason| said.contains(*reason)).unwrap();
     assert!(chosen.starts_with("TCG: ") && chosen.contains(reason), "{said}, but Auto chooses {chosen}");
+}
+
+/// What a machine does that this test makes up: a QEMU that runs this script.
+fn probe_with(script: &str) -> (Verdict, Duration) {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = std::env::temp_dir().join(format!("giantnetes-qemu-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let program = folder.join("qemu-system-x86_64");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let started = Instant::now();
+    let path = format!("PATH={}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let output = Run::new("env")
+        .arg(path)
+        .arg(giantnetes())
+        .args(["probe", "--user", "0", "--accelerator", "tcg", "--timeout", "2", "--node"])
+        .arg(image_path("node"))
+        .timeout(Duration::from_secs(30))
+        .output();
+    std::fs::remove_dir_all(&folder).unwrap();
+    (output.map_err(|error| error.to_string()), started.elapsed())
+}
+
+#[test]
+fn only_a_ready_message_in_time_counts() {
+    let silent = "a probe guest on TCG did not say that it is up within 2 s";
+    let (verdict, _) = probe_with("echo 'giantnetes: guest is up'; exec sleep 60");
+    assert!(verdict.unwrap().starts_with("TCG works: a probe guest came up in "));
+    for late in ["echo 'Booting Linux'; exec sleep 60", "sleep 3; echo 'giantnetes: guest is up'; exec sleep 60"] {
+        let (verdict, took) = probe_with(late);
+        let said = verdict.unwrap_err();
+        assert!(said.contains(silent), "{late}: {said}");
+        assert!(took >= Duration::from_secs(2), "it gave up early: {took:?}");
+    }
 }
 
 #[test]

@@ -37,6 +37,7 @@ fn the_demo_runs_twice_and_leaves_nothing() {
     let demo = Demo;
     // Four minutes are aimed at; most of them are an emulated boot, so a test waits three times as long.
     let said = in_time("make demo with warm caches (aim: 240 s)", 3 * 240, || make("demo").unwrap());
+    shows_progress(&said);
     shows_the_guest(&said);
     let lab = Lab::running().expect("the lab of the demo runs");
     let first = guest(&lab).unwrap();
@@ -48,6 +49,13 @@ fn the_demo_runs_twice_and_leaves_nothing() {
     make("demo-down").expect("nothing is there any more, which is no error");
     assert_unchanged(&before);
     drop(demo);
+}
+
+/// A person sees the Cluster's phases and what it waits for, until it is Ready.
+fn shows_progress(said: &str) {
+    let lines = said.lines().filter_map(|line| line.strip_prefix("demo: ")?.split_once(" s: "));
+    let told: Vec<_> = lines.map(|(_, told)| told).collect();
+    assert!(told.len() >= 3 && told.last().is_some_and(|last| last.starts_with("Ready")), "{told:?}");
 }
 
 /// The demo ends with the guest's node, its pod and what a command in it says.
