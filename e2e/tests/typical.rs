@@ -69,8 +69,6 @@ type Step = fn(&Lab, &Guest) -> Result<()>;
 fn a_typical_guest_is_a_whole_kubernetes() {
     let lab = installed();
     let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
-    // Emulated on two cores: of four virtual CPUs two would wait for the others, spinning.
-    let example = example.replace("cpus: 2", "cpus: 1");
     let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
     let steps: [(&str, Step); 12] = [
         ("two nodes become Ready", become_ready),

@@ -1,7 +1,7 @@
 //! What a control-plane node runs beside what every node runs.
 
 use super::{
-    File, Node, audit, authentication,
+    File, Node, api_serves, audit, authentication,
     component::{Component, Started, kubeconfig, kubeconfig_path},
     paths::{
         CA, ENCRYPTION, ETCD_CA, ETCD_DISK_SERIAL, FRONT_PROXY_CA, SERVICE_ACCOUNT_KEY, SERVICE_ACCOUNT_PUB,
@@ -12,10 +12,6 @@ use crate::api::names::API_PORT;
 
 /// URL of the API for components on the same node.
 pub(super) const LOCAL_API: &str = "https://127.0.0.1:6443";
-/// The unit that is up when the API on this node serves. The API server tells systemd so as soon as it listens, but is ready
-/// only when its own first objects are made; what is started before then takes its CPU, and most of it ends and starts anew.
-pub(super) const API_SERVES: &str = "giantnetes-api.service";
-const ASK_API: &str = "/usr/local/sbin/giantnetes-ask-api";
 const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
 const AUTHENTICATION: &str = "/etc/kubernetes/authentication.yaml";
 
@@ -35,36 +31,11 @@ pub(super) fn files(node: &Node) -> Vec<File> {
     vec![
         File::new(AUDIT_POLICY, audit::policy(wishes.audit)),
         File::new(AUTHENTICATION, authentication::configuration(wishes.oidc.as_ref())),
-        File::script(ASK_API, ask_api()),
-        File::new(format!("/etc/systemd/system/{API_SERVES}"), api_serves_unit()),
         File::new("/etc/systemd/system/giantnetes-etcd-disk.service", etcd_disk_unit()),
         File::new("/etc/systemd/system/var-lib-etcd.mount", etcd_mount_unit()),
         kubeconfig("controller-manager", LOCAL_API),
         kubeconfig("scheduler", LOCAL_API),
     ]
-}
-
-/// Asks as everybody may, with the one TLS client on a node that starts in no time where the CPU is emulated.
-fn ask_api() -> String {
-    let address = LOCAL_API.trim_start_matches("https://");
-    let ca = in_pki(CA);
-    format!(
-        r#"#!/bin/sh
-ask() {{
-  printf 'GET /readyz HTTP/1.0\r\n\r\n' |
-    timeout 10 openssl s_client -quiet -verify_quiet -verify_return_error -CAfile {ca} -connect {address} 2>/dev/null |
-    tail -n 1
-}}
-until [ "$(ask)" = ok ]; do sleep 2; done
-"#
-    )
-}
-
-/// Where the API does not come up, the others start all the same: kubelet runs what it knows.
-fn api_serves_unit() -> String {
-    format!(
-        "[Unit]\nDescription=The API on this node serves\nRequires=kube-apiserver.service\nAfter=kube-apiserver.service\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={ASK_API}\nTimeoutStartSec=300\n"
-    )
 }
 
 /// Makes a file system only where there is none: what systemd-makefs promises.
@@ -192,7 +163,7 @@ fn controller_manager(node: &Node) -> Component {
         ],
         started: Started::Exec,
         after: vec!["kube-apiserver.service"],
-        waits_for: Some(API_SERVES),
+        waits_for: Some(api_serves::UNIT),
         service: vec![],
     }
 }
@@ -218,7 +189,7 @@ fn scheduler(node: &Node) -> Component {
         ],
         started: Started::Exec,
         after: vec!["kube-apiserver.service"],
-        waits_for: Some(API_SERVES),
+        waits_for: Some(api_serves::UNIT),
         service: vec![],
     }
 }

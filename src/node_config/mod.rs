@@ -3,6 +3,7 @@
 //! Pure. Nothing here is secret: keys and certificates come by the mount that [`pki_mount`] describes, and files refer to
 //! them by path.
 
+mod api_serves;
 mod audit;
 mod authentication;
 pub mod cloud_init;
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// Revision of what this module renders. Nodes keep the revision that they were made with until they are rolled.
-pub const RENDER_REVISION: u32 = 3;
+pub const RENDER_REVISION: u32 = 4;
 
 /// A file of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]

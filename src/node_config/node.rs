@@ -3,9 +3,8 @@
 use serde_json::json;
 
 use super::{
-    File, Node,
+    File, Node, api_serves,
     component::{Component, Started, gates_section, kubeconfig, kubeconfig_path},
-    control_plane::API_SERVES,
     paths::{CA, certificate, in_pki, key},
 };
 use crate::{
@@ -24,11 +23,12 @@ pub(super) fn components(node: &Node) -> Vec<Component> {
 }
 
 pub(super) fn files(node: &Node) -> Vec<File> {
-    let mut files = vec![
+    let mut files = api_serves::files(node);
+    files.extend([
         File::new("/etc/resolv.conf", "nameserver 10.0.2.3\n"),
         File::new("/etc/containerd/config.toml", containerd_config()),
         File::new(KUBELET, kubelet_config(node)),
-    ];
+    ]);
     if !proxy_takes_flags(node) {
         files.push(File::new(KUBE_PROXY, kube_proxy_config(node)));
     }
@@ -72,14 +72,9 @@ fn kubelet(node: &Node) -> Component {
         .collect(),
         started: Started::Exec,
         after: vec!["containerd.service", "giantnetes-pki.service", "giantnetes-growfs.service"],
-        waits_for: own_api(node),
+        waits_for: Some(api_serves::UNIT),
         service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
     }
-}
-
-/// What waits for the API on the same node. A worker's is another node's, and served when the worker is made.
-fn own_api(node: &Node) -> Option<&'static str> {
-    node.pool.is_none().then_some(API_SERVES)
 }
 
 /// Labels that a kubelet gives its Node when it registers: the pool's, and ours that says which pool it is. No key of
@@ -115,7 +110,7 @@ fn kube_proxy(node: &Node) -> Component {
         argv: ["/usr/local/bin/kube-proxy".to_owned()].into_iter().chain(arguments).collect(),
         started: Started::Exec,
         after: vec!["giantnetes-pki.service"],
-        waits_for: own_api(node),
+        waits_for: Some(api_serves::UNIT),
         service: vec!["OOMScoreAdjust=-999"],
     };
     if !proxy_takes_flags(node) {
