@@ -6,6 +6,7 @@
 //! - [`dress`]: labels and taints of pools on their Nodes; pure
 //! - [`plan`]: the objects that every guest gets; pure
 //! - [`reconcile`]: the effects
+//! - `setup`: applies add-ons
 
 pub mod addons;
 pub mod client;
@@ -13,6 +14,7 @@ mod drain;
 pub mod dress;
 pub mod plan;
 pub mod reconcile;
+mod setup;
 
 use std::collections::BTreeMap;
 

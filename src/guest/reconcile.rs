@@ -6,31 +6,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, Node, ServiceAccount},
+    core::v1::{Node, ServiceAccount},
     rbac::v1::ClusterRoleBinding,
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tracing::info;
 
 use super::{
     GuestFacts,
-    addons::{self, Bundle, BundleError, Record},
+    addons::BundleError,
     client::{self, ConnectError},
     drain, dress, plan,
+    setup::{Setup, unready_add_on},
 };
 use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Report, Valid, valid::NodePool},
     context::{Context, Target},
-    kvm::vm_pod::VmPod,
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError, Memory},
@@ -42,14 +40,15 @@ use crate::{
 
 /// How often a guest is looked at while it settles, and when it is well.
 const POLL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
+/// A guest that settles is not looked at for so many times as long as it took to answer, up to the pause of one that is well:
+/// on a slow machine answers cost it what it needs to come up.
+const REST: u32 = 4;
 /// How long rights and add-ons are taken to be as they were seen: a guest that starts has better things to do than to answer
 /// the same questions at every look. Less than the pause between two looks at a guest that is well.
 const SEEN_FOR: Duration = Duration::from_secs(10);
 
 /// Field manager inside guests.
-const MANAGER: &str = "giantnetes.guest";
-/// How many objects of add-ons are on their way at a time.
-const AT_A_TIME: usize = 4;
+pub(super) const MANAGER: &str = "giantnetes.guest";
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +126,7 @@ struct Equipped {
 pub struct GuestOperator {
     context: Context,
     sessions: Mutex<HashMap<ClusterKey, Session>>,
+    setup: Setup,
 }
 
 type Answer = (Report<GuestFacts>, Outcome);
@@ -134,12 +134,13 @@ type Answer = (Report<GuestFacts>, Outcome);
 impl GuestOperator {
     /// A guest operator.
     pub fn new(context: Context) -> Self {
-        Self { context, sessions: Mutex::default() }
+        Self { context, sessions: Mutex::default(), setup: Setup::default() }
     }
 
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
             self.forget(key);
+            self.setup.forget(key);
             return Ok((Report::Gone, Outcome::AwaitChange));
         }
         let Some(valid) = target.workable() else {
@@ -199,7 +200,7 @@ impl GuestOperator {
         }
         self.rights(&session.client, &session.applier, valid).await?;
         if let Some((pod, address)) = master {
-            add_ons(&session.client, valid, pod, address).await?;
+            self.setup.add_ons(&session.client, valid, pod, address).await?;
         }
         if let Some(session) = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
             session.equipped = Some(Equipped { at: Instant::now(), vm_pod });
@@ -279,55 +280,6 @@ impl GuestOperator {
     }
 }
 
-/// Applies the add-ons of a control plane's VM image, once for each time that one comes up with others.
-async fn add_ons(client: &Client, valid: &Valid, pod: &VmPod, address: std::net::IpAddr) -> Result<(), Error> {
-    let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let records = Api::<ConfigMap>::namespaced(client.clone(), addons::NAMESPACE);
-    let record = call("get", format!("the guest's ConfigMap {}", addons::RECORD), records.get_opt(addons::RECORD));
-    let record = Record::read(record.await.map_err(Error::AddOns)?.as_ref());
-    if record.pod == uid {
-        return Ok(());
-    }
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let manifests = client::manifests(address).await;
-    let manifests = manifests.map_err(|source| Error::Manifests { pod: name, address, source })?;
-    let bundle = Bundle::new(&manifests, valid)?;
-    if record.bundle != bundle.hash {
-        info!(cluster = %valid.identity.key, objects = bundle.objects.len(), "setting up add-ons");
-        let objects = stream::iter(bundle.objects);
-        let applied = objects.map(|(resource, object)| apply_add_on(client.clone(), resource, object));
-        applied.buffer_unordered(AT_A_TIME).try_collect::<()>().await.map_err(Error::AddOns)?;
-    }
-    let record = Record { pod: uid, bundle: bundle.hash }.write();
-    let params = PatchParams::apply(MANAGER).force();
-    let patch = Patch::Apply(record);
-    let written = records.patch(addons::RECORD, &params, &patch);
-    let what = format!("the guest's ConfigMap {}", addons::RECORD);
-    call("apply", what, written).await.map(drop).map_err(Error::AddOns)
-}
-
-async fn apply_add_on(client: Client, resource: ApiResource, object: DynamicObject) -> Result<(), CallError> {
-    let api: Api<DynamicObject> = match &object.metadata.namespace {
-        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-        None => Api::all_with(client, &resource),
-    };
-    let name = object.name_any();
-    let params = PatchParams::apply(MANAGER).force();
-    let what = format!("the guest's {} {name}", resource.kind);
-    call("apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
-}
-
-/// What of the add-ons does not serve yet.
-async fn unready_add_on(client: &Client) -> Result<Option<String>, Error> {
-    let params = ListParams::default().labels(addons::SELECTOR);
-    let sets = Api::<DaemonSet>::namespaced(client.clone(), addons::NAMESPACE);
-    let sets = call("list", "the guest's DaemonSets", sets.list(&params)).await.map_err(Error::AddOns)?;
-    let deployments = Api::<Deployment>::namespaced(client.clone(), addons::NAMESPACE);
-    let deployments =
-        call("list", "the guest's Deployments", deployments.list(&params)).await.map_err(Error::AddOns)?;
-    Ok(addons::unready(&sets.items, &deployments.items))
-}
-
 impl Reconciler for GuestOperator {
     const NAME: &'static str = "guest";
     type Key = ClusterKey;
@@ -346,11 +298,15 @@ impl Reconciler for GuestOperator {
             // After a start: what was reported before the start still stands in the status.
             return Ok(Outcome::AwaitChange);
         }
+        let began = Instant::now();
         let look = match self.look(key, &target).await {
             Err(error) if error.is_silence() => {
                 info!(error = chain(&error), "the guest's API does not answer");
                 self.forget(key);
                 Ok((Report::waiting("the guest's API to answer"), Outcome::After(POLL.0)))
+            }
+            Ok((report, Outcome::After(pause))) if pause < POLL.1 => {
+                Ok((report, Outcome::After((began.elapsed() * REST).clamp(pause, POLL.1))))
             }
             look => look,
         };

@@ -1,0 +1,161 @@
+//! Applies a control plane's add-ons inside its guest, each once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use futures::{StreamExt as _, stream};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::ConfigMap,
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+};
+use tracing::info;
+
+use super::{
+    addons::{self, Bundle, Record},
+    client,
+    reconcile::{Error, MANAGER},
+};
+use crate::{
+    cluster::{ClusterKey, Valid},
+    kvm::vm_pod::VmPod,
+    runtime::{CallError, call},
+};
+
+/// How many objects of add-ons are on their way at a time.
+const AT_A_TIME: usize = 4;
+
+/// What was applied of bundles of which not all was: a guest that starts on a slow machine answers some call too late, and the
+/// others need not be made again for it.
+#[derive(Default)]
+pub(super) struct Setup(Mutex<HashMap<ClusterKey, Applied>>);
+
+/// Places in a bundle.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Applied {
+    /// The VM pod's UID and the bundle's hash.
+    of: (String, String),
+    places: HashSet<usize>,
+}
+
+impl Setup {
+    /// Applies the add-ons of a control plane's VM image, once for each time that one comes up with others.
+    pub(super) async fn add_ons(
+        &self,
+        client: &Client,
+        valid: &Valid,
+        pod: &VmPod,
+        address: IpAddr,
+    ) -> Result<(), Error> {
+        let key = &valid.identity.key;
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let records = Api::<ConfigMap>::namespaced(client.clone(), addons::NAMESPACE);
+        let record = call("get", format!("the guest's ConfigMap {}", addons::RECORD), records.get_opt(addons::RECORD));
+        let record = Record::read(record.await.map_err(Error::AddOns)?.as_ref());
+        if record.pod == uid {
+            return Ok(());
+        }
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let manifests = client::manifests(address).await;
+        let manifests = manifests.map_err(|source| Error::Manifests { pod: name, address, source })?;
+        let bundle = Bundle::new(&manifests, valid)?;
+        if record.bundle != bundle.hash {
+            self.begin(key, &uid, &bundle.hash);
+            let left = bundle.objects.into_iter().enumerate().filter(|(place, _)| !self.is_applied(key, *place));
+            let left: Vec<_> = left.collect();
+            info!(cluster = %key, objects = left.len(), "setting up add-ons");
+            let applied = stream::iter(left).map(async |(place, (resource, object))| {
+                apply(client.clone(), resource, object).await.map(|()| self.note(key, place))
+            });
+            // One that fails ends no other that is under way.
+            let results: Vec<_> = applied.buffer_unordered(AT_A_TIME).collect().await;
+            results.into_iter().collect::<Result<(), _>>().map_err(Error::AddOns)?;
+        }
+        let record = Record { pod: uid, bundle: bundle.hash }.write();
+        let params = PatchParams::apply(MANAGER).force();
+        let patch = Patch::Apply(record);
+        let written = records.patch(addons::RECORD, &params, &patch);
+        let what = format!("the guest's ConfigMap {}", addons::RECORD);
+        call("apply", what, written).await.map_err(Error::AddOns)?;
+        self.forget(key);
+        Ok(())
+    }
+
+    /// Forgets what was applied of another bundle, or in another VM pod.
+    fn begin(&self, key: &ClusterKey, vm_pod: &str, bundle: &str) {
+        let of = (vm_pod.to_owned(), bundle.to_owned());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(key).is_none_or(|applied| applied.of != of) {
+            all.insert(key.clone(), Applied { of, places: HashSet::new() });
+        }
+    }
+
+    fn is_applied(&self, key: &ClusterKey, place: usize) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(key).is_some_and(|applied| applied.places.contains(&place))
+    }
+
+    fn note(&self, key: &ClusterKey, place: usize) {
+        if let Some(applied) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+            applied.places.insert(place);
+        }
+    }
+
+    /// Forgets a guest.
+    pub(super) fn forget(&self, key: &ClusterKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+async fn apply(client: Client, resource: ApiResource, object: DynamicObject) -> Result<(), CallError> {
+    let api: Api<DynamicObject> = match &object.metadata.namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+        None => Api::all_with(client, &resource),
+    };
+    let name = object.name_any();
+    let params = PatchParams::apply(MANAGER).force();
+    let what = format!("the guest's {} {name}", resource.kind);
+    call("apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
+}
+
+/// What of the add-ons does not serve yet.
+pub(super) async fn unready_add_on(client: &Client) -> Result<Option<String>, Error> {
+    let params = ListParams::default().labels(addons::SELECTOR);
+    let sets = Api::<DaemonSet>::namespaced(client.clone(), addons::NAMESPACE);
+    let sets = call("list", "the guest's DaemonSets", sets.list(&params)).await.map_err(Error::AddOns)?;
+    let deployments = Api::<Deployment>::namespaced(client.clone(), addons::NAMESPACE);
+    let deployments =
+        call("list", "the guest's Deployments", deployments.list(&params)).await.map_err(Error::AddOns)?;
+    Ok(addons::unready(&sets.items, &deployments.items))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_applied_is_not_applied_again_but_in_another_vm_or_of_another_bundle() {
+        let (setup, key) = (Setup::default(), ClusterKey { namespace: "a".into(), name: "demo".into() });
+        setup.note(&key, 1);
+        assert!(!setup.is_applied(&key, 1), "nothing has begun");
+        setup.begin(&key, "vm", "bundle");
+        setup.note(&key, 1);
+        setup.begin(&key, "vm", "bundle");
+        assert!(setup.is_applied(&key, 1) && !setup.is_applied(&key, 2));
+        for (vm_pod, bundle) in [("vm", "newer"), ("other", "newer")] {
+            setup.note(&key, 1);
+            setup.begin(&key, vm_pod, bundle);
+            assert!(!setup.is_applied(&key, 1), "{vm_pod} {bundle}");
+        }
+        setup.note(&key, 1);
+        setup.forget(&key);
+        setup.begin(&key, "other", "newer");
+        assert!(!setup.is_applied(&key, 1), "it was forgotten");
+    }
+}
