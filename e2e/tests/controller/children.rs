@@ -28,14 +28,15 @@ enum Deed {
 
 use Deed::{Delete, Edit, Spoil};
 
-struct Child {
-    kind: &'static str,
-    namespace: Option<String>,
-    name: String,
+/// An object of a guest.
+pub struct Child {
+    pub kind: &'static str,
+    pub namespace: Option<String>,
+    pub name: String,
 }
 
 impl Child {
-    fn api(&self, world: &World) -> Api<DynamicObject> {
+    pub fn api(&self, world: &World) -> Api<DynamicObject> {
         let (group, version) = match self.kind {
             "NetworkPolicy" | "Ingress" => ("networking.k8s.io", "v1"),
             "NetworkClaim" => ("giantnetes.io", "v1alpha1"),

@@ -150,10 +150,12 @@ impl World {
         Ok(found.items.into_iter().map(|object| (K::kind(&()).into_owned(), object.metadata)).collect())
     }
 
-    /// What must not depend on how often a manager died: kinds and names of objects with a guest's label, and claims.
+    /// What must not depend on how often a manager died: kinds and names of objects with a guest's label, which labels,
+    /// annotations and finalizers they have, and claims.
     pub async fn inventory(&self) -> Result<Vec<String>> {
         let labelled = self.labelled().await?;
-        let mut found: Vec<_> = labelled.iter().map(|(kind, meta)| format!("{kind} {}", place(meta))).collect();
+        let mut found: Vec<_> =
+            labelled.iter().map(|(kind, meta)| format!("{kind} {} with {}", place(meta), marks(meta))).collect();
         for claim in self.claims().await? {
             let released = if claim.spec.released_at.is_some() { " (released)" } else { "" };
             found.push(format!("NetworkClaim {:?}{released}", claim.spec.kind));
@@ -191,6 +193,12 @@ fn place(meta: &ObjectMeta) -> String {
     let namespace = meta.namespace.as_ref().map(generic);
     let name = meta.name.as_ref().map(generic).unwrap_or_default();
     namespace.map_or(name.clone(), |namespace| format!("{namespace}/{name}"))
+}
+
+/// Names of an object's labels and annotations, and its finalizers.
+fn marks(meta: &ObjectMeta) -> String {
+    let names = [&meta.labels, &meta.annotations].into_iter().flatten().flat_map(BTreeMap::keys);
+    names.chain(meta.finalizers.iter().flatten()).map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 /// Status, reason and message of a condition.
