@@ -122,7 +122,8 @@ impl ApiServer {
             format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
             "--bind-address=127.0.0.1".into(),
             format!("--secure-port={}", self.port),
-            "--service-cluster-ip-range=10.233.0.0/24".into(),
+            // Room for the Services of a thousand guests.
+            "--service-cluster-ip-range=10.233.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
             format!("--client-ca-file={}", pki("ca.crt")),
             format!("--tls-cert-file={}", pki("apiserver.crt")),
