@@ -8,13 +8,11 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::command::Run;
 use lab::{Lab, snapshot};
 use serde_json::Value;
-use support::{STATE, assert_unchanged, in_time};
+use support::{STATE, assert_unchanged, in_time, make};
 
 /// Removes what the test raised, whatever happened.
 struct Demo;
@@ -23,11 +21,6 @@ impl Drop for Demo {
     fn drop(&mut self) {
         let _ = make("demo-down");
     }
-}
-
-fn make(target: &str) -> Result<String> {
-    let folder = support::root().display().to_string();
-    Run::new("make").args(["--no-print-directory", "-C", &folder, target]).timeout(Duration::from_secs(900)).output()
 }
 
 #[test]

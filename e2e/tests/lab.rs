@@ -401,9 +401,7 @@ fn a_port_that_is_taken_is_told_before_anything_starts() {
     let told = format!("port {port} of 127.0.0.1");
     assert!(error.contains(&told) && error.contains("nothing was started"), "{error}");
     // Nor is anything built for a lab that could not come up.
-    let folder = support::root().display().to_string();
-    let error = Run::line("make --no-print-directory -C").args([&folder, "lab-up"]).timeout(5 * MINUTE).output();
-    let error = error.unwrap_err().to_string();
+    let error = support::make("lab-up").unwrap_err().to_string();
     assert!(error.contains(&told) && !error.contains("tools: "), "{error}");
     drop(taken);
     machine.untouched();

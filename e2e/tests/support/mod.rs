@@ -63,6 +63,19 @@ fn script(path: &str, args: &[&str]) -> String {
     output.unwrap().trim().to_owned()
 }
 
+/// `make TARGET` as a person runs it. Without what cargo says to tests of their own crate: build scripts that look at it would
+/// run again, and all that depends on their crates would be built anew, here and at the next build outside of a test.
+pub fn make(target: &str) -> Result<String> {
+    let of_the_test = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+    let names = std::env::vars().map(|(name, _)| name);
+    let unset = names.filter(|name| of_the_test.iter().any(|start| name.starts_with(start)));
+    Run::new("env")
+        .args(unset.flat_map(|name| ["-u".to_owned(), name]))
+        .args(["make", "--no-print-directory", "-C", &root().display().to_string(), target])
+        .timeout(Duration::from_secs(900))
+        .output()
+}
+
 /// Path of an image's archive, or of the node image's folder.
 pub fn image_path(name: &str) -> PathBuf {
     script("images/build.sh", &["--path", name]).into()
