@@ -12,8 +12,15 @@ use support::{giantnetes, image_path};
 type Verdict = Result<String, String>;
 
 fn probe(args: &[&str], timeout: u64) -> (Verdict, Duration) {
+    probe_by(&std::env::var("PATH").unwrap(), args, timeout)
+}
+
+/// A probe that finds QEMU by this search path.
+fn probe_by(path: &str, args: &[&str], timeout: u64) -> (Verdict, Duration) {
     let started = Instant::now();
-    let output = Run::new(giantnetes())
+    let output = Run::new("env")
+        .arg(format!("PATH={path}"))
+        .arg(giantnetes())
         .args(["probe", "--user", "0", "--node"])
         .arg(image_path("node"))
         .args(args.iter().copied())
@@ -79,17 +86,10 @@ fn probe_with(script: &str) -> (Verdict, Duration) {
     let program = folder.join("qemu-system-x86_64");
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let started = Instant::now();
-    let path = format!("PATH={}:{}", folder.display(), std::env::var("PATH").unwrap());
-    let output = Run::new("env")
-        .arg(path)
-        .arg(giantnetes())
-        .args(["probe", "--user", "0", "--accelerator", "tcg", "--timeout", "2", "--node"])
-        .arg(image_path("node"))
-        .timeout(Duration::from_secs(30))
-        .output();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let probed = probe_by(&path, &["--accelerator", "tcg", "--timeout", "2"], 2);
     std::fs::remove_dir_all(&folder).unwrap();
-    (output.map_err(|error| error.to_string()), started.elapsed())
+    probed
 }
 
 #[test]

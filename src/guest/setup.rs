@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use futures::{StreamExt as _, stream};
@@ -87,29 +87,32 @@ impl Setup {
         Ok(())
     }
 
+    fn all(&self) -> MutexGuard<'_, HashMap<ClusterKey, Applied>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets what was applied of another bundle, or in another VM pod.
     fn begin(&self, key: &ClusterKey, vm_pod: &str, bundle: &str) {
         let of = (vm_pod.to_owned(), bundle.to_owned());
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all();
         if all.get(key).is_none_or(|applied| applied.of != of) {
             all.insert(key.clone(), Applied { of, places: HashSet::new() });
         }
     }
 
     fn is_applied(&self, key: &ClusterKey, place: usize) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(key).is_some_and(|applied| applied.places.contains(&place))
+        self.all().get(key).is_some_and(|applied| applied.places.contains(&place))
     }
 
     fn note(&self, key: &ClusterKey, place: usize) {
-        if let Some(applied) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+        if let Some(applied) = self.all().get_mut(key) {
             applied.places.insert(place);
         }
     }
 
     /// Forgets a guest.
     pub(super) fn forget(&self, key: &ClusterKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.all().remove(key);
     }
 }
 

@@ -36,7 +36,8 @@ pub struct Child {
 }
 
 impl Child {
-    pub fn api(&self, world: &World) -> Api<DynamicObject> {
+    /// What the API server calls its kind.
+    pub fn resource(&self) -> ApiResource {
         let (group, version) = match self.kind {
             "NetworkPolicy" | "Ingress" => ("networking.k8s.io", "v1"),
             "NetworkClaim" => ("giantnetes.io", "v1alpha1"),
@@ -47,7 +48,11 @@ impl Child {
             "Ingress" => "ingresses".to_owned(),
             kind => format!("{}s", kind.to_lowercase()),
         };
-        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, self.kind), &plural);
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, self.kind), &plural)
+    }
+
+    pub fn api(&self, world: &World) -> Api<DynamicObject> {
+        let resource = self.resource();
         match &self.namespace {
             Some(namespace) => Api::namespaced_with(world.client.clone(), namespace, &resource),
             None => Api::all_with(world.client.clone(), &resource),

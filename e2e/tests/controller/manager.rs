@@ -154,6 +154,26 @@ impl Manager {
         })
     }
 
+    /// What `giantnetes plan --live` says, with this manager's settings, of the Cluster `name` in `a` with this spec.
+    pub fn live_plan(&self, servers: &Servers, name: &str, spec: &serde_json::Value) -> String {
+        let file = servers.folder().join(format!("{name}-planned.json"));
+        let cluster = serde_json::json!({
+            "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
+            "metadata": {"name": name, "namespace": "a"}, "spec": spec,
+        });
+        std::fs::write(&file, cluster.to_string()).unwrap();
+        Run::new("env")
+            .arg(format!("KUBECONFIG={}", servers.kubeconfig().display()))
+            .arg(giantnetes())
+            .args(["plan", "--live", "--format", "summary", "--settings"])
+            .arg(&self.settings)
+            .arg("-f")
+            .arg(&file)
+            .timeout(SECOND * 60)
+            .output()
+            .unwrap()
+    }
+
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -8,14 +8,12 @@ use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
 };
-use lab::command::Run;
 use serde_json::{Value, json};
 
 use crate::{
     manager::{Manager, Options},
     on_servers,
     servers::Servers,
-    support::giantnetes,
     world::{SECOND, World, condition, eventually},
 };
 
@@ -70,31 +68,14 @@ async fn settled(world: &World, namespace: &str, wanted: &[&str]) -> Nodes {
     nodes
 }
 
-/// What `giantnetes plan --live` says of the Cluster with these pools.
-fn planned(servers: &Servers, manager: &Manager, pools: &Value) -> String {
-    let file = servers.folder().join("planned.json");
-    let cluster = json!({"apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
-        "metadata": {"name": "demo", "namespace": "a"}, "spec": {"nodePools": pools}});
-    std::fs::write(&file, cluster.to_string()).unwrap();
-    Run::new("env")
-        .arg(format!("KUBECONFIG={}", servers.kubeconfig().display()))
-        .arg(giantnetes())
-        .args(["plan", "--live", "--format", "summary", "--settings"])
-        .arg(&manager.settings)
-        .arg("-f")
-        .arg(&file)
-        .timeout(SECOND * 60)
-        .output()
-        .unwrap()
-}
-
 /// The plan of a change knows what rolls, and what goes.
 fn changes_are_foreseen(servers: &Servers, manager: &Manager, namespace: &str) {
-    let same = planned(servers, manager, &json!([{"name": "x", "replicas": 3}]));
+    let planned = |pools: Value| manager.live_plan(servers, "demo", &json!({"nodePools": pools}));
+    let same = planned(json!([{"name": "x", "replicas": 3}]));
     assert!(same.ends_with("no node rolls\n") && !same.contains("\n- "), "{same}");
-    let larger = planned(servers, manager, &json!([{"name": "x", "replicas": 3, "machine": {"cpus": 3}}]));
+    let larger = planned(json!([{"name": "x", "replicas": 3, "machine": {"cpus": 3}}]));
     assert!(larger.ends_with("nodes that roll: x-0, x-1, x-2\n"), "{larger}");
-    let fewer = planned(servers, manager, &json!([{"name": "x", "replicas": 1}]));
+    let fewer = planned(json!([{"name": "x", "replicas": 1}]));
     let gone: Vec<_> = fewer.lines().filter_map(|line| line.strip_prefix("- ")?.split_whitespace().nth(2)).collect();
     let names = ["x-1", "x-2", "x-1-config", "x-2-config", "x-1-pki", "x-2-pki"];
     assert_eq!(gone, names.map(|name| format!("{namespace}/{name}")), "{fewer}");

@@ -9,7 +9,6 @@ use anyhow::ensure;
 use futures::future::try_join_all;
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
 use kube::api::{DeleteParams, ListParams, PostParams};
-use lab::command::Run;
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,7 +16,6 @@ use crate::{
     manager::{Manager, Options},
     on_servers,
     servers::Servers,
-    support::giantnetes,
     told::no_key_is_told,
     world::{SECOND, World, condition, eventually},
 };
@@ -76,19 +74,7 @@ fn nothing_is_written_when_nothing_changes_and_no_key_is_told() {
 
 /// Of a Cluster that converged, `giantnetes plan --live` says that everything is as it should be, as far as it is made here.
 fn the_plan_has_nothing_to_do(servers: &Servers, manager: &Manager, name: &str, spec: &Value) {
-    let file = servers.folder().join(format!("{name}.yaml"));
-    let cluster = json!({
-        "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
-        "metadata": {"name": name, "namespace": "a"}, "spec": spec,
-    });
-    std::fs::write(&file, cluster.to_string()).unwrap();
-    let [settings, file] = [&manager.settings, &file].map(|path| path.display().to_string());
-    let summary = Run::new("env")
-        .arg(format!("KUBECONFIG={}", servers.kubeconfig().display()))
-        .arg(giantnetes())
-        .args(["plan", "--live", "--settings", &settings, "-f", &file, "--format", "summary"])
-        .output()
-        .unwrap();
+    let summary = manager.live_plan(servers, name, spec);
     let of_part = |line: &&str| ["cluster", "network", "pki"].contains(&line.split(' ').nth(1).unwrap_or_default());
     let steps: Vec<_> = summary.lines().filter(of_part).collect();
     assert!(steps.len() >= 11, "{summary}");

@@ -94,10 +94,15 @@ fn strangers_are_left_alone_and_malformed_objects_do_not_spread() {
     });
 }
 
+/// The Clusters of `a`, of whatever shape.
+fn untyped(world: &World) -> Api<DynamicObject> {
+    let resource = kube::core::ApiResource::erase::<giantnetes::api::Cluster>(&());
+    Api::namespaced_with(world.client.clone(), "a", &resource)
+}
+
 /// Merges this into the spec of a Cluster in `a`.
 async fn spec(world: &World, name: &str, spec: Value) -> anyhow::Result<()> {
-    let resource = kube::core::ApiResource::erase::<giantnetes::api::Cluster>(&());
-    let clusters = Api::<kube::core::DynamicObject>::namespaced_with(world.client.clone(), "a", &resource);
+    let clusters = untyped(world);
     clusters.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
     Ok(())
 }
@@ -105,9 +110,8 @@ async fn spec(world: &World, name: &str, spec: Value) -> anyhow::Result<()> {
 /// Stores a Cluster whose spec is not of the shape that the manager knows, makes `one` such a one, and lets `two` break a
 /// rule that it knows.
 async fn malformed(world: &World) {
-    let resource = kube::core::ApiResource::erase::<giantnetes::api::Cluster>(&());
-    let clusters = Api::<kube::core::DynamicObject>::namespaced_with(world.client.clone(), "a", &resource);
-    let bad: kube::core::DynamicObject = serde_json::from_value(json!({
+    let clusters = untyped(world);
+    let bad: DynamicObject = serde_json::from_value(json!({
         "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster",
         "metadata": {"name": "malformed", "namespace": "a"}, "spec": {"kubernetes": "none"},
     }))
@@ -183,9 +187,10 @@ fn a_deletion_takes_nothing_of_namesakes_or_strangers() {
 /// Creates somebody else's object. Answers it.
 async fn namesake(world: &World, child: &Child, body: Value) -> DynamicObject {
     let api = child.api(world);
-    let mut object = json!({"kind": child.kind, "metadata": {"name": child.name, "namespace": child.namespace}});
-    let group = if ["NetworkPolicy", "Ingress"].contains(&child.kind) { "networking.k8s.io/v1" } else { "v1" };
-    object["apiVersion"] = group.into();
+    let mut object = json!({
+        "apiVersion": child.resource().api_version, "kind": child.kind,
+        "metadata": {"name": child.name, "namespace": child.namespace},
+    });
     object.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
     let object = serde_json::from_value(object).unwrap();
     let made = eventually(SECOND * 10, "the name to be free", || async {
