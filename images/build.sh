@@ -87,7 +87,7 @@ ensure() {
   for need in $(needs "$name"); do [[ -d $(result "$need") ]] || ensure "$need"; done
   started=$SECONDS
   mkdir -p "$(folder "$name")"
-  rm -rf "$(folder "$name")"/*.building
+  rm -rf --one-file-system "$(folder "$name")"/*.building
   staging=$out.building
   mkdir "$staging"
   log=$(folder "$name")/build.log
