@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::{StreamExt as _, stream};
@@ -25,11 +26,15 @@ use super::{
 use crate::{
     cluster::{ClusterKey, Valid},
     kvm::vm_pod::VmPod,
-    runtime::{CallError, call},
+    runtime::{CallError, call, call_within},
 };
 
-/// How many objects of add-ons are on their way at a time.
-const AT_A_TIME: usize = 4;
+/// How many objects of add-ons are on their way at a time. An API server merges all schemas anew after each definition that
+/// comes, at most once a second: many at once cost it less than one after the other.
+const AT_A_TIME: usize = 8;
+/// How long one of them may take: an emulated API server that is busy with the others answers late, but asked again it would
+/// be busier still.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What was applied of bundles of which not all was: a guest that starts on a slow machine answers some call too late, and the
 /// others need not be made again for it.
@@ -124,7 +129,7 @@ async fn apply(client: Client, resource: ApiResource, object: DynamicObject) -> 
     let name = object.name_any();
     let params = PatchParams::apply(MANAGER).force();
     let what = format!("the guest's {} {name}", resource.kind);
-    call("apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
+    call_within(APPLY_TIMEOUT, "apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
 }
 
 /// What of the add-ons does not serve yet.
