@@ -77,14 +77,15 @@ pub fn machine(accel: Accel, image: &NodeImage, cpus: u32, memory_mib: u64, appe
         // AVX is slower than the code that programs fall back to, and the guards against a kernel's stray access to user
         // memory (SMAP, SMEP) cost at every system call. Emulation needs no mitigation of a real CPU's faults and keeps its
         // own time. Its high-resolution timers interrupt it, and QEMU, more than they are worth. The Go programs that
-        // systemd starts spend a fifth of their start on collecting garbage, so they do it half as often. The last word
-        // tells the initial RAM disk to make time slices longer.
+        // systemd starts spend a fifth of their start on collecting garbage, so they do it half as often; and they interrupt
+        // by signals what runs for 10 ms, which is everything here, so they leave that. The last word tells the initial RAM
+        // disk to make time slices longer.
         Accel::Tcg => (
             "max,la57=off,svm=off,avx=off,avx2=off,smap=off,smep=off",
             &image.unpacked,
             format!(
                 "{append} no_timer_check tsc=reliable mitigations=off highres=off systemd.setenv=GOGC=200 \
-                 giantnetes.emulated"
+                 systemd.setenv=GODEBUG=asyncpreemptoff=1 giantnetes.emulated"
             ),
         ),
     };
