@@ -13,7 +13,7 @@ use lab::{Lab, wait_for};
 use serde_json::Value;
 use support::traces::{claims_go, fingerprints, key_words, nothing_is_left};
 use support::{
-    Guest, PATIENCE, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, processes, was_in_time,
+    Guest, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, patience, processes, was_in_time,
 };
 
 /// Budget of the design for an emulated guest on two cores, times three.
@@ -361,7 +361,7 @@ fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
     println!("    Ready again after {:.1?}", started.elapsed());
     ensure!(guest.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b", "etcd's data is lost");
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
-    wait_for(PATIENCE, "the pod to run again", || guest.kubectl(&["exec", "hello", "--", "true"]))?;
+    wait_for(patience(), "the pod to run again", || guest.kubectl(&["exec", "hello", "--", "true"]))?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Lab, wait_every, wait_for};
 use serde_json::Value;
 use support::traces::nothing_is_left;
-use support::{Guest, PATIENCE, installed, installed_with, list, machines};
+use support::{Guest, installed, installed_with, list, machines, patience};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The design's time for a condition with the reason, times three.
@@ -119,7 +119,7 @@ fn boots(guest: &Guest) -> Result<()> {
 }
 
 fn answers(guest: &Guest) -> Result<()> {
-    guest.await_condition(PATIENCE, "ControlPlaneReady", "True")?;
+    guest.await_condition(patience(), "ControlPlaneReady", "True")?;
     ensure!(condition(guest, "GuestReady")?["status"] == "False", "it was too late");
     Ok(())
 }

@@ -11,7 +11,7 @@ use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
 use support::traces::{fingerprints, nothing_is_left};
 use support::workload::web_servers;
-use support::{Guest, PATIENCE, SYSTEM, in_steps, installed_with, lab_command, list, machines, processes};
+use support::{Guest, SYSTEM, in_steps, installed_with, lab_command, list, machines, patience, processes};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long the manager is kept away while the guest comes up.
@@ -76,7 +76,7 @@ fn comes_up_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
     }
     scale("--replicas=0")?;
     let away = Instant::now();
-    wait_every(Duration::from_secs(2), PATIENCE, "two minutes, and an API that is ready without a manager", || {
+    wait_every(Duration::from_secs(2), patience(), "two minutes, and an API that is ready without a manager", || {
         let ready = vm_pod(lab, guest, "master-0", "{.status.conditions[?(@.type=='Ready')].status}")?;
         ensure!(ready == "True" && away.elapsed() >= ABSENCE, "Ready is {ready} after {:.0?}", away.elapsed());
         Ok(())
@@ -97,7 +97,7 @@ fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
 /// Waits until the workload serves on a worker.
 fn serves(guest: &Guest, node: &str) -> Result<()> {
     let started = Instant::now();
-    wait_every(Duration::from_secs(2), PATIENCE, &format!("the workload on {node}"), || {
+    wait_every(Duration::from_secs(2), patience(), &format!("the workload on {node}"), || {
         let on = "jsonpath={range .items[*]}{.spec.nodeName}/{.status.conditions[?(@.type=='Ready')].status} {end}";
         let pods = guest.kubectl(&["get", "pods", "-l", "app=web", "-o", on])?;
         ensure!(pods.split_whitespace().any(|pod| pod == format!("{node}/True")), "its pods are {pods}");

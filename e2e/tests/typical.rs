@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
-use support::{Guest, NAMED, PATIENCE, in_steps, installed, was_in_time};
+use support::{Guest, NAMED, in_steps, installed, patience, was_in_time};
 
 /// Budget of the design for 1 + 1 emulated nodes, times three.
 const READY: Duration = Duration::from_secs(540);
@@ -403,7 +403,7 @@ fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {
     let after = lab.kubectl(&place)?;
     ensure!(before.split(' ').next() != after.split(' ').next(), "the VM pod was not made anew");
     ensure!(before.split(' ').next_back() == after.split(' ').next_back(), "its place changed: {before}, {after}");
-    wait_every(Duration::from_secs(2), PATIENCE, "the pod on the worker to serve again", || {
+    wait_every(Duration::from_secs(2), patience(), "the pod on the worker to serve again", || {
         fetch(guest, "web-master", &format!("http://{}:8080/", address(guest, "web-worker")?))
     })
     .map(drop)

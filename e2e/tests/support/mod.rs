@@ -33,9 +33,13 @@ pub fn in_steps<S>(steps: &[(&str, S)], run: impl Fn(&S) -> Result<()>) {
     }
 }
 
-/// How long tests wait for an emulated guest. Longer than its deadline, which is judged when all else was seen: a slow machine
-/// should not hide what works.
-pub const PATIENCE: Duration = Duration::from_secs(900);
+/// How long tests wait for an emulated guest: 15 minutes, or as many seconds as `PATIENCE` says. Longer than its deadline, which
+/// is judged when all else was seen: a slow machine should not hide what works.
+pub fn patience() -> Duration {
+    let chosen = std::env::var("PATIENCE").ok().map(|seconds| seconds.parse().expect("PATIENCE in seconds"));
+    Duration::from_secs(chosen.unwrap_or(900))
+}
+
 /// How long the test's first guest took.
 static READY_AFTER: OnceLock<Duration> = OnceLock::new();
 
@@ -176,10 +180,10 @@ impl<'a> Guest<'a> {
         })
     }
 
-    /// Waits until the guest is Ready, up to [`PATIENCE`]. [`was_in_time`] judges the first such wait of a test.
+    /// Waits until the guest is Ready, up to [`patience`]. [`was_in_time`] judges the first such wait of a test.
     pub fn await_ready(&self) -> Result<()> {
         let started = Instant::now();
-        self.await_condition(PATIENCE, "Ready", "True")?;
+        self.await_condition(patience(), "Ready", "True")?;
         READY_AFTER.get_or_init(|| started.elapsed());
         Ok(())
     }
@@ -195,7 +199,7 @@ impl<'a> Guest<'a> {
         let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
         Run::new(program)
             .args(words.iter().cloned())
-            .arg("--request-timeout=20s")
+            .arg("--request-timeout=60s")
             .args(args.iter().copied())
             .timeout(Duration::from_secs(200))
             .input(input)
