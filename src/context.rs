@@ -22,7 +22,8 @@ use kube::{
 };
 
 use crate::{
-    api::{Cluster, NetworkClaim, names},
+    access::{self, AccessKey},
+    api::{Cluster, ClusterAccess, NetworkClaim, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
     kvm::{
         self,
@@ -47,6 +48,7 @@ use crate::{
 pub struct Cache {
     pub clusters: Store<Cluster>,
     pub claims: Store<NetworkClaim>,
+    pub accesses: Store<ClusterAccess>,
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     pub services: Store<Service>,
     pub secrets: Store<PartialObjectMeta<Secret>>,
@@ -71,15 +73,19 @@ pub struct Cache {
 #[derive(Clone, Debug, Default)]
 pub struct Wake {
     queues: Vec<Queue<ClusterKey>>,
+    accesses: Option<Queue<AccessKey>>,
+    /// ClusterAccesses by the Cluster (`namespace/name`) that they lead to.
+    accesses_by_cluster: Index,
     leadership: Leadership,
     /// Which Cluster a guest's id belongs to.
     ids: Arc<Mutex<HashMap<String, ClusterKey>>>,
 }
 
 impl Wake {
-    /// Wakes whoever works on one of `queues`, while this process leads: a new leader looks at everything anyway.
-    pub fn new(queues: Vec<Queue<ClusterKey>>, leadership: Leadership) -> Self {
-        Self { queues, leadership, ids: Arc::default() }
+    /// Wakes whoever works on one of `queues`, or on `accesses`, while this process leads: a new leader looks at everything
+    /// anyway.
+    pub fn new(queues: Vec<Queue<ClusterKey>>, accesses: Queue<AccessKey>, leadership: Leadership) -> Self {
+        Self { queues, accesses: Some(accesses), leadership, ..Self::default() }
     }
 
     /// Wakes all for the Cluster with this key.
@@ -89,6 +95,16 @@ impl Wake {
         }
         for queue in &self.queues {
             queue.add(key.clone());
+        }
+        for name in self.accesses_by_cluster.names(&key.to_string()) {
+            self.access(AccessKey { namespace: key.namespace.clone(), name });
+        }
+    }
+
+    /// Wakes whoever works on a ClusterAccess.
+    fn access(&self, key: AccessKey) {
+        if let Some(queue) = self.accesses.as_ref().filter(|_| self.leadership.holds()) {
+            queue.add(key);
         }
     }
 
@@ -183,6 +199,14 @@ impl Cache {
                 wake.cluster(&key);
             })
         };
+        let accesses = {
+            let wake = wake.clone();
+            watches.objects("clusteraccesses", None, move |object: &ClusterAccess, change| {
+                let key = AccessKey::of(object);
+                wake.accesses_by_cluster.note(&access::cluster_of(object).to_string(), &key.name, change);
+                wake.access(key);
+            })
+        };
         let config_maps_by_namespace = Index::default();
         let (service, namespace, volume_claim, policy) = (follow(None), follow(None), follow(None), follow(None));
         let config_map = follow(Some(&config_maps_by_namespace));
@@ -193,6 +217,7 @@ impl Cache {
         Self {
             clusters,
             claims,
+            accesses,
             services: watches.objects("services", OURS, move |s: &Service, change| service(&s.metadata, change)),
             pods: watches.objects("pods", OURS, move |p: &VmPod, change| {
                 if let (Some(host), Some(id)) = (p.host(), guest_of(&p.metadata)) {
@@ -220,6 +245,9 @@ impl Cache {
     pub fn resync(&self, wake: &Wake) {
         for cluster in self.clusters.state() {
             wake.cluster(&ClusterKey::of(&cluster));
+        }
+        for access in self.accesses.state() {
+            wake.access(AccessKey::of(&access));
         }
         // Claims outlive their Clusters.
         for claim in self.claims.state() {

@@ -3,12 +3,12 @@
 //! One process runs all reconcilers as tasks over one shared cache:
 //!
 //! ```text
-//!              Cluster, NetworkClaim                        users: kubectl, Helm, Prometheus
+//!              Cluster, ClusterAccess, NetworkClaim         users: kubectl, Helm, Prometheus
 //!                    │ watch                                        ▲ status, metrics
 //!  ┌─────────────────▼──────────────────── giantnetes run ──────────┴──────────────┐
 //!  │ cache: one watch per kind; a change wakes the Cluster it belongs to             │
 //!  │   ↓ key                                                                        │
-//!  │ micro-operators: network · pki · kvm · guest                                   │
+//!  │ micro-operators: network · pki · kvm · guest · access                          │
 //!  │   each: observe (cache) → plan (pure) → apply → report                         │
 //!  │   ↓ reports (in memory)                                                        │
 //!  │ cluster: identity, order, deletion, the only writer of Cluster status          │
@@ -23,6 +23,7 @@
 //! - [`cluster`]: identity, validation, order of work, deletion, status
 //! - [`network`]: VNI claims, addresses, the Service in front of a guest's API
 //! - [`pki`]: roots, certificates, kubeconfig
+//! - [`access`]: users' certificates and kubeconfigs
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
 //! - [`rollout`]: which node may change next
@@ -34,6 +35,7 @@
 //! A micro-operator never calls another; it reads the cache and the others' reports. In each of them `plan` decides,
 //! without a client, a clock or randomness, and `reconcile` acts.
 
+pub mod access;
 pub mod api;
 pub mod cli;
 pub mod cluster;

@@ -31,6 +31,24 @@ pub struct Settings {
     /// How nodes are replaced.
     #[serde(default)]
     pub rollout: RolloutSettings,
+    /// What users may ask for.
+    #[serde(default)]
+    pub access: AccessSettings,
+}
+
+/// What users may ask for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AccessSettings {
+    /// Longest lifetime of a user's certificate, such as `24h`: nobody can take one back before it ends.
+    #[serde(rename = "maxTTL")]
+    pub max_ttl: SignedDuration,
+}
+
+impl Default for AccessSettings {
+    fn default() -> Self {
+        Self { max_ttl: SignedDuration::from_hours(24) }
+    }
 }
 
 /// How nodes are replaced.
@@ -262,7 +280,7 @@ mod tests {
         let kubernetes = chart.kubernetes.clone();
         let (network, exposure) = (NetworkSettings::default(), ExposureSettings::default());
         let (kvm, rollout) = (KvmSettings::default(), RolloutSettings::default());
-        assert_eq!(chart, Settings { kubernetes, network, exposure, kvm, rollout });
+        assert_eq!(chart, Settings { kubernetes, network, exposure, kvm, rollout, access: AccessSettings::default() });
     }
 
     #[test]

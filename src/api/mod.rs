@@ -3,6 +3,7 @@
 //! Nothing here talks to a server. Defaults are methods (`*_or_default`), never written into a spec.
 
 mod cluster;
+mod cluster_access;
 mod conditions;
 pub mod fixed;
 pub mod flags;
@@ -17,6 +18,7 @@ pub mod schema;
 mod status;
 
 pub use cluster::{Cluster, ClusterSpec};
+pub use cluster_access::{AccessedCluster, ClusterAccess, ClusterAccessSpec, ClusterAccessStatus};
 pub use conditions::{Condition, ConditionType, Conditions, Reason, Status};
 pub use kubernetes::{ApiServerSpec, AuditPolicy, AuditSpec, ComponentSpec, KubernetesSpec, OidcSpec};
 pub use machines::{
@@ -26,6 +28,7 @@ pub use machines::{
 pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
 pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
 pub use pki::{ApiServerCertificateSpec, CaSpec, LeafSpec, PkiBackend, PkiSpec};
+pub use rules::RESERVED;
 pub use status::{ClusterStatus, NodeCounts};
 
 use std::sync::LazyLock;
@@ -48,6 +51,14 @@ pub fn cluster_crd() -> &'static CustomResourceDefinition {
     &CRD
 }
 
+fn cluster_access_crd() -> CustomResourceDefinition {
+    let mut crd = ClusterAccess::crd();
+    if let Some(root) = schema::of_mut(&mut crd) {
+        root.x_kubernetes_validations.get_or_insert_default().push(rules::room_for_its_secret());
+    }
+    finish(crd)
+}
+
 fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     // Uninstalling the chart must not delete every Cluster.
     let annotations = crd.metadata.annotations.get_or_insert_default();
@@ -59,8 +70,8 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
 }
 
 /// Every CustomResourceDefinition of Giantnetes, in the order in which they are printed and installed.
-pub fn crds() -> [CustomResourceDefinition; 2] {
-    [cluster_crd().clone(), finish(NetworkClaim::crd())]
+pub fn crds() -> [CustomResourceDefinition; 3] {
+    [cluster_crd().clone(), finish(NetworkClaim::crd()), cluster_access_crd()]
 }
 
 /// The CRDs as one YAML stream: what `giantnetes crds` prints, and the bytes of `manifests/crds/` and the chart.

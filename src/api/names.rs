@@ -30,6 +30,8 @@ pub const HASH_ANNOTATION: &str = "giantnetes.io/hash";
 pub const DATA_HASH_ANNOTATION: &str = "giantnetes.io/data-hash";
 /// Annotation on key Secrets: when (RFC 3339) the controller renews what is inside.
 pub const RENEW_AT_ANNOTATION: &str = "giantnetes.io/renew-at";
+/// Annotation on the Secret of a ClusterAccess: when (RFC 3339) its certificate ends.
+pub const ENDS_AT_ANNOTATION: &str = "giantnetes.io/ends-at";
 /// Prefix of annotations on the guest's namespace that record the SHA-256 of each root CA that was ever made.
 /// A CA with a record is never made a second time.
 pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
@@ -89,6 +91,11 @@ pub fn guest_namespace(id: &str) -> String {
 /// The Secret beside the Cluster that holds the administrator's kubeconfig (key `value`, the Cluster API convention).
 pub fn kubeconfig_secret(cluster: &str) -> String {
     format!("{cluster}-kubeconfig")
+}
+
+/// The Secret beside a ClusterAccess that holds its user's kubeconfig (key `value`).
+pub fn access_secret(access: &str) -> String {
+    format!("{access}-access")
 }
 
 /// Name of the `index`-th control-plane node.

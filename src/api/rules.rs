@@ -14,6 +14,10 @@ pub(super) const SIZE: &str = "^[0-9]{1,15}(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 pub(super) const LIFETIME: &str = "^[1-9][0-9]{0,5}(h|m)$";
 /// A name of an object: a DNS subdomain.
 pub(super) const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// Name of a user or group: what a certificate's subject, a kubeconfig and RBAC carry as it is.
+pub(super) const USER_NAME: &str = "^[A-Za-z0-9]([A-Za-z0-9._:@/+-]*[A-Za-z0-9])?$";
+/// What the names of users and groups must not begin with: Kubernetes' own, and ours.
+pub const RESERVED: [&str; 2] = ["system:", "giantnetes:"];
 /// A host name, or an IPv4 address.
 pub(super) const HOST_NAME: &str = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
 /// Key of a label or taint.
@@ -62,6 +66,24 @@ pub(super) fn size(least: &str, most: &str) -> Rule {
 pub(super) fn lifetime(least: &str, most: &str) -> Rule {
     Rule::new(format!("duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"))
         .message(format!("must be between {least} and {most}").as_str())
+}
+
+pub(super) fn stays() -> Rule {
+    Rule::new("self == oldSelf").message("is immutable")
+}
+
+/// `name` begins with nothing that is reserved.
+fn is_free(name: &str) -> String {
+    RESERVED.map(|prefix| format!("!{name}.startsWith('{prefix}')")).join(" && ")
+}
+
+pub(super) fn not_reserved() -> Rule {
+    Rule::new(is_free("self")).message("must not begin with system: or giantnetes:")
+}
+
+pub(super) fn none_is_reserved() -> Rule {
+    Rule::new(format!("self.all(group, {})", is_free("group")))
+        .message("must not contain a group that begins with system: or giantnetes:")
 }
 
 pub(super) fn leaf_outlives_no_root() -> Rule {
@@ -159,6 +181,11 @@ pub(super) fn of_cluster() -> Vec<ValidationRule> {
             Some(version),
         ),
     ]
+}
+
+/// A ClusterAccess's name is the begin of its Secret's.
+pub(super) fn room_for_its_secret() -> ValidationRule {
+    rule("size(self.metadata.name) <= 246", "metadata.name must have at most 246 characters", None)
 }
 
 /// The rules of `spec`.

@@ -1,10 +1,21 @@
-//! `giantnetes kubeconfig NAME`
+//! `giantnetes kubeconfig NAME`: the administrator's, or that of a user whom a ClusterAccess lets in.
+
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
 
 use super::Failure;
-use crate::{api::names, runtime::call};
+use crate::{
+    api::{AccessedCluster, ClusterAccess, ClusterAccessSpec, Reason, names},
+    runtime::{apply::hash, call},
+};
+
+/// How long a controller manager that runs needs at most, and a person waits.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct KubeconfigArgs {
@@ -13,18 +24,26 @@ pub(super) struct KubeconfigArgs {
     /// Its namespace. Default: that of the current context.
     #[arg(long, short)]
     namespace: Option<String>,
+    /// A user of the guest, instead of its administrator. A ClusterAccess is made, and renewed for as long as it is there.
+    #[arg(long)]
+    user: Option<String>,
+    /// A group of the user; may be given several times.
+    #[arg(long = "group", requires = "user")]
+    groups: Vec<String>,
+    /// Lifetime of the user's certificate, such as 8h.
+    #[arg(long, requires = "user")]
+    ttl: Option<String>,
 }
 
 pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
     let client = Client::try_default().await?;
     let namespace = args.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    let secret = names::kubeconfig_secret(&args.name);
-    let found = call(
-        "get",
-        format!("Secret {namespace}/{secret}"),
-        Api::<Secret>::namespaced(client, &namespace).get_opt(&secret),
-    )
-    .await?;
+    let secret = match &args.user {
+        None => names::kubeconfig_secret(&args.name),
+        Some(user) => let_in(&client, &namespace, args, user).await?,
+    };
+    let secrets = Api::<Secret>::namespaced(client, &namespace);
+    let found = call("get", format!("Secret {namespace}/{secret}"), secrets.get_opt(&secret)).await?;
     let found = found.ok_or_else(|| {
         format!("Cluster {namespace}/{} has no kubeconfig yet: there is no Secret {secret}", args.name)
     })?;
@@ -32,4 +51,74 @@ pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
     let value = value.ok_or_else(|| format!("Secret {namespace}/{secret} has no key `value`"))?;
     print!("{}", String::from_utf8(value.0)?);
     Ok(())
+}
+
+/// Makes the user's ClusterAccess, or changes it, and waits for its kubeconfig. Answers the Secret's name.
+async fn let_in(client: &Client, namespace: &str, args: &KubeconfigArgs, user: &str) -> Result<String, Failure> {
+    let name = access_name(&args.name, user);
+    let access = ClusterAccess::new(
+        &name,
+        ClusterAccessSpec {
+            cluster_ref: AccessedCluster { name: args.name.clone() },
+            user: user.to_owned(),
+            groups: args.groups.clone(),
+            ttl: args.ttl.clone(),
+        },
+    );
+    let api = Api::<ClusterAccess>::namespaced(client.clone(), namespace);
+    let object = format!("ClusterAccess {namespace}/{name}");
+    let params = PatchParams::apply("giantnetes.cli").force();
+    let mut made = call("apply", &object, api.patch(&name, &params, &Patch::Apply(&access))).await?;
+    let (began, mut said) = (Instant::now(), String::new());
+    loop {
+        let message = match verdict(&made) {
+            Some(Ok(secret)) => return Ok(secret),
+            Some(Err((reason, message))) if reason == Reason::Waiting.name() => message,
+            Some(Err((_, message))) => return Err(format!("{object}: {message}").into()),
+            None => "waits for the controller manager".into(),
+        };
+        if began.elapsed() > PATIENCE {
+            return Err(format!("{object}: {message}; it is kept, and `kubectl get gca` tells when it is ready").into());
+        }
+        if message != said {
+            eprintln!("{object}: {message}");
+            said = message;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        made = call("get", &object, api.get(&name)).await?;
+    }
+}
+
+/// What the controller manager says of the ClusterAccess as it is now: its Secret, or reason and message.
+fn verdict(access: &ClusterAccess) -> Option<Result<String, (String, String)>> {
+    let status = access.status.as_ref()?;
+    let condition = status.conditions.first()?;
+    if status.observed_generation != access.metadata.generation {
+        return None;
+    }
+    match &status.secret {
+        Some(secret) if condition.status == "True" => Some(Ok(secret.clone())),
+        _ => Some(Err((condition.reason.clone(), condition.message.clone()))),
+    }
+}
+
+/// A name of its own for every user of every Cluster: readable where the user's can be part of it.
+fn access_name(cluster: &str, user: &str) -> String {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let label = user.bytes().all(inner) && !user.starts_with('-') && !user.ends_with('-') && !user.is_empty();
+    // `a` + `b-c` and `a-b` + `c` are two: a dot is in no Cluster's name.
+    if label { format!("{cluster}.{user}") } else { format!("{cluster}.user-{}", hash(&user.into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_users_never_share_a_name() {
+        assert_eq!(access_name("demo", "alice"), "demo.alice");
+        let odd = access_name("demo", "alice@example.com");
+        assert!(odd.starts_with("demo.user-") && odd != access_name("demo", "alice@example.org"), "{odd}");
+        assert_ne!(access_name("a", "b-c"), access_name("a-b", "c"));
+    }
 }

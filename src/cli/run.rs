@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::Failure;
 use crate::{
+    access::{AccessKey, reconcile::AccessOperator},
     api::names,
     cluster::{ClusterKey, Reports, reconcile::ClusterOperator},
     context::{Cache, Context, Wake},
@@ -86,8 +87,12 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
     if duration.subsec_nanos() == 0 { Ok(duration) } else { Err(format!("{text} is not whole seconds")) }
 }
 
-/// The queues, in the order of the micro-operators: cluster, network, pki, kvm, guest.
-type Queues = [Queue<ClusterKey>; 5];
+/// What the micro-operators work on.
+struct Queues {
+    /// In their order: cluster, network, pki, kvm, guest.
+    clusters: [Queue<ClusterKey>; 5],
+    accesses: Queue<AccessKey>,
+}
 
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let settings = Arc::new(Settings::read(&args.settings)?);
@@ -103,8 +108,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let client = link::connect(config, Some(leadership.clone()))?;
     let stop = CancellationToken::new();
     let workers = usize::from(args.workers);
-    let queues: Queues = std::array::from_fn(|_| Queue::new(workers));
-    let wake = Wake::new(queues.to_vec(), leadership.clone());
+    let queues = Queues { clusters: std::array::from_fn(|_| Queue::new(workers)), accesses: Queue::new(workers) };
+    let wake = Wake::new(queues.clusters.to_vec(), queues.accesses.clone(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
     let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
     let cache = Cache::start(&watches, &wake, &memory, &events);
@@ -173,12 +178,13 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         context.reports.clear();
         context.cache.resync(&wake);
         let shift = Shift::default();
-        let [cluster, network, pki, kvm, guest] = &queues;
+        let [cluster, network, pki, kvm, guest] = &queues.clusters;
         operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, &shift);
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
         operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
+        operator::start(Arc::new(AccessOperator::new(context.clone())), &queues.accesses, &shift);
         tokio::select! {
             // Nobody else may lead before the last write has ended: none begins any more.
             () = stop.cancelled() => context.leadership.close(),

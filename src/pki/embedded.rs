@@ -47,6 +47,9 @@ pub enum PkiError {
     /// A root's time is over, so that nothing is left to issue from it.
     #[error("the certificate authority expired at {0}, and with it the guest's certificates")]
     Expired(Timestamp),
+    /// rcgen keeps one organisation of a subject, and would drop the others without a word.
+    #[error("{0} has {1} organisations, and a certificate can have one")]
+    Organisations(String, usize),
     /// The system gives no random bytes.
     #[error("get random bytes from the system")]
     Random,
@@ -90,6 +93,9 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
     let roots_end = expires(&root.certificate)?;
     if roots_end <= now {
         return Err(PkiError::Expired(roots_end));
+    }
+    if leaf.organisations.len() > 1 {
+        return Err(PkiError::Organisations(leaf.common_name.clone(), leaf.organisations.len()));
     }
     let ca_key = make("the root's key", KeyPair::from_pem(root.key.expose_secret()))?;
     let issuer = make("the root's certificate", Issuer::from_ca_cert_pem(&root.certificate, ca_key))?;
@@ -141,10 +147,10 @@ pub fn fingerprint(identifying: &str) -> String {
     Sha256::digest(identifying.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn subject(common_name: &str, organisations: &[&str]) -> DistinguishedName {
+fn subject(common_name: &str, organisations: &[String]) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     for organisation in organisations {
-        name.push(DnType::OrganizationName, *organisation);
+        name.push(DnType::OrganizationName, organisation.as_str());
     }
     name.push(DnType::CommonName, common_name);
     name
@@ -200,6 +206,16 @@ mod tests {
             assert_eq!(life.not_before.timestamp(), 1_800_000_000 - 300);
             assert!(!certificate.is_ca());
         }
+    }
+
+    #[test]
+    fn no_group_is_dropped_in_silence() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let root = root("kubernetes", "team-a/demo", now, DEFAULT_CA_TTL).unwrap();
+        let groups = ["dev".to_owned(), "ops".to_owned()];
+        assert!(sign(&root, &leaf::user("alice", &groups[..1]), now, DEFAULT_LEAF_TTL).is_ok());
+        let refused = sign(&root, &leaf::user("alice", &groups), now, DEFAULT_LEAF_TTL);
+        assert!(matches!(refused, Err(PkiError::Organisations(user, 2)) if user == "alice"));
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Roots {
 impl PkiOperator {
     pub(super) async fn issue_master(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
-        if self.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
+        if self.keys.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
             return Ok(());
         }
         let roots = self.roots(identity, world).await?;
@@ -77,7 +77,7 @@ impl PkiOperator {
         }
         let annotations = issued(hash, renew_at(now, ttl, roots_end));
         let secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
-        self.store(identity, secret).await?;
+        self.keys.store(identity, secret).await?;
         info!(node, "certificates issued");
         Ok(())
     }
@@ -85,7 +85,7 @@ impl PkiOperator {
     /// What a worker needs and no more: no key of an authority or of service accounts, nothing of etcd.
     pub(super) async fn issue_worker(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
-        if self.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
+        if self.keys.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
             return Ok(());
         }
         let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
@@ -99,7 +99,7 @@ impl PkiOperator {
         let labels = secret.metadata.labels.get_or_insert_default();
         labels.insert(names::ROLE_LABEL.into(), names::ROLE_WORKER.into());
         labels.insert(names::NODE_LABEL.into(), node.into());
-        self.store(identity, secret).await?;
+        self.keys.store(identity, secret).await?;
         info!(node, "certificates issued");
         Ok(())
     }
@@ -109,7 +109,7 @@ impl PkiOperator {
         if let Some(meta) = self.context.meta(&self.context.cache.secrets, &identity.namespace, &name)
             && identity.owner().owns(&meta)
         {
-            apply::delete(&self.secrets(&identity.namespace), &meta, None).await?;
+            apply::delete(&self.keys.secrets(&identity.namespace), &meta, None).await?;
             info!(node, "certificates removed");
         }
         Ok(())
@@ -118,7 +118,7 @@ impl PkiOperator {
     pub(super) async fn issue_kubeconfig(&self, issue: Issue<'_>, endpoint: &str) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
         let name = names::kubeconfig_secret(&identity.key.name);
-        if self.is_issued(identity, &identity.key.namespace, &name, hash, now).await? {
+        if self.keys.is_issued(identity, &identity.key.namespace, &name, hash, now).await? {
             return Ok(());
         }
         let roots = self.roots(identity, world).await?;
@@ -127,7 +127,7 @@ impl PkiOperator {
         let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
         let annotations = issued(hash, renew_at(now, ttl, embedded::expires(&ca.certificate)?));
-        self.store(identity, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
+        self.keys.store(identity, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
         info!("kubeconfig issued");
         Ok(())
     }

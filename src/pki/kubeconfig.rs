@@ -15,7 +15,7 @@ pub fn render(cluster: &str, user: &str, endpoint: &str, ca: &str, client: &Pair
     let by_address = host.parse::<std::net::IpAddr>().is_ok();
     let server_name = if by_address { format!("    tls-server-name: {TLS_SERVER_NAME}\n") } else { String::new() };
     format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"{cluster}\"\n  cluster:\n    server: {endpoint}\n{server_name}    certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\ncontexts:\n- name: \"{cluster}\"\n  context: {{cluster: \"{cluster}\", user: \"{user}\"}}\ncurrent-context: \"{cluster}\"\n",
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"{cluster}\"\n  cluster:\n    server: {endpoint}\n{server_name}    certificate-authority-data: {ca}\nusers:\n- name: \"{user}\"\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\ncontexts:\n- name: \"{cluster}\"\n  context: {{cluster: \"{cluster}\", user: \"{user}\"}}\ncurrent-context: \"{cluster}\"\n",
         ca = STANDARD.encode(ca),
         certificate = STANDARD.encode(&client.certificate),
         key = STANDARD.encode(client.key.expose_secret()),

@@ -56,7 +56,7 @@ pub struct Leaf {
     pub common_name: String,
     /// Organisations: the groups, for a client.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub organisations: Vec<&'static str>,
+    pub organisations: Vec<String>,
     /// Host names that a server answers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<String>,
@@ -68,12 +68,12 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    fn client(name: &'static str, common_name: impl Into<String>, organisations: Vec<&'static str>) -> Self {
+    fn client(name: &'static str, common_name: impl Into<String>, organisations: &[&str]) -> Self {
         Self {
             name,
             authority: Authority::Kubernetes,
             common_name: common_name.into(),
-            organisations,
+            organisations: organisations.iter().map(|name| (*name).to_owned()).collect(),
             dns: Vec::new(),
             addresses: Vec::new(),
             usage: Usage::Client,
@@ -118,11 +118,11 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     };
     let mut leaves = vec![
         api_server,
-        Leaf::client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", vec![KUBELET_CLIENT_GROUP]),
-        Leaf { authority: Authority::Etcd, ..Leaf::client("apiserver-etcd-client", "kube-apiserver", vec![]) },
-        Leaf { authority: Authority::FrontProxy, ..Leaf::client("front-proxy-client", "front-proxy-client", vec![]) },
-        Leaf::client("controller-manager", "system:kube-controller-manager", vec![]),
-        Leaf::client("scheduler", "system:kube-scheduler", vec![]),
+        Leaf::client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &[KUBELET_CLIENT_GROUP]),
+        Leaf { authority: Authority::Etcd, ..Leaf::client("apiserver-etcd-client", "kube-apiserver", &[]) },
+        Leaf { authority: Authority::FrontProxy, ..Leaf::client("front-proxy-client", "front-proxy-client", &[]) },
+        Leaf::client("controller-manager", "system:kube-controller-manager", &[]),
+        Leaf::client("scheduler", "system:kube-scheduler", &[]),
         etcd("etcd-server", Usage::Both),
         etcd("etcd-peer", Usage::Both),
     ];
@@ -141,15 +141,15 @@ fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {
         name: "kubelet-server",
         authority: Authority::Kubernetes,
         common_name: format!("system:node:{node}"),
-        organisations: vec!["system:nodes"],
+        organisations: vec!["system:nodes".into()],
         dns: vec![node.to_owned()],
         addresses: vec![ip],
         usage: Usage::Server,
     };
     [
-        Leaf::client("kubelet", format!("system:node:{node}"), vec!["system:nodes"]),
+        Leaf::client("kubelet", format!("system:node:{node}"), &["system:nodes"]),
         server,
-        Leaf::client("kube-proxy", "system:kube-proxy", vec![]),
+        Leaf::client("kube-proxy", "system:kube-proxy", &[]),
     ]
 }
 
@@ -176,12 +176,17 @@ fn api_server_names(cluster: &Valid) -> Vec<String> {
 
 /// The administrator that the kubeconfig beside the Cluster belongs to.
 pub fn administrator() -> Leaf {
-    Leaf::client("administrator", "giantnetes:administrator", vec![ADMIN_GROUP])
+    Leaf::client("administrator", "giantnetes:administrator", &[ADMIN_GROUP])
+}
+
+/// A user whom a ClusterAccess lets in.
+pub fn user(name: &str, groups: &[String]) -> Leaf {
+    Leaf { organisations: groups.to_vec(), ..Leaf::client("user", name, &[]) }
 }
 
 /// The controller manager itself, for as long as a guest's RBAC is not set up: never stored, ten minutes long.
 pub fn bootstrapper() -> Leaf {
-    Leaf::client("bootstrapper", "giantnetes:controller-manager", vec!["system:masters"])
+    Leaf::client("bootstrapper", "giantnetes:controller-manager", &["system:masters"])
 }
 
 #[cfg(test)]

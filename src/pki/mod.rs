@@ -5,6 +5,7 @@
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen, roots in Secrets of the guest's namespace
 //! - [`kubeconfig`]: the administrator's kubeconfig
 //! - `secrets`: how all of it lies in Secrets
+//! - [`store`]: how they are stored, and looked at again
 //! - `issue`, [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
@@ -15,7 +16,8 @@ pub mod kubeconfig;
 pub mod leaf;
 pub mod plan;
 pub mod reconcile;
-mod secrets;
+pub(crate) mod secrets;
+pub mod store;
 
 /// What the pki operator tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]

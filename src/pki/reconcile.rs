@@ -4,12 +4,11 @@ use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::{Namespace, Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 use tracing::info;
@@ -20,7 +19,8 @@ use super::{
     issue::Issue,
     leaf::{self, Authority},
     plan::{self, FINGERPRINT_ANNOTATION, Plan, Root, Step, World},
-    secrets::{identifying, is_intact, pair_of, root_data, secret, secret_meta},
+    secrets::{identifying, pair_of, root_data, secret, secret_meta},
+    store::KeyStore,
 };
 use crate::{
     api::{Reason, names},
@@ -67,12 +67,13 @@ type Answer = (Report<PkiFacts>, Outcome);
 /// The pki operator.
 pub struct PkiOperator {
     pub(super) context: Context,
+    pub(super) keys: KeyStore,
 }
 
 impl PkiOperator {
     /// A pki operator.
     pub fn new(context: Context) -> Self {
-        Self { context }
+        Self { keys: KeyStore::new(context.clone(), MANAGER), context }
     }
 
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
@@ -124,7 +125,7 @@ impl PkiOperator {
                 return Err(Error::Foreign(name));
             }
             let mut seen = secret_meta(meta);
-            if seen.hash.is_some() && !self.context.memory.is_verified(meta) && !self.verify(meta).await? {
+            if seen.hash.is_some() && !self.context.memory.is_verified(meta) && !self.keys.verify(meta).await? {
                 // Somebody edited it: it is issued anew.
                 seen.hash = None;
             }
@@ -139,19 +140,6 @@ impl PkiOperator {
         let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
         let provider = self.context.settings.kvm.enabled;
         Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, workers, places, provider, vm_pods })
-    }
-
-    /// Reads a Secret that changed, and answers whether it holds what was issued.
-    async fn verify(&self, meta: &ObjectMeta) -> Result<bool, Error> {
-        let (namespace, name) =
-            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_opt(name)).await?;
-        // One that is gone is told by the watch.
-        let intact = live.as_ref().is_none_or(is_intact);
-        if let Some(live) = live.filter(|_| intact) {
-            self.context.memory.remember(&live.metadata);
-        }
-        Ok(intact)
     }
 
     async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
@@ -189,10 +177,10 @@ impl PkiOperator {
             immutable: Some(true),
             ..secret(identity, &identity.namespace, &root.secret(), annotations, data)
         };
-        match self.create(&secret).await {
+        match self.keys.create(&secret).await {
             Err(Error::Call(error)) if error.status() == Some(409) => {
                 // Ours, if the cache lags behind; else it stands in the way.
-                let (name, api) = (root.secret(), self.secrets(&identity.namespace));
+                let (name, api) = (root.secret(), self.keys.secrets(&identity.namespace));
                 let there = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
                 let foreign = there.is_some_and(|there| !identity.owner().owns(&there.metadata));
                 if foreign { Err(Error::Foreign(format!("{}/{name}", identity.namespace))) } else { Ok(()) }
@@ -226,25 +214,6 @@ impl PkiOperator {
         Ok(())
     }
 
-    /// Whether the server has this wish fulfilled already: the cache may lag behind what was issued a moment ago.
-    pub(super) async fn is_issued(
-        &self,
-        identity: &Identity,
-        namespace: &str,
-        name: &str,
-        hash: &str,
-        now: Timestamp,
-    ) -> Result<bool, Error> {
-        let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_metadata_opt(name)).await?;
-        let Some(live) = live else { return Ok(false) };
-        // Without its labels the cache does not know it; and its content is looked at again after every change.
-        let labels = live.metadata.labels.clone().unwrap_or_default();
-        let labelled = identity.labels().iter().all(|(key, value)| labels.get(key) == Some(value));
-        Ok(labelled && self.verify(&live.metadata).await? && {
-            identity.owner().owns(&live.metadata) && !plan::is_due(Some(&secret_meta(&live.metadata)), hash, now)
-        })
-    }
-
     /// Reads a root and compares it with its record.
     pub(super) async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Pair, Error> {
         Ok(self.recorded(identity, world, root).await?.1)
@@ -253,7 +222,8 @@ impl PkiOperator {
     /// A root's Secret and what it holds, which is what is recorded.
     async fn recorded(&self, identity: &Identity, world: &World, root: Root) -> Result<(Secret, Pair), Error> {
         let name = root.secret();
-        let found = call("get", format!("Secret {name}"), self.secrets(&identity.namespace).get_opt(&name)).await?;
+        let found =
+            call("get", format!("Secret {name}"), self.keys.secrets(&identity.namespace).get_opt(&name)).await?;
         let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
         let found = found.ok_or_else(lost)?;
         let pair = pair_of(root, &found).ok_or_else(lost)?;
@@ -279,38 +249,14 @@ impl PkiOperator {
             // The cache lags behind.
             return Ok(());
         }
-        let api = self.secrets(&identity.namespace);
-        call("replace", format!("Secret {name}"), api.replace(&name, &post(), &found)).await?;
+        let api = self.keys.secrets(&identity.namespace);
+        call("replace", format!("Secret {name}"), api.replace(&name, &self.keys.post(), &found)).await?;
         info!(root = root.name(), "its labels and fingerprint were put right");
         Ok(())
     }
 
-    /// Stores a Secret that is made anew whenever it is issued: creates it, or replaces exactly the one that was observed.
-    pub(super) async fn store(&self, identity: &Identity, mut secret: Secret) -> Result<(), Error> {
-        let (namespace, name) =
-            (secret.metadata.namespace.clone().unwrap_or_default(), secret.metadata.name.clone().unwrap_or_default());
-        let api = self.secrets(&namespace);
-        let live = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
-        let Some(live) = live else { return self.create(&secret).await };
-        if !identity.owner().owns(&live.metadata) {
-            return Err(Error::Foreign(format!("{namespace}/{name}")));
-        }
-        secret.metadata.uid = live.metadata.uid;
-        secret.metadata.resource_version = live.metadata.resource_version;
-        call("replace", format!("Secret {name}"), api.replace(&name, &post(), &secret)).await?;
-        Ok(())
-    }
-
-    async fn create(&self, secret: &Secret) -> Result<(), Error> {
-        let meta = &secret.metadata;
-        let namespace = meta.namespace.clone().unwrap_or_default();
-        let object = format!("Secret {namespace}/{}", meta.name.clone().unwrap_or_default());
-        call("create", object, self.secrets(&namespace).create(&post(), secret)).await?;
-        Ok(())
-    }
-
     async fn delete_kubeconfig(&self, identity: &Identity) -> Result<Answer, Error> {
-        let (api, owner) = (self.secrets(&identity.key.namespace), identity.owner());
+        let (api, owner) = (self.keys.secrets(&identity.key.namespace), identity.owner());
         let mut left = apply::prune(&api, &identity.selector(), &owner, None, |_| false).await?;
         // By its name, too: it may have lost its labels.
         let name = names::kubeconfig_secret(&identity.key.name);
@@ -327,10 +273,6 @@ impl PkiOperator {
         Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_secs(2))))
     }
 
-    pub(super) fn secrets(&self, namespace: &str) -> Api<Secret> {
-        Api::namespaced(self.context.client.clone(), namespace)
-    }
-
     fn namespaces(&self) -> Api<Namespace> {
         Api::all(self.context.client.clone())
     }
@@ -345,19 +287,32 @@ pub async fn bootstrap_credentials(
     identity: &Identity,
     ttl: Duration,
 ) -> Result<(String, Pair), Error> {
+    let ca = kubernetes_ca(context, identity).await?;
+    let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
+    Ok((ca.certificate, client))
+}
+
+/// The recorded fingerprint of the authority that signs a guest's clients, once it is recorded.
+pub fn kubernetes_authority(context: &Context, identity: &Identity) -> Option<String> {
+    let namespace = context.namespace(identity)?;
+    namespace.metadata.annotations.as_ref()?.get(&Root::Ca(Authority::Kubernetes).record()).cloned()
+}
+
+/// The authority that signs a guest's clients, if it is the recorded one.
+///
+/// # Errors
+/// [`Error::Lost`] if it is missing or another one; a call.
+pub async fn kubernetes_ca(context: &Context, identity: &Identity) -> Result<Pair, Error> {
     let root = Root::Ca(Authority::Kubernetes);
     let name = root.secret();
     let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
     let api = Api::<Secret>::namespaced(context.client.clone(), &identity.namespace);
     let secret = call("get", format!("Secret {name}"), api.get_opt(&name)).await?;
     let ca = secret.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
-    let recorded = cache::get(&context.cache.namespaces, None, &identity.namespace)
-        .and_then(|namespace| namespace.metadata.annotations.as_ref()?.get(&root.record()).cloned());
-    if recorded != Some(embedded::fingerprint(&ca.certificate)) {
+    if kubernetes_authority(context, identity) != Some(embedded::fingerprint(&ca.certificate)) {
         return Err(lost());
     }
-    let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
-    Ok((ca.certificate, client))
+    Ok(ca)
 }
 
 fn next_renewal(world: &World) -> Option<Timestamp> {
@@ -368,10 +323,6 @@ fn sleep(world: &World, now: Timestamp) -> Duration {
     let until =
         next_renewal(world).map_or(LONGEST_SLEEP, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     until.clamp(Duration::from_secs(1), LONGEST_SLEEP)
-}
-
-fn post() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
 }
 
 impl Reconciler for PkiOperator {

@@ -52,7 +52,7 @@ pub(super) fn pair_of(root: Root, secret: &Secret) -> Option<Pair> {
     complete.then_some(pair)
 }
 
-pub(super) fn secret(
+pub(crate) fn secret(
     identity: &Identity,
     namespace: &str,
     name: &str,
@@ -75,14 +75,14 @@ pub(super) fn secret(
     }
 }
 
-pub(super) fn issued(hash: &str, renew_at: Timestamp) -> BTreeMap<String, String> {
+pub(crate) fn issued(hash: &str, renew_at: Timestamp) -> BTreeMap<String, String> {
     BTreeMap::from([
         (names::HASH_ANNOTATION.to_owned(), hash.to_owned()),
         (names::RENEW_AT_ANNOTATION.to_owned(), renew_at.to_string()),
     ])
 }
 
-pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
+pub(crate) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
     let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
     let renew_at = annotation(names::RENEW_AT_ANNOTATION).and_then(|text| {
         text.parse()
@@ -110,6 +110,6 @@ fn data_hash(data: &BTreeMap<String, ByteString>) -> String {
     hash(&json!(data))
 }
 
-pub(super) fn bytes(text: &str) -> ByteString {
+pub(crate) fn bytes(text: &str) -> ByteString {
     ByteString(text.as_bytes().to_vec())
 }

@@ -1,6 +1,6 @@
 //! What is told: no key is in anything that people read who may not read Secrets.
 
-use giantnetes::api::Cluster;
+use giantnetes::api::{Cluster, ClusterAccess};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Secret},
     events::v1::Event,
@@ -41,6 +41,7 @@ async fn told(world: &World, managers: &[&Manager]) -> String {
         told.push_str(&manager.get("/metrics").await.unwrap());
     }
     told.push_str(&to_string(&Api::<Cluster>::all(client()).list(&all).await.unwrap()).unwrap());
+    told.push_str(&to_string(&Api::<ClusterAccess>::all(client()).list(&all).await.unwrap()).unwrap());
     told.push_str(&to_string(&Api::<Event>::all(client()).list(&all).await.unwrap()).unwrap());
     told.push_str(&to_string(&Api::<Namespace>::all(client()).list(&all).await.unwrap()).unwrap());
     told.push_str(&to_string(&Api::<ConfigMap>::all(client()).list(&all).await.unwrap()).unwrap());

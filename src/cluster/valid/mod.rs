@@ -18,7 +18,7 @@ pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
 pub use machine::{ControlPlane, DEFAULT_MACHINE, Machine, NodePool, Storage, Taint, parse_bytes};
 pub use network::{
     DEFAULT_CA_TTL, DEFAULT_LEAF_TTL, DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR,
-    Exposure, Mtu, Pki, Ranges, SubjectName,
+    Exposure, Mtu, Pki, Ranges, SubjectName, parse_lifetime,
 };
 pub use text::{HostName, PoolName, Zone};
 pub use update::update;

@@ -245,7 +245,7 @@ impl Check {
 }
 
 /// A lifetime such as `2160h` or `10m`.
-pub(super) fn parse_lifetime(text: &str) -> Option<Duration> {
+pub fn parse_lifetime(text: &str) -> Option<Duration> {
     let (number, unit) = match (text.strip_suffix('h'), text.strip_suffix('m')) {
         (Some(hours), _) => (hours, HOUR),
         (_, Some(minutes)) => (minutes, MINUTE),

@@ -1,0 +1,209 @@
+//! Effects of the access operator: the kubeconfig Secret beside a ClusterAccess, and its status.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
+use secrecy::ExposeSecret as _;
+use tracing::info;
+
+use super::{
+    AccessKey,
+    plan::{self, Step, Verdict, Wish, World},
+};
+use crate::{
+    api::{ClusterAccess, Reason, names},
+    cluster::{Blames as _, Identity},
+    context::Context,
+    pki::{
+        embedded, kubeconfig, leaf,
+        plan::{SecretMeta, renew_at},
+        reconcile::{Error, kubernetes_authority, kubernetes_ca},
+        secrets::{bytes, issued, secret, secret_meta},
+        store::KeyStore,
+    },
+    runtime::{apply, cache, call, chain, operator::Reconciler, queue::Outcome},
+};
+
+const MANAGER: &str = "giantnetes.access";
+/// Longest time between two looks.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// What a look came to: what there is to say, the Secret's name if it is there, and when to look again.
+type Look = (Verdict, Option<String>, Outcome);
+
+/// The access operator.
+pub struct AccessOperator {
+    context: Context,
+    keys: KeyStore,
+}
+
+impl AccessOperator {
+    /// An access operator.
+    pub fn new(context: Context) -> Self {
+        Self { keys: KeyStore::new(context.clone(), MANAGER), context }
+    }
+
+    async fn look(&self, access: &ClusterAccess, now: Timestamp) -> Result<Look, Error> {
+        let name = names::access_secret(&access.name_any());
+        let there = self.context.meta(&self.context.cache.secrets, &namespace(access), &name);
+        let there = there.filter(|meta| is_of(meta, access));
+        let wish = match Wish::new(access, &self.context.settings.access) {
+            Ok(wish) => wish,
+            Err(violations) => {
+                let message = violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                let verdict = Verdict::Not { reason: Reason::InvalidSpec, message };
+                return Ok((verdict, there.map(|_| name), Outcome::AwaitChange));
+            }
+        };
+        let target = self.context.target(&wish.cluster).filter(|target| !target.is_deleting());
+        let identity = target.as_ref().map(|target| &target.identity);
+        if let Some(meta) = &there
+            && identity.is_none_or(|identity| !identity.owner().owns(meta))
+        {
+            // It leads into a guest that is gone, or will be.
+            apply::delete(&self.keys.secrets(&namespace(access)), meta, None).await?;
+            info!(secret = name, "removed: its Cluster is gone");
+            return Ok((waiting("the Secret of a former Cluster to be gone"), None, Outcome::After(SOON)));
+        }
+        let Some(target) = target else {
+            return Ok((waiting(&format!("Cluster {}", wish.cluster.name)), None, Outcome::AwaitChange));
+        };
+        let identity = &target.identity;
+        let world = World {
+            endpoint: target.cluster.status.as_ref().and_then(|status| status.endpoint.clone()),
+            authority: kubernetes_authority(&self.context, identity),
+            secret: match &there {
+                Some(meta) => Some(self.intact(meta).await?),
+                None => None,
+            },
+        };
+        match plan::decide(&wish, &world, now) {
+            Step::Wait(what) => Ok((waiting(what), there.map(|_| name), Outcome::AwaitChange)),
+            Step::Keep { renew_at } => {
+                let ends_at = there.as_ref().and_then(ends_at);
+                Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(until(renew_at, now))))
+            }
+            Step::Issue { endpoint, hash } => {
+                let ends_at = self.issue(access, identity, &wish, &endpoint, &hash, now).await?;
+                // The watch brings what was stored, and with it the next look.
+                Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(SOON)))
+            }
+        }
+    }
+
+    /// What is known of the Secret; without a hash if somebody changed what is inside.
+    async fn intact(&self, meta: &ObjectMeta) -> Result<SecretMeta, Error> {
+        let mut seen = secret_meta(meta);
+        if !self.context.memory.is_verified(meta) && !self.keys.verify(meta).await? {
+            seen.hash = None;
+        }
+        Ok(seen)
+    }
+
+    /// Issues a certificate and stores it. Answers when it ends.
+    async fn issue(
+        &self,
+        access: &ClusterAccess,
+        identity: &Identity,
+        wish: &Wish,
+        endpoint: &str,
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<Option<String>, Error> {
+        let (namespace, name) = (namespace(access), names::access_secret(&access.name_any()));
+        // The cache may lag behind what was issued a moment ago.
+        if self.keys.is_issued(identity, &namespace, &name, hash, now).await? {
+            let object = format!("Secret {name}");
+            let live = call("get", object, self.keys.secrets(&namespace).get_metadata_opt(&name)).await?;
+            return Ok(live.and_then(|live| ends_at(&live.metadata)));
+        }
+        let ca = kubernetes_ca(&self.context, identity).await?;
+        let client = embedded::sign(&ca, &leaf::user(&wish.user, &wish.groups), now, wish.ttl)?;
+        let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, &ca.certificate, &client);
+        let ends = embedded::expires(&client.certificate)?.to_string();
+        let mut annotations = issued(hash, renew_at(now, wish.ttl, embedded::expires(&ca.certificate)?));
+        annotations.insert(names::ENDS_AT_ANNOTATION.into(), ends.clone());
+        let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
+        let mut secret: Secret = secret(identity, &namespace, &name, annotations, data);
+        // Kubernetes deletes it with the ClusterAccess.
+        secret.metadata.owner_references = access.controller_owner_ref(&()).map(|owner| vec![owner]);
+        self.keys.store(identity, secret).await?;
+        info!("certificate issued");
+        Ok(Some(ends))
+    }
+
+    /// Writes the status, unless it is so already.
+    async fn tell(
+        &self,
+        access: &ClusterAccess,
+        verdict: &Verdict,
+        secret: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let status = plan::status(access, secret, verdict, now);
+        if access.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let told = ClusterAccess { status: Some(status), ..access.clone() };
+        let api = Api::<ClusterAccess>::namespaced(self.context.client.clone(), &namespace(access));
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        let name = access.name_any();
+        let object = format!("ClusterAccess {}", AccessKey::of(access));
+        match call("replace status of", object, api.replace_status(&name, &params, &told)).await {
+            // Somebody was faster, or it is gone: the watch brings the newer object and with it the next look.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+}
+
+/// Pause until the next look where a watch brings one sooner, if all is well.
+const SOON: Duration = Duration::from_secs(5);
+
+fn namespace(access: &ClusterAccess) -> String {
+    access.namespace().unwrap_or_default()
+}
+
+/// Whether an object was made for this very ClusterAccess.
+fn is_of(meta: &ObjectMeta, access: &ClusterAccess) -> bool {
+    let owners = meta.owner_references.iter().flatten();
+    owners.into_iter().any(|owner| access.metadata.uid.as_ref() == Some(&owner.uid))
+}
+
+fn ends_at(meta: &ObjectMeta) -> Option<String> {
+    meta.annotations.as_ref()?.get(names::ENDS_AT_ANNOTATION).cloned()
+}
+
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default().clamp(Duration::from_secs(1), LONGEST_SLEEP)
+}
+
+fn waiting(what: &str) -> Verdict {
+    Verdict::Not { reason: Reason::Waiting, message: format!("waits for {what}") }
+}
+
+impl Reconciler for AccessOperator {
+    const NAME: &'static str = "access";
+    type Key = AccessKey;
+    type Error = Error;
+
+    async fn reconcile(&self, key: &AccessKey) -> Result<Outcome, Error> {
+        let found = cache::get(&self.context.cache.accesses, Some(&key.namespace), &key.name);
+        let found: Option<Arc<ClusterAccess>> = found.filter(|access| access.metadata.deletion_timestamp.is_none());
+        let Some(access) = found else { return Ok(Outcome::AwaitChange) };
+        let now = Timestamp::now();
+        match self.look(&access, now).await {
+            Ok((verdict, secret, outcome)) => {
+                self.tell(&access, &verdict, secret.as_deref(), now).await?;
+                Ok(outcome)
+            }
+            Err(error) => {
+                let verdict = Verdict::Not { reason: error.reason(), message: chain(&error) };
+                let before = access.status.as_ref().and_then(|status| status.secret.clone());
+                self.tell(&access, &verdict, before.as_deref(), now).await?;
+                Err(error)
+            }
+        }
+    }
+}

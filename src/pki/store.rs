@@ -1,0 +1,89 @@
+//! Secrets that are issued: stored, looked at again after others touched them, and issued once though a cache lags behind.
+
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+use kube::{Api, api::PostParams};
+
+use super::{
+    plan,
+    reconcile::Error,
+    secrets::{is_intact, secret_meta},
+};
+use crate::{cluster::Identity, context::Context, runtime::call};
+
+/// The Secrets of one operator.
+pub struct KeyStore {
+    context: Context,
+    /// Its field manager.
+    manager: &'static str,
+}
+
+impl KeyStore {
+    /// The Secrets of the operator with this field manager.
+    pub fn new(context: Context, manager: &'static str) -> Self {
+        Self { context, manager }
+    }
+
+    /// Reads a Secret that changed, and answers whether it holds what was issued.
+    pub(crate) async fn verify(&self, meta: &ObjectMeta) -> Result<bool, Error> {
+        let (namespace, name) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_opt(name)).await?;
+        // One that is gone is told by the watch.
+        let intact = live.as_ref().is_none_or(is_intact);
+        if let Some(live) = live.filter(|_| intact) {
+            self.context.memory.remember(&live.metadata);
+        }
+        Ok(intact)
+    }
+
+    /// Whether the server has this wish fulfilled already: the cache may lag behind what was issued a moment ago.
+    pub(crate) async fn is_issued(
+        &self,
+        identity: &Identity,
+        namespace: &str,
+        name: &str,
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_metadata_opt(name)).await?;
+        let Some(live) = live else { return Ok(false) };
+        // Without its labels the cache does not know it; and its content is looked at again after every change.
+        let labels = live.metadata.labels.clone().unwrap_or_default();
+        let labelled = identity.labels().iter().all(|(key, value)| labels.get(key) == Some(value));
+        Ok(labelled && self.verify(&live.metadata).await? && {
+            identity.owner().owns(&live.metadata) && !plan::is_due(Some(&secret_meta(&live.metadata)), hash, now)
+        })
+    }
+
+    /// Stores a Secret that is made anew whenever it is issued: creates it, or replaces exactly the one that was observed.
+    pub(crate) async fn store(&self, identity: &Identity, mut secret: Secret) -> Result<(), Error> {
+        let (namespace, name) =
+            (secret.metadata.namespace.clone().unwrap_or_default(), secret.metadata.name.clone().unwrap_or_default());
+        let api = self.secrets(&namespace);
+        let live = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
+        let Some(live) = live else { return self.create(&secret).await };
+        if !identity.owner().owns(&live.metadata) {
+            return Err(Error::Foreign(format!("{namespace}/{name}")));
+        }
+        secret.metadata.uid = live.metadata.uid;
+        secret.metadata.resource_version = live.metadata.resource_version;
+        call("replace", format!("Secret {name}"), api.replace(&name, &self.post(), &secret)).await?;
+        Ok(())
+    }
+
+    pub(super) async fn create(&self, secret: &Secret) -> Result<(), Error> {
+        let meta = &secret.metadata;
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let object = format!("Secret {namespace}/{}", meta.name.clone().unwrap_or_default());
+        call("create", object, self.secrets(&namespace).create(&self.post(), secret)).await?;
+        Ok(())
+    }
+
+    pub(crate) fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.context.client.clone(), namespace)
+    }
+
+    pub(super) fn post(&self) -> PostParams {
+        PostParams { field_manager: Some(self.manager.into()), ..PostParams::default() }
+    }
+}
