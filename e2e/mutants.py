@@ -52,6 +52,8 @@ MUTANTS = [
      "src/context.rs", "                wake.labelled(meta);", "                let _ = (&wake, meta);", CONTROLLER + ["deleted_and_edited"]),
     ("malformed", "hostile input", "what cannot be read is gone, and its claims with it",
      "src/network/holdings.rs", "!self.may_live(key, uid).await?", "{ self.may_live(key, uid).await?; true }", CONTROLLER + ["strangers_are_left_alone"]),
+    ("reserved", "access", "a user may be called as Kubernetes' own are",
+     "src/access/plan.rs", "RESERVED.iter().find(|prefix| name.starts_with(**prefix))", "RESERVED.iter().find(|prefix| false && name.starts_with(**prefix))", UNIT + ["access"]),
     ("secret", "secrets", "a kubeconfig is logged",
      "src/pki/issue.rs", 'info!("kubeconfig issued");', 'info!(text = text.expose_secret(), "kubeconfig issued");', CONTROLLER + ["nothing_is_written"]),
 ]

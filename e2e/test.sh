@@ -106,7 +106,7 @@ if $fast || [[ $chosen == controller ]]; then
   # A third of its time: what shows in minutes that the core is sound. Outages, leadership, rollouts and the rest have a
   # slow group of their own.
   if $fast && [[ $part != all && $chosen != controller ]]; then
-    quick=(children:: claims:: crash::networks pause:: pools:: steady:: strangers:: told::)
+    quick=(access:: children:: claims:: crash::networks pause:: pools:: steady:: strangers:: told::)
   fi
   e2e controller "${quick[@]}"
 fi
