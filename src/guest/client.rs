@@ -18,6 +18,9 @@ use crate::{
     supervisor::addons,
 };
 
+/// Longest time to a connection: an emulated API server that starts takes longer for a handshake than others do, and one that
+/// was given up has to be begun anew.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Lifetime of the certificate.
 pub const TTL: Duration = Duration::from_secs(600);
 
@@ -57,7 +60,8 @@ pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) ->
         ..AuthInfo::default()
     };
     // Writes inside a guest are the leader's, too.
-    link::connect(config, Some(context.leadership.clone())).map_err(|error| failed(error.into()))
+    link::connect_within(CONNECT_TIMEOUT, config, Some(context.leadership.clone()))
+        .map_err(|error| failed(error.into()))
 }
 
 /// The manifests of add-ons that the VM image of the VM pod at `address` carries.

@@ -35,10 +35,18 @@ pub struct NotLeading;
 ///
 /// # Errors
 /// If the configuration is unusable.
-pub fn connect(mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
+pub fn connect(config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
+    connect_within(CONNECT_TIMEOUT, config, leadership)
+}
+
+/// [`connect`], with another limit for a connection and its handshake.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_within(limit: Duration, mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
     // kube would repeat a refused call up to fifteen times and sleep in between; queues do that better.
     config.default_retry = false;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.connect_timeout = Some(limit);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
     Ok(ClientBuilder::try_from(config)?.with_layer(&Guard(leadership)).build())
