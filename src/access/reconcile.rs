@@ -20,7 +20,7 @@ use crate::{
         plan::{SecretMeta, renew_at},
         reconcile::{Error, kubernetes_authority, kubernetes_ca},
         secrets::{bytes, issued, secret, secret_meta},
-        store::KeyStore,
+        store::{KeyStore, Place},
     },
     runtime::{apply, cache, call, chain, operator::Reconciler, queue::Outcome},
 };
@@ -112,12 +112,10 @@ impl AccessOperator {
         now: Timestamp,
     ) -> Result<Option<String>, Error> {
         let (namespace, name) = (namespace(access), names::access_secret(&access.name_any()));
-        // The cache may lag behind what was issued a moment ago.
-        if self.keys.is_issued(identity, &namespace, &name, hash, now).await? {
-            let object = format!("Secret {name}");
-            let live = call("get", object, self.keys.secrets(&namespace).get_metadata_opt(&name)).await?;
-            return Ok(live.and_then(|live| ends_at(&live.metadata)));
-        }
+        let former = match self.keys.place(identity, &namespace, &name, hash, now).await? {
+            Place::Issued(meta) => return Ok(ends_at(&meta)),
+            Place::Open(former) => former,
+        };
         let ca = kubernetes_ca(&self.context, identity).await?;
         let client = embedded::sign(&ca, &leaf::user(&wish.user, &wish.groups), now, wish.ttl)?;
         let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, &ca.certificate, &client);
@@ -128,7 +126,7 @@ impl AccessOperator {
         let mut secret: Secret = secret(identity, &namespace, &name, annotations, data);
         // Kubernetes deletes it with the ClusterAccess.
         secret.metadata.owner_references = access.controller_owner_ref(&()).map(|owner| vec![owner]);
-        self.keys.store(identity, secret).await?;
+        self.keys.store(former, secret).await?;
         info!("certificate issued");
         Ok(Some(ends))
     }

@@ -13,6 +13,7 @@ use super::{
     plan::{Root, World, renew_at},
     reconcile::{Error, PkiOperator},
     secrets::{bytes, issued, secret},
+    store::Place,
 };
 use crate::{api::names, cluster::Identity, node_config::paths, runtime::apply};
 
@@ -53,9 +54,8 @@ impl Roots {
 impl PkiOperator {
     pub(super) async fn issue_master(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
-        if self.keys.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
-            return Ok(());
-        }
+        let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
+        let Place::Open(former) = place else { return Ok(()) };
         let roots = self.roots(identity, world).await?;
         let mut data = BTreeMap::new();
         for (file, root) in [
@@ -77,7 +77,7 @@ impl PkiOperator {
         }
         let annotations = issued(hash, renew_at(now, ttl, roots_end));
         let secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
-        self.keys.store(identity, secret).await?;
+        self.keys.store(former, secret).await?;
         info!(node, "certificates issued");
         Ok(())
     }
@@ -85,9 +85,8 @@ impl PkiOperator {
     /// What a worker needs and no more: no key of an authority or of service accounts, nothing of etcd.
     pub(super) async fn issue_worker(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
-        if self.keys.is_issued(identity, &identity.namespace, &names::node_secret(node), hash, now).await? {
-            return Ok(());
-        }
+        let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
+        let Place::Open(former) = place else { return Ok(()) };
         let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
         let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(&ca.certificate))]);
         let mut roots_end = Timestamp::MAX;
@@ -99,7 +98,7 @@ impl PkiOperator {
         let labels = secret.metadata.labels.get_or_insert_default();
         labels.insert(names::ROLE_LABEL.into(), names::ROLE_WORKER.into());
         labels.insert(names::NODE_LABEL.into(), node.into());
-        self.keys.store(identity, secret).await?;
+        self.keys.store(former, secret).await?;
         info!(node, "certificates issued");
         Ok(())
     }
@@ -118,16 +117,14 @@ impl PkiOperator {
     pub(super) async fn issue_kubeconfig(&self, issue: Issue<'_>, endpoint: &str) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
         let name = names::kubeconfig_secret(&identity.key.name);
-        if self.keys.is_issued(identity, &identity.key.namespace, &name, hash, now).await? {
-            return Ok(());
-        }
-        let roots = self.roots(identity, world).await?;
-        let ca = roots.pair(Root::Ca(Authority::Kubernetes), identity)?;
-        let client = embedded::sign(ca, &leaf::administrator(), now, ttl)?;
+        let place = self.keys.place(identity, &identity.key.namespace, &name, hash, now).await?;
+        let Place::Open(former) = place else { return Ok(()) };
+        let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
+        let client = embedded::sign(&ca, &leaf::administrator(), now, ttl)?;
         let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
         let annotations = issued(hash, renew_at(now, ttl, embedded::expires(&ca.certificate)?));
-        self.keys.store(identity, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
+        self.keys.store(former, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
         info!("kubeconfig issued");
         Ok(())
     }

@@ -90,6 +90,9 @@ impl PkiOperator {
         for root in &plan.lost {
             self.mark_root(&valid.identity, &world, *root).await?;
         }
+        if plan.steps.iter().any(|step| matches!(step, Step::MakeRoot(_))) {
+            self.has_no_roots(&valid.identity).await?;
+        }
         for step in &plan.steps {
             self.carry_out(valid, &world, step, now).await?;
         }
@@ -162,15 +165,21 @@ impl PkiOperator {
         }
     }
 
+    /// Fails if a root was ever recorded: the cache may lag behind the record that forbids to make another. This process is the
+    /// only one that writes one, and works on one guest one look at a time.
+    async fn has_no_roots(&self, identity: &Identity) -> Result<(), Error> {
+        let object = format!("Namespace {}", identity.namespace);
+        let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
+        let records = live.metadata.annotations.unwrap_or_default();
+        match Root::ALL.into_iter().find(|root| records.contains_key(&root.record())) {
+            Some(root) => Err(Error::Lost(format!("{}/{}", identity.namespace, root.secret()))),
+            None => Ok(()),
+        }
+    }
+
     /// Makes a root for the first time. Its Secret has one name, so of two makers one fails and takes the other's.
     async fn make_root(&self, cluster: &Valid, root: Root, now: Timestamp) -> Result<(), Error> {
         let identity = &cluster.identity;
-        // The cache may lag behind the record that forbids this.
-        let object = format!("Namespace {}", identity.namespace);
-        let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
-        if live.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(&root.record())) {
-            return Err(Error::Lost(format!("{}/{}", identity.namespace, root.secret())));
-        }
         let (data, fingerprint) = root_data(root, cluster, now)?;
         let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), fingerprint)]);
         let secret = Secret {
