@@ -91,6 +91,8 @@ impl Manager {
         let mut command = Command::new(giantnetes());
         command
             .env("KUBECONFIG", &kubeconfig)
+            // As the chart has it.
+            .env("MALLOC_ARENA_MAX", "2")
             .args(["--log", options.log, "--log-format", options.log_format])
             .args(["run", "--lease", options.lease, "--lease-duration", options.lease_duration])
             .args(["--call-timeout", options.call_timeout, "--replica", name])
