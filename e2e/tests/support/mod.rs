@@ -165,7 +165,8 @@ impl<'a> Guest<'a> {
     /// Waits until a condition has a status; tells the Cluster's message if it does not.
     pub fn await_condition(&self, limit: Duration, type_: &str, status: &str) -> Result<()> {
         let mut last = String::new();
-        wait_every(Duration::from_secs(1), limit, &format!("{}: {type_}={status}", self.name), || {
+        // Each look starts a kubectl, on the CPUs that the guest comes up on.
+        wait_every(Duration::from_secs(3), limit, &format!("{}: {type_}={status}", self.name), || {
             let object = self.object()?;
             let message = format!("{} {}", object["status"]["phase"], object["status"]["message"]);
             if message != last {
