@@ -16,6 +16,7 @@
 #                    it is among the fast tests)
 #   mutants          breaks the product on purpose, rule by rule: a test must notice each
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
+#
 # PATIENCE=1800 gives emulated guests so many seconds instead of 900 for what they do; deadlines are judged all the same.
 #
 # The lab's own tests and the demo raise and remove labs, so they run before the one that the others share; they are left

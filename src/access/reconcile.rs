@@ -1,6 +1,6 @@
 //! Effects of the access operator: the kubeconfig Secret beside a ClusterAccess, and its status.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
@@ -17,17 +17,17 @@ use crate::{
     context::Context,
     pki::{
         embedded, kubeconfig, leaf,
-        plan::{SecretMeta, renew_at},
+        plan::{pause, renew_at},
         reconcile::{Error, kubernetes_authority, kubernetes_ca},
-        secrets::{bytes, issued, secret, secret_meta},
+        secrets::{bytes, issued, secret},
         store::{KeyStore, Place},
     },
     runtime::{apply, cache, call, chain, operator::Reconciler, queue::Outcome},
 };
 
 const MANAGER: &str = "giantnetes.access";
-/// Longest time between two looks.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// Pause until the next look where a watch brings one sooner, if all is well.
+const SOON: Duration = Duration::from_secs(5);
 
 /// What a look came to: what there is to say, the Secret's name if it is there, and when to look again.
 type Look = (Verdict, Option<String>, Outcome);
@@ -74,7 +74,7 @@ impl AccessOperator {
             endpoint: target.cluster.status.as_ref().and_then(|status| status.endpoint.clone()),
             authority: kubernetes_authority(&self.context, identity),
             secret: match &there {
-                Some(meta) => Some(self.intact(meta).await?),
+                Some(meta) => Some(self.keys.seen(meta).await?),
                 None => None,
             },
         };
@@ -82,7 +82,7 @@ impl AccessOperator {
             Step::Wait(what) => Ok((waiting(what), there.map(|_| name), Outcome::AwaitChange)),
             Step::Keep { renew_at } => {
                 let ends_at = there.as_ref().and_then(ends_at);
-                Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(until(renew_at, now))))
+                Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(pause(Some(renew_at), now))))
             }
             Step::Issue { endpoint, hash } => {
                 let ends_at = self.issue(access, identity, &wish, &endpoint, &hash, now).await?;
@@ -90,15 +90,6 @@ impl AccessOperator {
                 Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(SOON)))
             }
         }
-    }
-
-    /// What is known of the Secret; without a hash if somebody changed what is inside.
-    async fn intact(&self, meta: &ObjectMeta) -> Result<SecretMeta, Error> {
-        let mut seen = secret_meta(meta);
-        if !self.context.memory.is_verified(meta) && !self.keys.verify(meta).await? {
-            seen.hash = None;
-        }
-        Ok(seen)
     }
 
     /// Issues a certificate and stores it. Answers when it ends.
@@ -156,9 +147,6 @@ impl AccessOperator {
     }
 }
 
-/// Pause until the next look where a watch brings one sooner, if all is well.
-const SOON: Duration = Duration::from_secs(5);
-
 fn namespace(access: &ClusterAccess) -> String {
     access.namespace().unwrap_or_default()
 }
@@ -173,10 +161,6 @@ fn ends_at(meta: &ObjectMeta) -> Option<String> {
     meta.annotations.as_ref()?.get(names::ENDS_AT_ANNOTATION).cloned()
 }
 
-fn until(at: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(at.duration_since(now)).unwrap_or_default().clamp(Duration::from_secs(1), LONGEST_SLEEP)
-}
-
 fn waiting(what: &str) -> Verdict {
     Verdict::Not { reason: Reason::Waiting, message: format!("waits for {what}") }
 }
@@ -188,7 +172,7 @@ impl Reconciler for AccessOperator {
 
     async fn reconcile(&self, key: &AccessKey) -> Result<Outcome, Error> {
         let found = cache::get(&self.context.cache.accesses, Some(&key.namespace), &key.name);
-        let found: Option<Arc<ClusterAccess>> = found.filter(|access| access.metadata.deletion_timestamp.is_none());
+        let found = found.filter(|access| access.metadata.deletion_timestamp.is_none());
         let Some(access) = found else { return Ok(Outcome::AwaitChange) };
         let now = Timestamp::now();
         match self.look(&access, now).await {

@@ -265,6 +265,13 @@ pub fn renew_at(issued: Timestamp, ttl: Duration, roots_end: Timestamp) -> Times
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
+/// How long nobody has to look at certificates of which the next is renewed then.
+pub fn pause(renew_at: Option<Timestamp>, now: Timestamp) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    let until = renew_at.map_or(LONGEST, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    until.clamp(Duration::from_secs(1), LONGEST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

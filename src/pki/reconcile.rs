@@ -19,7 +19,7 @@ use super::{
     issue::Issue,
     leaf::{self, Authority},
     plan::{self, FINGERPRINT_ANNOTATION, Plan, Root, Step, World},
-    secrets::{identifying, pair_of, root_data, secret, secret_meta},
+    secrets::{identifying, pair_of, root_data, secret},
     store::KeyStore,
 };
 use crate::{
@@ -30,8 +30,6 @@ use crate::{
 };
 
 const MANAGER: &str = "giantnetes.pki";
-/// Longest time between two looks at the certificates.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +96,7 @@ impl PkiOperator {
         }
         let facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()) };
         if plan == Plan::default() {
-            return Ok((Report::Ready(facts), Outcome::After(sleep(&world, now))));
+            return Ok((Report::Ready(facts), Outcome::After(plan::pause(next_renewal(&world), now))));
         }
         // The watch brings what was written, and with it the next look.
         let what = match plan.waiting.join(", ") {
@@ -127,12 +125,7 @@ impl PkiOperator {
             if !identity.owner().owns(meta) {
                 return Err(Error::Foreign(name));
             }
-            let mut seen = secret_meta(meta);
-            if seen.hash.is_some() && !self.context.memory.is_verified(meta) && !self.keys.verify(meta).await? {
-                // Somebody edited it: it is issued anew.
-                seen.hash = None;
-            }
-            secrets.insert(name, seen);
+            secrets.insert(name, self.keys.seen(meta).await?);
         }
         let reports = self.context.reports.of(identity);
         let endpoint = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.endpoint.clone());
@@ -326,12 +319,6 @@ pub async fn kubernetes_ca(context: &Context, identity: &Identity) -> Result<Pai
 
 fn next_renewal(world: &World) -> Option<Timestamp> {
     world.secrets.values().filter_map(|secret| secret.renew_at).min()
-}
-
-fn sleep(world: &World, now: Timestamp) -> Duration {
-    let until =
-        next_renewal(world).map_or(LONGEST_SLEEP, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    until.clamp(Duration::from_secs(1), LONGEST_SLEEP)
 }
 
 impl Reconciler for PkiOperator {

@@ -82,7 +82,7 @@ pub(crate) fn issued(hash: &str, renew_at: Timestamp) -> BTreeMap<String, String
     ])
 }
 
-pub(crate) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
+pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
     let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
     let renew_at = annotation(names::RENEW_AT_ANNOTATION).and_then(|text| {
         text.parse()

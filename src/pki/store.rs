@@ -4,7 +4,7 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Obje
 use kube::{Api, api::PostParams};
 
 use super::{
-    plan,
+    plan::{self, SecretMeta},
     reconcile::Error,
     secrets::{is_intact, secret_meta},
 };
@@ -31,8 +31,21 @@ impl KeyStore {
         Self { context, manager }
     }
 
-    /// Reads a Secret that changed, and answers whether it holds what was issued.
-    pub(crate) async fn verify(&self, meta: &ObjectMeta) -> Result<bool, Error> {
+    /// What is known of a Secret; without a hash, so that it is issued anew, if somebody changed what is inside.
+    pub(crate) async fn seen(&self, meta: &ObjectMeta) -> Result<SecretMeta, Error> {
+        let mut seen = secret_meta(meta);
+        // A root has none, and is not issued anew.
+        if seen.hash.is_some() && !self.verify(meta).await? {
+            seen.hash = None;
+        }
+        Ok(seen)
+    }
+
+    /// Whether a Secret holds what was issued; it is read if it changed.
+    async fn verify(&self, meta: &ObjectMeta) -> Result<bool, Error> {
+        if self.context.memory.is_verified(meta) {
+            return Ok(true);
+        }
         let (namespace, name) =
             (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         let live = call("get", format!("Secret {name}"), self.secrets(namespace).get_opt(name)).await?;
@@ -61,9 +74,7 @@ impl KeyStore {
         // Without its labels the cache does not know it; and its content is looked at again after every change.
         let labels = meta.labels.clone().unwrap_or_default();
         let labelled = identity.labels().iter().all(|(key, value)| labels.get(key) == Some(value));
-        let fulfilled = labelled
-            && !plan::is_due(Some(&secret_meta(&meta)), hash, now)
-            && (self.context.memory.is_verified(&meta) || self.verify(&meta).await?);
+        let fulfilled = labelled && !plan::is_due(Some(&secret_meta(&meta)), hash, now) && self.verify(&meta).await?;
         Ok(if fulfilled { Place::Issued(meta) } else { Place::Open(Some(meta)) })
     }
 
