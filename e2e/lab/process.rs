@@ -77,15 +77,22 @@ impl Record {
     }
 }
 
-/// Start time of a process that is no zombie.
+/// Start time of a process that has not ended.
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    read_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Start time (field 22 of `/proc/PID/stat`, see proc(5)), unless the process has ended.
+fn read_stat(stat: &str) -> Option<u64> {
     // The name, in parentheses, may hold anything: fields are counted after its end.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
+    let state = fields.next()?;
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    // A process that is killed shows its first thread as a zombie while others still hold its files and ports.
+    if state == "X" || (state == "Z" && threads <= 1) {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 impl Server {
@@ -250,6 +257,17 @@ fn read_record(file: &Path) -> Option<Record> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        let stat = |state: &str, threads: u32| {
+            format!("7 (a) Z) {state} 1 7 7 0 -1 4194304 100 0 0 0 12 3 0 0 20 0 {threads} 0 4711 1000 50")
+        };
+        assert_eq!(read_stat(&stat("S", 9)), Some(4711));
+        assert_eq!(read_stat(&stat("Z", 9)), Some(4711), "other threads still hold its ports");
+        assert_eq!(read_stat(&stat("Z", 1)), None);
+        assert_eq!(read_stat(&stat("X", 0)), None);
+    }
 
     #[test]
     fn another_process_of_the_same_number_is_not_ours() {
