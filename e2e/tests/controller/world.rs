@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures::StreamExt as _;
 use giantnetes::api::{Cluster, NetworkClaim};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service},
@@ -14,6 +16,10 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{Config, Event, watcher},
+    },
 };
 use serde_json::{Value, json};
 
@@ -84,16 +90,34 @@ impl World {
         Ok(took)
     }
 
+    /// Waits until there are `count` Clusters and all have converged. It watches: to list a thousand over and over would
+    /// cost the server more than what is measured.
     pub async fn all_converged(&self, limit: Duration, count: usize) -> Result<Duration> {
-        let (_, took) = eventually(limit, &format!("{count} Clusters to converge"), || async {
-            let clusters = Api::<Cluster>::all(self.client.clone()).list(&ListParams::default()).await?.items;
-            ensure!(clusters.len() == count, "there are {} Clusters", clusters.len());
-            let late = clusters.iter().filter(|cluster| is_converged(cluster).is_err()).count();
-            ensure!(late == 0, "{late} are not there yet");
-            Ok(())
-        })
-        .await?;
-        Ok(took)
+        let began = Instant::now();
+        let (mut late, mut listed) = (BTreeMap::new(), false);
+        let mut events = pin!(watcher(Api::<Cluster>::all(self.client.clone()), Config::default()).default_backoff());
+        let all = async {
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(Event::Init) => (late, listed) = (BTreeMap::new(), false),
+                    Ok(Event::InitDone) => listed = true,
+                    Ok(Event::Apply(cluster) | Event::InitApply(cluster)) => {
+                        late.insert((cluster.namespace(), cluster.name_any()), is_converged(&cluster).is_err());
+                    }
+                    Ok(Event::Delete(cluster)) => drop(late.remove(&(cluster.namespace(), cluster.name_any()))),
+                    // A failed watch is repeated.
+                    Err(_) => {}
+                }
+                if listed && late.len() == count && late.values().all(|late| !late) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            let names: Vec<_> = late.iter().filter(|(_, late)| **late).map(|(name, _)| name).collect();
+            bail!("of {} Clusters, {names:?} did not converge within {limit:?}", late.len());
+        }
+        Ok(began.elapsed())
     }
 
     pub async fn gone(&self, limit: Duration, namespace: &str, name: &str) -> Result<Duration> {
