@@ -19,12 +19,16 @@ use crate::{
     runtime::{http, telemetry},
 };
 
-/// How often the guest is asked, and how long it may take to answer.
+/// How often the guest is asked.
 const PERIOD: Duration = Duration::from_secs(2);
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// So often in a row it may not answer in time before it counts as down: a VM pod that is not ready is cut off from its
-/// Service, and an API that is slow under load would be made one that nobody reaches.
-const MISSES: u32 = 3;
+/// How long it may take to answer: an emulated guest under load needs that for a handshake, and one that was given up has to
+/// be begun anew.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Who was ready stays so for this long after the last answer that said it, while others say that it is not. A VM pod that is
+/// not ready is cut off from its Service: an API that is slow under load would be made one that nobody reaches.
+const REFUSED: Duration = Duration::from_secs(20);
+/// The same while there is no answer at all. That QEMU itself hangs is seen sooner.
+const SILENT: Duration = Duration::from_secs(60);
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
 
@@ -133,11 +137,13 @@ impl Health {
 
     /// Asks the guest at `address` again and again whether it is ready, until `stop`.
     pub async fn watch(self, asked: Asked, address: IpAddr, stop: CancellationToken) {
-        let mut patience = Patience::default();
+        let (mut patience, mut line) = (Patience::default(), Line::default());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                ready = asked.is_ready(address) => self.answers(&asked, patience.counts_as_ready(ready)),
+                answer = asked.is_ready(address, &mut line) => {
+                    self.answers(&asked, patience.counts_as_ready(answer, Instant::now()));
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -147,17 +153,50 @@ impl Health {
     }
 }
 
-/// What is made of the answers: who was ready stays so over a few misses.
+/// What the guest says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Ready,
+    /// It says no, or nobody is there.
+    Refused,
+    /// Nothing, for [`TIMEOUT`].
+    Silent,
+}
+
+/// What is made of the answers: who was ready stays so for a while.
 #[derive(Debug, Default)]
 struct Patience {
-    /// Misses that are left.
-    left: u32,
+    /// When it was ready, while it counts as that.
+    ready_at: Option<Instant>,
 }
 
 impl Patience {
-    fn counts_as_ready(&mut self, ready: bool) -> bool {
-        self.left = if ready { MISSES } else { self.left.saturating_sub(1) };
-        self.left > 0
+    fn counts_as_ready(&mut self, answer: Answer, now: Instant) -> bool {
+        self.ready_at = match answer {
+            Answer::Ready => Some(now),
+            Answer::Refused => self.ready_at.filter(|at| now.duration_since(*at) < REFUSED),
+            Answer::Silent => self.ready_at.filter(|at| now.duration_since(*at) < SILENT),
+        };
+        self.ready_at.is_some()
+    }
+}
+
+/// The line to the guest. It is kept: a handshake every other second costs an emulated guest more than the answer.
+#[derive(Default)]
+struct Line {
+    /// The authority that the guest proved itself by. The mount that it is read from is live.
+    ca: Vec<u8>,
+    client: Option<Client>,
+}
+
+impl Line {
+    async fn client(&mut self, asked: &Asked, address: IpAddr) -> Option<Client> {
+        let ca = tokio::fs::read(format!("{}/{CA}", paths::PKI)).await.ok()?;
+        if ca != self.ca || self.client.is_none() {
+            self.client = asked.connect(address, &ca);
+            self.ca = ca;
+        }
+        self.client.clone()
     }
 }
 
@@ -171,29 +210,42 @@ pub enum Asked {
 }
 
 impl Asked {
-    async fn is_ready(&self, address: IpAddr) -> bool {
-        matches!(tokio::time::timeout(TIMEOUT, self.ask(address)).await, Ok(Some(true)))
+    async fn is_ready(&self, address: IpAddr, line: &mut Line) -> Answer {
+        match tokio::time::timeout(TIMEOUT, self.ask(address, line)).await {
+            Ok(Some(true)) => Answer::Ready,
+            Ok(_) => Answer::Refused,
+            Err(_) => Answer::Silent,
+        }
     }
 
-    /// What the guest says, once it has proved itself by the guest's CA.
-    async fn ask(&self, address: IpAddr) -> Option<bool> {
-        let (port, path, server) = match self {
-            Self::Api => (names::API_PORT, "/readyz", TLS_SERVER_NAME),
-            Self::Kubelet(node) => (names::KUBELET_PORT, "/healthz", node.as_str()),
+    /// A client to which the guest proves itself by its authority.
+    fn connect(&self, address: IpAddr, ca: &[u8]) -> Option<Client> {
+        let (port, server) = match self {
+            Self::Api => (names::API_PORT, TLS_SERVER_NAME),
+            Self::Kubelet(node) => (names::KUBELET_PORT, node.as_str()),
         };
-        // Read anew each time: the mount is live.
-        let ca = tokio::fs::read(format!("{}/{CA}", paths::PKI)).await.ok()?;
-        let (_, pem) = x509_parser::pem::parse_x509_pem(&ca).ok()?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(ca).ok()?;
         let mut config = Config::new(format!("https://{}", SocketAddr::from((address, port))).parse().ok()?);
         config.root_cert = Some(vec![pem.contents]);
         config.tls_server_name = Some(server.into());
         config.default_retry = false;
-        let client = Client::try_from(config).ok()?;
-        let request = ::http::Request::get(path);
+        Client::try_from(config).ok()
+    }
+
+    async fn ask(&self, address: IpAddr, line: &mut Line) -> Option<bool> {
+        let client = line.client(self, address).await?;
         match self {
-            Self::Api => Some(client.request_text(request.body(Vec::new()).ok()?).await.ok()? == "ok"),
-            // It refuses strangers, which we are: whoever can refuse is there.
-            Self::Kubelet(_) => client.send(request.body(Body::empty()).ok()?).await.ok().map(|_| true),
+            Self::Api => {
+                let request = ::http::Request::get("/readyz").body(Vec::new()).ok()?;
+                Some(client.request_text(request).await.ok()? == "ok")
+            }
+            // It refuses strangers, which we are: whoever can refuse is there. Its answer is read to the end, or the connection
+            // would not be used again.
+            Self::Kubelet(_) => {
+                let request = ::http::Request::get("/healthz").body(Body::empty()).ok()?;
+                let answer = client.send(request).await.ok()?;
+                Some(answer.into_body().collect_bytes().await.is_ok())
+            }
         }
     }
 }
@@ -203,10 +255,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_was_ready_stays_so_over_a_few_misses_and_no_more() {
-        let mut patience = Patience::default();
-        let said = [false, true, false, false, true, false, false, false, false, true];
-        let counts = said.map(|ready| patience.counts_as_ready(ready));
-        assert_eq!(counts, [false, true, true, true, true, true, true, false, false, true]);
+    fn who_was_ready_stays_so_for_a_while_and_longer_if_it_is_silent() {
+        use Answer::{Ready, Refused, Silent};
+        let (mut patience, start) = (Patience::default(), Instant::now());
+        for (second, answer, counts) in [
+            (0, Refused, false),
+            (1, Silent, false),
+            (2, Ready, true),
+            (21, Refused, true),
+            (22, Refused, false),
+            // Who is down stays so until it says otherwise.
+            (23, Silent, false),
+            (30, Ready, true),
+            (60, Silent, true),
+            (89, Silent, true),
+            (90, Silent, false),
+            (100, Ready, true),
+            (150, Silent, true),
+            (151, Refused, false),
+        ] {
+            let now = start + Duration::from_secs(second);
+            assert_eq!(patience.counts_as_ready(answer, now), counts, "{answer:?} after {second} s");
+        }
     }
 }
