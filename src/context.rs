@@ -22,7 +22,7 @@ use kube::{
 };
 
 use crate::{
-    access::{self, AccessKey},
+    access::{self, AccessKey, plan::rights_of, rights::Rights},
     api::{Cluster, ClusterAccess, NetworkClaim, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
     kvm::{
@@ -59,6 +59,8 @@ pub struct Cache {
     pub budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     pub pods: Store<VmPod>,
     pub hosts: Store<Host>,
+    /// ClusterAccesses by the Cluster (`namespace/name`) that they lead to.
+    pub accesses_by_cluster: Index,
     /// Claims by the Cluster (`namespace/name`) that holds them.
     pub claims_by_cluster: Index,
     /// Secrets by namespace.
@@ -73,6 +75,8 @@ pub struct Cache {
 #[derive(Clone, Debug, Default)]
 pub struct Wake {
     queues: Vec<Queue<ClusterKey>>,
+    /// Of the guest operator: it is one of them, and woken alone for what concerns no other.
+    guests: Option<Queue<ClusterKey>>,
     accesses: Option<Queue<AccessKey>>,
     /// ClusterAccesses by the Cluster (`namespace/name`) that they lead to.
     accesses_by_cluster: Index,
@@ -82,10 +86,15 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// Wakes whoever works on one of `queues`, or on `accesses`, while this process leads: a new leader looks at everything
-    /// anyway.
-    pub fn new(queues: Vec<Queue<ClusterKey>>, accesses: Queue<AccessKey>, leadership: Leadership) -> Self {
-        Self { queues, accesses: Some(accesses), leadership, ..Self::default() }
+    /// Wakes whoever works on one of `queues`, of which `guests` is one, or on `accesses`, while this process leads: a new
+    /// leader looks at everything anyway.
+    pub fn new(
+        queues: Vec<Queue<ClusterKey>>,
+        guests: Queue<ClusterKey>,
+        accesses: Queue<AccessKey>,
+        leadership: Leadership,
+    ) -> Self {
+        Self { queues, guests: Some(guests), accesses: Some(accesses), leadership, ..Self::default() }
     }
 
     /// Wakes all for the Cluster with this key.
@@ -104,6 +113,13 @@ impl Wake {
     /// Wakes whoever works on a ClusterAccess.
     fn access(&self, key: AccessKey) {
         if let Some(queue) = self.accesses.as_ref().filter(|_| self.leadership.holds()) {
+            queue.add(key);
+        }
+    }
+
+    /// Wakes the guest operator for users' rights inside a guest.
+    fn rights(&self, key: ClusterKey) {
+        if let Some(queue) = self.guests.as_ref().filter(|_| self.leadership.holds()) {
             queue.add(key);
         }
     }
@@ -202,9 +218,12 @@ impl Cache {
         let accesses = {
             let wake = wake.clone();
             watches.objects("clusteraccesses", None, move |object: &ClusterAccess, change| {
-                let key = AccessKey::of(object);
-                wake.accesses_by_cluster.note(&access::cluster_of(object).to_string(), &key.name, change);
+                let (key, cluster) = (AccessKey::of(object), access::cluster_of(object));
+                wake.accesses_by_cluster.note(&cluster.to_string(), &key.name, change);
                 wake.access(key);
+                if object.spec.rights.is_some() {
+                    wake.rights(cluster);
+                }
             })
         };
         let config_maps_by_namespace = Index::default();
@@ -234,6 +253,7 @@ impl Cache {
             policies: watches.metadata("networkpolicies", OURS, move |o, change| policy(&o.metadata, change)),
             volume_claims: watches
                 .metadata("persistentvolumeclaims", OURS, move |o, change| volume_claim(&o.metadata, change)),
+            accesses_by_cluster: wake.accesses_by_cluster.clone(),
             claims_by_cluster,
             secrets_by_namespace,
             pods_by_namespace,
@@ -342,6 +362,14 @@ impl Context {
     pub fn secrets(&self, namespace: &str) -> Vec<Arc<PartialObjectMeta<Secret>>> {
         let names = self.cache.secrets_by_namespace.names(namespace);
         names.iter().filter_map(|name| cache::get(&self.cache.secrets, Some(namespace), name)).collect()
+    }
+
+    /// Rights inside a guest that ClusterAccesses ask for, by their names; not those of ones that are being deleted.
+    pub fn rights(&self, cluster: &ClusterKey) -> BTreeMap<String, Rights> {
+        let names = self.cache.accesses_by_cluster.names(&cluster.to_string());
+        let found = names.iter().filter_map(|name| cache::get(&self.cache.accesses, Some(&cluster.namespace), name));
+        let kept = found.filter(|access| access.metadata.deletion_timestamp.is_none());
+        kept.filter_map(|access| Some((access.name_any(), rights_of(&access)?))).collect()
     }
 
     /// Metadata of the guest's ConfigMaps.

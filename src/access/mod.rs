@@ -2,9 +2,11 @@
 //!
 //! - [`plan`]: what one asks for, checked; what there is to do for it, and its status; pure
 //! - [`reconcile`]: the effects
+//! - [`rights`]: the bindings inside guests that they ask for, which the guest operator makes; pure
 
 pub mod plan;
 pub mod reconcile;
+pub mod rights;
 
 use std::fmt;
 

@@ -5,10 +5,18 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
-use super::cluster_of;
+use super::{
+    cluster_of,
+    rights::{Bound, Rights},
+};
 use crate::{
-    api::{ClusterAccess, ClusterAccessStatus, ConditionType, Conditions, RESERVED, Reason, Status, names},
-    cluster::{ClusterKey, Violation, valid::parse_lifetime},
+    api::{
+        AccessRights, ClusterAccess, ClusterAccessStatus, ConditionType, Conditions, RESERVED, Reason, Status, names,
+    },
+    cluster::{
+        ClusterKey, Violation,
+        valid::{is_label, parse_lifetime},
+    },
     pki::plan::{SecretMeta, is_due},
     runtime::apply::hash,
     settings::AccessSettings,
@@ -22,6 +30,7 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(8 * 3600);
 const LONGEST_NAME: usize = 64;
 /// rcgen, which makes our certificates, writes one organisation into a subject.
 const MOST_GROUPS: usize = 1;
+const MOST_NAMESPACES: usize = 32;
 
 /// What a ClusterAccess asks for, checked. Nothing after it reads the raw spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +43,8 @@ pub struct Wish {
     pub groups: Vec<String>,
     /// Lifetime of the certificate.
     pub ttl: Duration,
+    /// The user's rights inside the guest.
+    pub rights: Option<Rights>,
 }
 
 impl Wish {
@@ -68,10 +79,21 @@ impl Wish {
             }
             Some(_) => {}
         }
-        match ttl {
-            Some(ttl) if violations.is_empty() => {
-                Ok(Self { cluster: cluster_of(access), user: spec.user.clone(), groups: spec.groups.clone(), ttl })
+        let rights = match rights(&spec.user, spec.rights.as_ref()) {
+            Ok(rights) => rights,
+            Err((field, problem)) => {
+                fail(&field, problem);
+                None
             }
+        };
+        match ttl {
+            Some(ttl) if violations.is_empty() => Ok(Self {
+                cluster: cluster_of(access),
+                user: spec.user.clone(),
+                groups: spec.groups.clone(),
+                ttl,
+                rights,
+            }),
             _ => Err(violations),
         }
     }
@@ -105,6 +127,39 @@ fn check_name(name: &str) -> Result<(), String> {
         Some(prefix) => Err(format!("must not begin with {prefix}, which names Kubernetes' or our own")),
         None => Ok(()),
     }
+}
+
+/// The rights that a user is to have, checked; or the first field that is wrong, and what is wrong with it.
+fn rights(user: &str, rights: Option<&AccessRights>) -> Result<Option<Rights>, (String, String)> {
+    let Some(rights) = rights else { return Ok(None) };
+    if !is_role_name(&rights.cluster_role) {
+        let problem = "must be letters, digits and . _ : -, with a letter or digit at both ends, at most 128";
+        return Err(("spec.rights.clusterRole".into(), problem.into()));
+    }
+    let count = rights.namespaces.len();
+    if count > MOST_NAMESPACES {
+        let problem = format!("has {count} entries and may have {MOST_NAMESPACES}");
+        return Err(("spec.rights.namespaces".into(), problem));
+    }
+    if let Some(place) = rights.namespaces.iter().position(|name| name.len() > 63 || !is_label(name)) {
+        return Err((format!("spec.rights.namespaces[{place}]"), "must be the name of a namespace".into()));
+    }
+    let (cluster_role, namespaces) = (rights.cluster_role.clone(), rights.namespaces.iter().cloned().collect());
+    Ok(Some(Rights { user: user.to_owned(), cluster_role, namespaces }))
+}
+
+/// The rights that a ClusterAccess asks for. What else may be wrong with it takes nothing from its user that is there already.
+pub fn rights_of(access: &ClusterAccess) -> Option<Rights> {
+    let spec = &access.spec;
+    check_name(&spec.user).ok().and_then(|()| rights(&spec.user, spec.rights.as_ref()).ok().flatten())
+}
+
+/// As the CRD has it: what RBAC takes for a name, without what a shell or a URL would read otherwise.
+fn is_role_name(name: &str) -> bool {
+    let ends_well = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    let plain = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(byte));
+    plain && ends_well(bytes.first()) && ends_well(bytes.last()) && bytes.len() <= 128
 }
 
 /// What was observed.
@@ -163,6 +218,27 @@ pub enum Verdict {
         /// Why, for people.
         message: String,
     },
+}
+
+/// What stands against the user's rights, as far as the guest operator has said; while it says nothing, as when the guest's
+/// API is silent, what was told of this very wish holds.
+pub fn obstacle(wish: &Wish, bound: Option<&Bound>, told_ready: bool) -> Option<Verdict> {
+    let rights = wish.rights.as_ref()?;
+    let (reason, message) = match bound.filter(|bound| bound.rights == *rights) {
+        Some(Bound { problem: None, .. }) => return None,
+        Some(Bound { problem: Some((reason, message)), .. }) => (*reason, message.clone()),
+        None if told_ready => return None,
+        None => (Reason::Waiting, format!("waits for the user's rights inside Cluster {}", wish.cluster.name)),
+    };
+    Some(Verdict::Not { reason, message })
+}
+
+/// Whether a ClusterAccess was told to be ready as it is now.
+pub fn is_told_ready(access: &ClusterAccess) -> bool {
+    access.status.as_ref().is_some_and(|status| {
+        status.observed_generation == access.metadata.generation
+            && status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
 }
 
 /// The status that follows. What was issued before stays named until it is issued anew, or its Cluster goes.
@@ -235,6 +311,10 @@ mod tests {
             (json!({"ttl": "721h"}), "spec.ttl: must be between"),
             (json!({"ttl": "25h"}), "spec.ttl: must be at most 1440m"),
             (json!({"ttl": "soon"}), "spec.ttl: must be hours"),
+            (json!({"rights": {"clusterRole": ""}}), "spec.rights.clusterRole"),
+            (json!({"rights": {"clusterRole": "a/b"}}), "spec.rights.clusterRole"),
+            (json!({"rights": {"clusterRole": "view", "namespaces": ["a", "A"]}}), "spec.rights.namespaces[1]"),
+            (json!({"rights": {"clusterRole": "view", "namespaces": vec!["a"; 33]}}), "spec.rights.namespaces: has 33"),
         ] {
             let problems = wish(&spec).expect_err(&spec.to_string());
             assert!(problems.len() == 1 && problems[0].starts_with(field), "{spec}: {problems:?}");
@@ -279,6 +359,34 @@ mod tests {
         ] {
             assert!(matches!(decide(&wish, &other, NOW), Step::Issue { .. }), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_lifetime_that_is_refused_takes_no_rights_away() {
+        let mut access = access(&json!({"ttl": "600h", "rights": {"clusterRole": "view"}}));
+        assert!(Wish::new(&access, &AccessSettings::default()).is_err());
+        assert_eq!(rights_of(&access).unwrap().cluster_role, "view");
+        access.spec.user = "system:admin".into();
+        assert_eq!(rights_of(&access), None);
+    }
+
+    #[test]
+    fn rights_are_waited_for_but_a_silent_guest_takes_nothing_back() {
+        let wish = wish(&json!({"rights": {"clusterRole": "view", "namespaces": ["x"]}})).unwrap();
+        let rights = wish.rights.clone().unwrap();
+        let waits = |bound: Option<&Bound>, told| obstacle(&wish, bound, told).is_some();
+        assert!(waits(None, false) && !waits(None, true));
+        let bound = Bound { rights: rights.clone(), problem: None };
+        assert!(!waits(Some(&bound), false));
+        // What was bound before another wish says nothing about this one.
+        let older = Bound { rights: Rights { cluster_role: "edit".into(), ..rights.clone() }, problem: None };
+        assert!(waits(Some(&older), false));
+        let problem = Some((Reason::Waiting, "waits for namespace x of the guest".to_owned()));
+        let Some(Verdict::Not { message, .. }) = obstacle(&wish, Some(&Bound { rights, problem }), true) else {
+            panic!("a missing namespace is not told")
+        };
+        assert_eq!(message, "waits for namespace x of the guest");
+        assert_eq!(obstacle(&Wish { rights: None, ..wish }, None, false), None);
     }
 
     #[test]

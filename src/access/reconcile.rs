@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{ClusterAccess, Reason, names},
-    cluster::{Blames as _, Identity},
+    cluster::{Blames as _, Identity, Report},
     context::Context,
     pki::{
         embedded, kubeconfig, leaf,
@@ -82,14 +82,23 @@ impl AccessOperator {
             Step::Wait(what) => Ok((waiting(what), there.map(|_| name), Outcome::AwaitChange)),
             Step::Keep { renew_at } => {
                 let ends_at = there.as_ref().and_then(ends_at);
-                Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(pause(Some(renew_at), now))))
+                let verdict = self.verdict(access, identity, &wish, ends_at);
+                Ok((verdict, Some(name), Outcome::After(pause(Some(renew_at), now))))
             }
             Step::Issue { endpoint, hash } => {
                 let ends_at = self.issue(access, identity, &wish, &endpoint, &hash, now).await?;
                 // The watch brings what was stored, and with it the next look.
-                Ok((Verdict::Ready { ends_at }, Some(name), Outcome::After(SOON)))
+                Ok((self.verdict(access, identity, &wish, ends_at), Some(name), Outcome::After(SOON)))
             }
         }
+    }
+
+    /// What there is to say once the kubeconfig is there: it is worth nothing before the user's rights are.
+    fn verdict(&self, access: &ClusterAccess, identity: &Identity, wish: &Wish, ends_at: Option<String>) -> Verdict {
+        let reports = self.context.reports.of(identity);
+        let guest = reports.guest.as_ref().and_then(Report::facts);
+        let bound = guest.and_then(|facts| facts.bound.get(&access.name_any()));
+        plan::obstacle(wish, bound, plan::is_told_ready(access)).unwrap_or(Verdict::Ready { ends_at })
     }
 
     /// Issues a certificate and stores it. Answers when it ends.

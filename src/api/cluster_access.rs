@@ -13,6 +13,21 @@ pub struct AccessedCluster {
     pub name: String,
 }
 
+/// Rights of a user inside the guest.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessRights {
+    /// A ClusterRole of the guest, such as `view`, `edit` or `cluster-admin`. Changing it: in place.
+    #[schemars(regex(pattern = rules::ROLE_NAME), length(max = 128))]
+    pub cluster_role: String,
+    /// Namespaces of the guest in which the user has them; those that are not there are waited for. At least one, if it is
+    /// given at all. Default: in the whole guest. Changing them: in place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 32), inner(length(max = 63), regex(pattern = rules::NAMESPACE)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub namespaces: Vec<String>,
+}
+
 /// Who shall have access to which guest, and for how long.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
@@ -27,6 +42,7 @@ pub struct AccessedCluster {
     doc = "A user's access to a guest cluster: a client certificate of the guest's own authority, in a kubeconfig in a Secret beside it.",
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name"),
     printcolumn(name = "User", type_ = "string", json_path = ".spec.user"),
+    printcolumn(name = "Role", type_ = "string", json_path = ".spec.rights.clusterRole"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Secret", type_ = "string", json_path = ".status.secret"),
     printcolumn(name = "Certificate Ends", type_ = "string", json_path = ".status.certificateEndsAt"),
@@ -61,6 +77,10 @@ pub struct ClusterAccessSpec {
     #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
     #[x_kube(validation = rules::lifetime("10m", "720h"))]
     pub ttl: Option<String>,
+    /// Rights that the user gets inside the guest, for as long as the ClusterAccess is there. Default: none but those that the
+    /// guest's own bindings give the user and the groups. Changing them: in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rights: Option<AccessRights>,
 }
 
 /// What the controller manager says about a ClusterAccess.

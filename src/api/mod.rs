@@ -18,7 +18,7 @@ pub mod schema;
 mod status;
 
 pub use cluster::{Cluster, ClusterSpec};
-pub use cluster_access::{AccessedCluster, ClusterAccess, ClusterAccessSpec, ClusterAccessStatus};
+pub use cluster_access::{AccessRights, AccessedCluster, ClusterAccess, ClusterAccessSpec, ClusterAccessStatus};
 pub use conditions::{Condition, ConditionType, Conditions, Reason, Status};
 pub use kubernetes::{ApiServerSpec, AuditPolicy, AuditSpec, ComponentSpec, KubernetesSpec, OidcSpec};
 pub use machines::{

@@ -17,6 +17,8 @@ pub const NODE_LABEL: &str = "giantnetes.io/node";
 pub const KVM_RESOURCE: &str = "giantnetes.io/kvm";
 /// The standard label that says who made an object.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Label of bindings inside guests that a ClusterAccess asks for.
+pub const ACCESS_LABEL: &str = "giantnetes.io/access";
 /// Value of [`MANAGED_BY_LABEL`] on objects of ours.
 pub const MANAGER: &str = "giantnetes";
 

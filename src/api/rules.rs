@@ -16,6 +16,10 @@ pub(super) const LIFETIME: &str = "^[1-9][0-9]{0,5}(h|m)$";
 pub(super) const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 /// Name of a user or group: what a certificate's subject, a kubeconfig and RBAC carry as it is.
 pub(super) const USER_NAME: &str = "^[A-Za-z0-9]([A-Za-z0-9._:@/+-]*[A-Za-z0-9])?$";
+/// Name of a ClusterRole.
+pub(super) const ROLE_NAME: &str = "^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$";
+/// Name of a namespace.
+pub(super) const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// What the names of users and groups must not begin with: Kubernetes' own, and ours.
 pub const RESERVED: [&str; 2] = ["system:", "giantnetes:"];
 /// A host name, or an IPv4 address.

@@ -10,7 +10,7 @@ use kube::{
 
 use super::Failure;
 use crate::{
-    api::{AccessedCluster, ClusterAccess, ClusterAccessSpec, Reason, names},
+    api::{AccessRights, AccessedCluster, ClusterAccess, ClusterAccessSpec, Reason, names},
     runtime::{apply::hash, call},
 };
 
@@ -33,6 +33,12 @@ pub(super) struct KubeconfigArgs {
     /// Lifetime of the user's certificate, such as 8h.
     #[arg(long, requires = "user")]
     ttl: Option<String>,
+    /// A ClusterRole of the guest whose rights the user gets, such as view, edit or cluster-admin.
+    #[arg(long, requires = "user")]
+    cluster_role: Option<String>,
+    /// A namespace of the guest to which these rights are limited; may be given several times.
+    #[arg(long = "in", value_name = "NAMESPACE", requires = "cluster_role")]
+    namespaces: Vec<String>,
 }
 
 pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
@@ -63,6 +69,10 @@ async fn let_in(client: &Client, namespace: &str, args: &KubeconfigArgs, user: &
             user: user.to_owned(),
             groups: args.groups.clone(),
             ttl: args.ttl.clone(),
+            rights: args
+                .cluster_role
+                .clone()
+                .map(|cluster_role| AccessRights { cluster_role, namespaces: args.namespaces.clone() }),
         },
     );
     let api = Api::<ClusterAccess>::namespaced(client.clone(), namespace);

@@ -109,7 +109,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let workers = usize::from(args.workers);
     let queues = Queues { clusters: std::array::from_fn(|_| Queue::new(workers)), accesses: Queue::new(workers) };
-    let wake = Wake::new(queues.clusters.to_vec(), queues.accesses.clone(), leadership.clone());
+    let [.., guests] = queues.clusters.clone();
+    let wake = Wake::new(queues.clusters.to_vec(), guests, queues.accesses.clone(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
     let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
     let cache = Cache::start(&watches, &wake, &memory, &events);

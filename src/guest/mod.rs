@@ -6,6 +6,7 @@
 //! - [`dress`]: labels and taints of pools on their Nodes; pure
 //! - [`plan`]: the objects that every guest gets; pure
 //! - [`reconcile`]: the effects
+//! - `rights`: binds what ClusterAccesses ask for
 //! - `setup`: applies add-ons
 
 pub mod addons;
@@ -14,11 +15,12 @@ mod drain;
 pub mod dress;
 pub mod plan;
 pub mod reconcile;
+mod rights;
 mod setup;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::api::NodeCounts;
+use crate::{access::rights::AllBound, api::NodeCounts};
 
 /// What the guest operator tells the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,4 +29,6 @@ pub struct GuestFacts {
     pub nodes: NodeCounts,
     /// Workers that are leaving, by the UID of their VM pod: which pods have yet to go elsewhere (`namespace/name`).
     pub drains: BTreeMap<String, Vec<String>>,
+    /// What came of the rights that ClusterAccesses ask for.
+    pub bound: Arc<AllBound>,
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,10 +22,11 @@ use super::{
     GuestFacts,
     addons::BundleError,
     client::{self, ConnectError},
-    drain, dress, plan,
+    drain, dress, plan, rights,
     setup::{Setup, unready_add_on},
 };
 use crate::{
+    access::rights::AllBound,
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Report, Valid, valid::NodePool},
     context::{Context, Target},
@@ -45,7 +46,7 @@ const POLL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(
 const REST: u32 = 4;
 /// How long rights and add-ons are taken to be as they were seen: a guest that starts has better things to do than to answer
 /// the same questions at every look. Less than the pause between two looks at a guest that is well.
-const SEEN_FOR: Duration = Duration::from_secs(10);
+pub(super) const SEEN_FOR: Duration = Duration::from_secs(10);
 
 /// Field manager inside guests.
 pub(super) const MANAGER: &str = "giantnetes.guest";
@@ -59,6 +60,9 @@ pub enum Error {
     /// Rights inside the guest.
     #[error("set up rights inside the guest")]
     Rights(#[source] ApplyError),
+    /// Rights of users inside the guest.
+    #[error("set up users' rights inside the guest")]
+    Access(#[source] CallError),
     /// Nodes and the like.
     #[error("look into the guest")]
     Nodes(#[source] CallError),
@@ -96,7 +100,7 @@ impl Error {
         match self {
             Self::Connect(_) | Self::Manifests { .. } | Self::Bundle(_) => false,
             Self::Rights(ApplyError::Foreign { .. } | ApplyError::Encode { .. }) => false,
-            Self::Rights(ApplyError::Call(error)) | Self::Nodes(error) | Self::AddOns(error) => {
+            Self::Rights(ApplyError::Call(error)) | Self::Access(error) | Self::Nodes(error) | Self::AddOns(error) => {
                 error.status().is_none()
             }
         }
@@ -112,6 +116,7 @@ struct Session {
     address: std::net::IpAddr,
     expires: Instant,
     equipped: Option<Equipped>,
+    users: Option<rights::Seen>,
 }
 
 /// When rights and add-ons were last seen to be there.
@@ -154,6 +159,7 @@ impl GuestOperator {
         };
         let session = self.session(key, valid, address).await?;
         self.equip(key, &session, valid).await?;
+        let bound = self.let_in(key, &session, valid).await?;
         let client = session.client;
         let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
             .await
@@ -165,7 +171,7 @@ impl GuestOperator {
         let drains = drain::tend(&client, &vm_pods, &nodes).await.map_err(Error::Nodes)?;
         let expected = 1 + workers.len();
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
-        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
+        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, bound };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
@@ -202,10 +208,28 @@ impl GuestOperator {
         if let Some((pod, address)) = master {
             self.setup.add_ons(&session.client, valid, pod, address).await?;
         }
-        if let Some(session) = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
-            session.equipped = Some(Equipped { at: Instant::now(), vm_pod });
-        }
+        self.note(key, |session| session.equipped = Some(Equipped { at: Instant::now(), vm_pod }));
         Ok(())
+    }
+
+    /// Sees that users have the rights that their ClusterAccesses ask for, and nobody else has, if that was not seen just now.
+    async fn let_in(&self, key: &ClusterKey, session: &Session, valid: &Valid) -> Result<Arc<AllBound>, Error> {
+        let wishes = self.context.rights(key);
+        if let Some(seen) = session.users.as_ref().filter(|seen| seen.holds(&wishes)) {
+            return Ok(seen.bound.clone());
+        }
+        let guest = rights::Guest { client: &session.client, applier: &session.applier, owner: valid.identity.owner() };
+        let seen = guest.bind(wishes).await?;
+        let bound = seen.bound.clone();
+        self.note(key, |session| session.users = Some(seen));
+        Ok(bound)
+    }
+
+    /// Keeps what was seen in the guest's session, if it is there still.
+    fn note(&self, key: &ClusterKey, note: impl FnOnce(&mut Session)) {
+        if let Some(session) = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+            note(session);
+        }
     }
 
     /// Gives Nodes what kubelets may not give themselves, and removes those of workers that are no more.
@@ -270,7 +294,8 @@ impl GuestOperator {
         let expires = Instant::now() + client::TTL;
         let client = client::connect(&self.context, &valid.identity, address).await?;
         let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &Memory::default());
-        let session = Session { client, applier, uid: valid.identity.uid.clone(), address, expires, equipped: None };
+        let uid = valid.identity.uid.clone();
+        let session = Session { client, applier, uid, address, expires, equipped: None, users: None };
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session.clone());
         Ok(session)
     }

@@ -268,6 +268,13 @@ fn the_api_server_refuses_what_nobody_may_have() {
             (json!({"ttl": "1000h"}), "must be between 10m and 720h"),
             (json!({"ttl": "1d"}), "spec.ttl"),
             (json!({"clusterRef": {"name": "--help"}}), "spec.clusterRef.name"),
+            (json!({"rights": {"clusterRole": "a/b"}}), "spec.rights.clusterRole"),
+            (json!({"rights": {"clusterRole": "view", "namespaces": []}}), "spec.rights.namespaces"),
+            (
+                json!({"rights": {"clusterRole": "view", "namespaces": ["a", "a"]}}),
+                "spec.rights.namespaces[1]: Duplicate",
+            ),
+            (json!({"rights": {"clusterRole": "view", "namespaces": ["A"]}}), "spec.rights.namespaces[0]"),
         ] {
             let refused = create(&world, "bad", spec.clone()).await.expect_err(&spec.to_string()).to_string();
             assert!(refused.contains(problem), "{spec}: {refused}");

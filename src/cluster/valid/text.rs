@@ -50,7 +50,7 @@ fn lower_or_digit(byte: u8) -> bool {
 }
 
 /// `[a-z0-9]([-a-z0-9]*[a-z0-9])?`
-pub(super) fn is_label(text: &str) -> bool {
+pub fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let ends = [bytes.first(), bytes.last()];
     ends.iter().all(|end| end.is_some_and(|byte| lower_or_digit(*byte)))
