@@ -18,6 +18,7 @@
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
 #
 # PATIENCE=1800 gives emulated guests so many seconds instead of 900 for what they do; deadlines are judged all the same.
+# KEEP_GOING=1 goes on after a step of a guest's life that failed, to see what else does.
 #
 # The lab's own tests and the demo raise and remove labs, so they run before the one that the others share; they are left
 # out, with a word, while somebody else's lab is running. The others use that one, if no guest is on it.

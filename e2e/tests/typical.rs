@@ -70,7 +70,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
     let lab = installed();
     let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
     let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
-    let steps: [(&str, Step); 12] = [
+    let steps: [(&str, Step); 13] = [
         ("two nodes become Ready", become_ready),
         ("a workload runs on both nodes", workload_runs),
         ("BGP is established on both nodes", bgp_is_established),
@@ -79,6 +79,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
         ("logs, exec and port-forward reach both nodes", logs_exec_and_port_forward),
         ("a NetworkPolicy blocks what it says", policies_hold),
         ("rights are as RBAC says", rbac_holds),
+        ("a user has the rights that a ClusterAccess names, for as long as it is there", users_have_their_rights),
         ("root in a VM reaches no other guest and nothing of the management cluster", is_apart),
         ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
         ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
@@ -153,6 +154,15 @@ fn fetch(guest: &Guest, from: &str, url: &str) -> Result<String> {
     guest.kubectl(&["exec", from, "--", "timeout", "5", "wget", "-q", "-O", "-", url])
 }
 
+/// Whether `from` gets the page at `url`. A command that does not get into the pod says nothing about that.
+fn is_open(guest: &Guest, from: &str, url: &str) -> Result<bool> {
+    match fetch(guest, from, url) {
+        Ok(_) => Ok(true),
+        Err(error) if format!("{error:#}").contains("command terminated with exit code") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn address(guest: &Guest, pod: &str) -> Result<String> {
     guest.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
 }
@@ -219,49 +229,116 @@ impl Drop for Forward {
     }
 }
 
+/// A pod on the worker that serves nothing. (What a pod sends to its own address meets no policy.)
+const VISITOR: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: visitor}
+spec:
+  nodeName: default-0
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: visitor
+    image: giantnetes/toolbox:1
+    imagePullPolicy: Never
+    command: [sleep, "86400"]
+"#;
+
 fn policies_hold(_: &Lab, guest: &Guest) -> Result<()> {
     let policy = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "only-friends"},
       "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
                "ingress": [{"from": [{"podSelector": {"matchLabels": {"friend": "yes"}}}]}]}}"#;
+    guest.kubectl_input(&["apply", "-f", "-"], VISITOR)?;
+    guest.kubectl(&["wait", "--for=condition=Ready", "pod/visitor", "--timeout=180s"])?;
+    // From one node to the other, and on one node.
     let urls: Vec<_> = ["web-master", "web-worker"]
         .iter()
         .map(|pod| Ok(format!("http://{}:8080/", address(guest, pod)?)))
         .collect::<Result<_>>()?;
+    let becomes = |what: &str, open: bool| {
+        urls.iter().try_for_each(|url| {
+            wait_every(Duration::from_secs(1), MINUTE, what, || {
+                ensure!(is_open(guest, "visitor", url)? == open, "{url} is {}", if open { "shut" } else { "open" });
+                Ok(())
+            })
+        })
+    };
+    becomes("a pod without a policy to be open", true)?;
     guest.kubectl_input(&["apply", "-f", "-"], policy)?;
-    // From one node to the other, and on one node.
-    for url in &urls {
-        wait_every(Duration::from_secs(1), MINUTE, "the policy to hold", || {
-            ensure!(fetch(guest, "web-worker", url).is_err(), "{url} is open to everybody");
-            Ok(())
-        })?;
-    }
-    guest.kubectl(&["label", "pod", "web-worker", "friend=yes"])?;
-    for url in &urls {
-        wait_every(Duration::from_secs(1), MINUTE, "a friend to get through", || fetch(guest, "web-worker", url))?;
-        ensure!(fetch(guest, "web-master", url).is_err(), "{url} is open to who is no friend");
-    }
+    becomes("the policy to hold", false)?;
+    guest.kubectl(&["label", "pod", "visitor", "friend=yes"])?;
+    becomes("a friend to get through", true)?;
+    ensure!(!is_open(guest, "web-master", &urls[1])?, "{} is open to who is no friend", urls[1]);
     guest.kubectl(&["delete", "networkpolicy", "only-friends"])?;
-    wait_every(Duration::from_secs(1), MINUTE, "everybody to get through again", || {
-        urls.iter().try_for_each(|url| fetch(guest, "web-master", url).map(drop))
-    })
+    guest.kubectl(&["label", "pod", "visitor", "friend-"])?;
+    becomes("everybody to get through again", true)
 }
 
 fn rbac_holds(_: &Lab, guest: &Guest) -> Result<()> {
     guest.kubectl(&["create", "serviceaccount", "reader"])?;
     guest.kubectl(&["create", "role", "reader", "--verb=get,list", "--resource=pods"])?;
     guest.kubectl(&["create", "rolebinding", "reader", "--role=reader", "--serviceaccount=default:reader"])?;
-    let can = |verb: &str, what: &str| {
-        // It ends with 1 where the answer is no.
-        guest
-            .kubectl(&["auth", "can-i", verb, what, "--as=system:serviceaccount:default:reader"])
-            .is_ok_and(|said| said.trim() == "yes")
+    let may = |verb: &str, what: &str| {
+        is_yes(guest.kubectl(&["auth", "can-i", verb, what, "--as=system:serviceaccount:default:reader"]))
     };
     wait_for(MINUTE, "the right to list pods", || {
-        ensure!(can("list", "pods"), "not yet");
+        ensure!(may("list", "pods")?, "not yet");
         Ok(())
     })?;
-    ensure!(!can("delete", "pods") && !can("list", "secrets"), "the reader may more than its role says");
+    ensure!(!may("delete", "pods")? && !may("list", "secrets")?, "the reader may more than its role says");
     Ok(())
+}
+
+/// What `kubectl auth can-i` says. It ends with 1 where that is no.
+fn is_yes(said: Result<String>) -> Result<bool> {
+    match said {
+        Ok(said) => Ok(said.trim() == "yes"),
+        Err(error) if format!("{error:#}").contains("ended with status 1: no") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn users_have_their_rights(lab: &Lab, guest: &Guest) -> Result<()> {
+    let access = |words: &[&str]| lab.kubectl(&[&["-n", guest.namespace], words].concat());
+    let may = |verb: &str, namespace: &str| {
+        is_yes(guest.kubectl_as("alice", &["auth", "can-i", verb, "pods", "-n", namespace]))
+    };
+    let mut words = vec!["--user", "alice", "--cluster-role", "view", "--in", "default"];
+    guest.kubeconfig("alice", &words)?;
+    guest.kubectl_as("alice", &["get", "pods"])?;
+    ensure!(!may("delete", "default")?, "who may look may delete");
+    ensure!(!may("list", "kube-system")?, "who may look into one namespace may look into others");
+
+    words[3] = "edit";
+    guest.kubeconfig("alice", &words)?;
+    ensure!(may("delete", "default")?, "who may edit may not delete");
+    let roles = "jsonpath={.items[*].roleRef.name}";
+    let bound = || guest.kubectl(&["get", "rolebindings", "-A", "-l", "giantnetes.io/access", "-o", roles]);
+    ensure!(bound()?.trim() == "edit", "the former role is bound still: {}", bound()?);
+
+    // A namespace that is not there is told, and waited for.
+    let patch = r#"{"spec": {"rights": {"namespaces": ["default", "later"]}}}"#;
+    access(&["patch", "gca", "typical.alice", "--type=merge", "-p", patch])?;
+    let message = "jsonpath={.status.conditions[0].status} {.status.conditions[0].message}";
+    let says = |what: &str| {
+        wait_every(Duration::from_secs(1), MINUTE, "what the ClusterAccess says", || {
+            let said = access(&["get", "gca", "typical.alice", "-o", message])?;
+            ensure!(said.contains(what), "{said}");
+            Ok(())
+        })
+    };
+    says("False waits for namespace later of the guest")?;
+    guest.kubectl(&["create", "namespace", "later"])?;
+    says("True ")?;
+    ensure!(may("delete", "later")?, "the right in a new namespace is told, but not given");
+
+    access(&["delete", "gca", "typical.alice"])?;
+    wait_every(Duration::from_secs(1), MINUTE, "the rights to end with the ClusterAccess", || {
+        ensure!(!may("list", "default")?, "they have not");
+        Ok(())
+    })?;
+    ensure!(bound()?.is_empty(), "a binding is left: {}", bound()?);
+    guest.kubectl(&["delete", "namespace", "later", "--wait=false"]).map(drop)
 }
 
 /// Another guest, with the same addresses inside, and whoever is root in a VM of the first one.

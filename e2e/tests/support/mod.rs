@@ -23,14 +23,24 @@ pub const SYSTEM: &str = "giantnetes-system";
 /// Names of what kubectl lists.
 pub const NAMED: &str = "jsonpath={.items[*].metadata.name}";
 
-/// Runs the steps of a test one after the other, telling what they are and how long each takes.
+/// Runs the steps of a test one after the other, telling what they are and how long each takes. The first that fails is the
+/// last, unless `KEEP_GOING` is set: then all run that follow the first one, on which the others build.
 pub fn in_steps<S>(steps: &[(&str, S)], run: impl Fn(&S) -> Result<()>) {
-    for (name, step) in steps {
+    let keep_going = std::env::var_os("KEEP_GOING").is_some();
+    let mut failed = Vec::new();
+    for (place, (name, step)) in steps.iter().enumerate() {
         let started = Instant::now();
         println!("--- {name}");
-        run(step).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        println!("    ok, {:.1?}", started.elapsed());
+        match run(step) {
+            Ok(()) => println!("    ok, {:.1?}", started.elapsed()),
+            Err(error) if keep_going && place > 0 => {
+                println!("    FAILED after {:.1?}: {error:#}", started.elapsed());
+                failed.push(*name);
+            }
+            Err(error) => panic!("{name}: {error:#}"),
+        }
     }
+    assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
 /// How long tests wait for an emulated guest: 15 minutes, or as many seconds as `PATIENCE` says. Longer than its deadline, which
@@ -196,7 +206,16 @@ impl<'a> Guest<'a> {
 
     /// The same, with something on its standard input.
     pub fn kubectl_input(&self, args: &[&str], input: &str) -> Result<String> {
-        let words = self.kubectl_words()?;
+        self.run_kubectl(&self.kubeconfig("administrator", &[])?, args, input)
+    }
+
+    /// Runs kubectl as a user whom [`Guest::kubeconfig`] let in.
+    pub fn kubectl_as(&self, user: &str, args: &[&str]) -> Result<String> {
+        self.run_kubectl(&self.folder.join(user), args, "")
+    }
+
+    fn run_kubectl(&self, kubeconfig: &Path, args: &[&str], input: &str) -> Result<String> {
+        let words = self.kubectl_words(kubeconfig)?;
         let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
         Run::new(program)
             .args(words.iter().cloned())
@@ -209,30 +228,36 @@ impl<'a> Guest<'a> {
 
     /// kubectl against the guest, as a command that the caller runs and ends.
     pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
-        let words = self.kubectl_words()?;
+        let words = self.kubectl_words(&self.kubeconfig("administrator", &[])?)?;
         let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
         let mut command = std::process::Command::new(program);
         command.args(words).args(args);
         Ok(command)
     }
 
-    /// kubectl and what leads it to the guest.
-    fn kubectl_words(&self) -> Result<Vec<String>> {
-        let file = self.folder.join("kubeconfig");
-        if !file.exists() {
+    /// What `giantnetes kubeconfig` prints with these further words, in a file that is kept for as long as the guest.
+    pub fn kubeconfig(&self, user: &str, words: &[&str]) -> Result<PathBuf> {
+        let file = self.folder.join(user);
+        if !file.exists() || !words.is_empty() {
             let kubeconfig = Run::new("env")
                 .args([format!("KUBECONFIG={}", self.lab.kubeconfig().display())])
                 .arg(giantnetes())
                 .args(["kubeconfig", self.name, "-n", self.namespace])
+                .args(words.iter().copied())
                 .output()?;
             std::fs::write(&file, kubeconfig)?;
         }
+        Ok(file)
+    }
+
+    /// kubectl and what leads it to the guest.
+    fn kubectl_words(&self, kubeconfig: &Path) -> Result<Vec<String>> {
         // No DNS knows the lab's names: the ingress controller is told what a resolver would lead to it for.
-        let text = std::fs::read_to_string(&file)?;
+        let text = std::fs::read_to_string(kubeconfig)?;
         let host = text.split_once("server: https://").and_then(|(_, rest)| rest.split_once(":10443"));
         let mut words = vec![
             self.lab.kubectl_binary().display().to_string(),
-            format!("--kubeconfig={}", file.display()),
+            format!("--kubeconfig={}", kubeconfig.display()),
             format!("--cache-dir={}", self.folder.join("kubectl-cache").display()),
         ];
         if let Some((host, _)) = host {
