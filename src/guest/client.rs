@@ -14,13 +14,17 @@ use crate::{
     cluster::Identity,
     context::Context,
     pki::{self, kubeconfig::TLS_SERVER_NAME},
-    runtime::{CallError, call, link},
+    runtime::{
+        CallError, call,
+        link::{self, Limits},
+    },
     supervisor::addons,
 };
 
-/// Longest time to a connection: an emulated API server that starts takes longer for a handshake than others do, and one that
-/// was given up has to be begun anew.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// An emulated API server that starts takes longer for a handshake than others do, and one that was given up has to be begun
+/// anew. Whoever is root in a guest's control plane can answer as long as he likes, and this process serves all guests; the
+/// list of 500 Nodes is shorter than that.
+const LIMITS: Limits = Limits { connecting: Duration::from_secs(15), answer: 16 << 20 };
 /// Lifetime of the certificate.
 pub const TTL: Duration = Duration::from_secs(600);
 
@@ -60,8 +64,7 @@ pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) ->
         ..AuthInfo::default()
     };
     // Writes inside a guest are the leader's, too.
-    link::connect_within(CONNECT_TIMEOUT, config, Some(context.leadership.clone()))
-        .map_err(|error| failed(error.into()))
+    link::connect_within(LIMITS, config, Some(context.leadership.clone())).map_err(|error| failed(error.into()))
 }
 
 /// The manifests of add-ons that the VM image of the VM pod at `address` carries.
@@ -73,7 +76,7 @@ pub async fn manifests(address: IpAddr) -> Result<String, CallError> {
         let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
         let config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
         let request = http::Request::get(addons::PATH).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        link::connect(config, None)?.request_text(request).await
+        link::connect_within(LIMITS, config, None)?.request_text(request).await
     };
     call("get", format!("{} of {address}", addons::PATH), ask).await
 }

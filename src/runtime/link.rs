@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
+use futures::TryFutureExt as _;
 use http::{Method, Request, Response};
+use http_body_util::Limited;
 use kube::{
     Client, Config,
     client::{Body, ClientBuilder},
@@ -36,20 +38,29 @@ pub struct NotLeading;
 /// # Errors
 /// If the configuration is unusable.
 pub fn connect(config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
-    connect_within(CONNECT_TIMEOUT, config, leadership)
+    connect_within(Limits { connecting: CONNECT_TIMEOUT, answer: usize::MAX }, config, leadership)
 }
 
-/// [`connect`], with another limit for a connection and its handshake.
+/// What a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Longest time to a connection, its handshake included.
+    pub connecting: Duration,
+    /// Longest answer in bytes; a longer one is an error. A server that is not trusted could fill this process' memory.
+    pub answer: usize,
+}
+
+/// [`connect`], within other limits.
 ///
 /// # Errors
 /// As [`connect`].
-pub fn connect_within(limit: Duration, mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
+pub fn connect_within(limits: Limits, mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
     // kube would repeat a refused call up to fifteen times and sleep in between; queues do that better.
     config.default_retry = false;
-    config.connect_timeout = Some(limit);
+    config.connect_timeout = Some(limits.connecting);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Guard(leadership)).build())
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Guard { leadership, longest: limits.answer }).build())
 }
 
 /// Whether an error is a write that was held back by [`NotLeading`].
@@ -66,30 +77,35 @@ pub fn is_not_leading(error: &kube::Error) -> bool {
 }
 
 #[derive(Clone)]
-struct Guard(Option<Leadership>);
+struct Guard {
+    leadership: Option<Leadership>,
+    /// Longest answer.
+    longest: usize,
+}
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, leadership: self.0.clone() }
+        Guarded { inner, guard: self.clone() }
     }
 }
 
 #[derive(Clone)]
 struct Guarded<S> {
     inner: S,
-    leadership: Option<Leadership>,
+    guard: Guard,
 }
 
 impl<S, B> Service<Request<Body>> for Guarded<S>
 where
     S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
     S::Future: Send + 'static,
+    B: http_body::Body,
 {
-    type Response = Response<B>;
+    type Response = Response<Limited<B>>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(context)
@@ -97,15 +113,16 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let verb = verb(&request);
-        let permit = match &self.leadership {
+        let permit = match &self.guard.leadership {
             Some(leadership) if verb.writes() => match leadership.begin_write() {
                 Some(permit) => Some(permit),
                 None => return Box::pin(async { Err(NotLeading.into()) }),
             },
             _ => None,
         };
-        let answer = self.inner.call(request);
-        let Some(leadership) = self.leadership.clone() else { return Box::pin(answer) };
+        let longest = self.guard.longest;
+        let answer = self.inner.call(request).map_ok(move |answer| answer.map(|body| Limited::new(body, longest)));
+        let Some(leadership) = self.guard.leadership.clone() else { return Box::pin(answer) };
         Box::pin(async move {
             let answer = match permit {
                 None => answer.await,
@@ -188,6 +205,8 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use http_body_util::{BodyExt as _, Empty, Full};
+    use tokio_util::bytes::Bytes;
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
@@ -197,7 +216,7 @@ mod tests {
         let count = sent.clone();
         let wire = service_fn(move |_: Request<Body>| {
             count.fetch_add(1, Ordering::SeqCst);
-            async { Ok::<_, BoxError>(Response::new(())) }
+            async { Ok::<_, BoxError>(Response::new(Empty::<Bytes>::new())) }
         });
         let request = Request::builder().method(method).uri("/api").body(Body::empty())?;
         let answer = guard.layer(wire).oneshot(request).await.map(|_| ());
@@ -207,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_leadership_nothing_but_reads_is_sent() {
-        let guard = Guard(Some(Leadership::default()));
+        let guard = Guard { leadership: Some(Leadership::default()), longest: 0 };
         send(&guard, Method::GET).await.unwrap();
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
             let error = kube::Error::Service(send(&guard, method).await.unwrap_err());
@@ -227,11 +246,12 @@ mod tests {
                 // There is no connection yet.
                 tokio::task::yield_now().await;
                 count.fetch_add(1, Ordering::SeqCst);
-                Ok::<_, BoxError>(Response::new(()))
+                Ok::<_, BoxError>(Response::new(Empty::<Bytes>::new()))
             }
         });
         let request = Request::builder().method(Method::POST).uri("/api").body(Body::empty()).unwrap();
-        let mut answer = std::pin::pin!(Guard(Some(leadership)).layer(wire).oneshot(request));
+        let mut answer =
+            std::pin::pin!(Guard { leadership: Some(leadership), longest: 0 }.layer(wire).oneshot(request));
         assert!(futures::poll!(answer.as_mut()).is_pending());
         // Frozen: when it goes on, this is polled before any timer is looked at.
         std::thread::sleep(Duration::from_millis(40));
@@ -241,7 +261,19 @@ mod tests {
 
     #[tokio::test]
     async fn an_unguarded_client_writes() {
-        send(&Guard(None), Method::POST).await.unwrap();
+        send(&Guard { leadership: None, longest: 0 }, Method::POST).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_not_read_to_its_end() {
+        for (longest, fits) in [(4, true), (3, false)] {
+            let guard = Guard { leadership: None, longest };
+            let wire =
+                service_fn(|_: Request<Body>| async { Ok::<_, BoxError>(Response::new(Full::<Bytes>::from("four"))) });
+            let request = Request::get("/api").body(Body::empty()).unwrap();
+            let answer = guard.layer(wire).oneshot(request).await.unwrap();
+            assert_eq!(answer.into_body().collect().await.is_ok(), fits, "{longest}");
+        }
     }
 
     #[test]
