@@ -217,13 +217,21 @@ impl Cache {
         };
         let accesses = {
             let wake = wake.clone();
+            // A status that is written changes no rights, and no guest need be looked at for it.
+            let known: Mutex<HashMap<AccessKey, Rights>> = Mutex::default();
             watches.objects("clusteraccesses", None, move |object: &ClusterAccess, change| {
                 let (key, cluster) = (AccessKey::of(object), access::cluster_of(object));
                 wake.accesses_by_cluster.note(&cluster.to_string(), &key.name, change);
-                wake.access(key);
-                if object.spec.rights.is_some() {
+                let asked = (change == Change::Is).then(|| rights_of(object)).flatten();
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = match &asked {
+                    Some(rights) => known.insert(key.clone(), rights.clone()),
+                    None => known.remove(&key),
+                };
+                if before != asked {
                     wake.rights(cluster);
                 }
+                wake.access(key);
             })
         };
         let config_maps_by_namespace = Index::default();

@@ -1,6 +1,6 @@
 //! What a ClusterAccess asks for, checked; what there is to do for it, and the status that follows. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -136,16 +136,19 @@ fn rights(user: &str, rights: Option<&AccessRights>) -> Result<Option<Rights>, (
         let problem = "must be letters, digits and . _ : -, with a letter or digit at both ends, at most 128";
         return Err(("spec.rights.clusterRole".into(), problem.into()));
     }
-    let count = rights.namespaces.len();
-    if count > MOST_NAMESPACES {
-        let problem = format!("has {count} entries and may have {MOST_NAMESPACES}");
+    let named = rights.namespaces.as_deref().unwrap_or_default();
+    let namespaces: BTreeSet<_> = named.iter().cloned().collect();
+    if rights.namespaces.is_some() && !(1..=MOST_NAMESPACES).contains(&named.len()) {
+        let problem = format!("has {} entries and must have 1 to {MOST_NAMESPACES}, if it is given", named.len());
         return Err(("spec.rights.namespaces".into(), problem));
     }
-    if let Some(place) = rights.namespaces.iter().position(|name| name.len() > 63 || !is_label(name)) {
+    if namespaces.len() < named.len() {
+        return Err(("spec.rights.namespaces".into(), "names a namespace twice".into()));
+    }
+    if let Some(place) = named.iter().position(|name| name.len() > 63 || !is_label(name)) {
         return Err((format!("spec.rights.namespaces[{place}]"), "must be the name of a namespace".into()));
     }
-    let (cluster_role, namespaces) = (rights.cluster_role.clone(), rights.namespaces.iter().cloned().collect());
-    Ok(Some(Rights { user: user.to_owned(), cluster_role, namespaces }))
+    Ok(Some(Rights { user: user.to_owned(), cluster_role: rights.cluster_role.clone(), namespaces }))
 }
 
 /// The rights that a ClusterAccess asks for. What else may be wrong with it takes nothing from its user that is there already.
@@ -220,21 +223,24 @@ pub enum Verdict {
     },
 }
 
-/// What stands against the user's rights, as far as the guest operator has said; while it says nothing, as when the guest's
-/// API is silent, what was told of this very wish holds.
-pub fn obstacle(wish: &Wish, bound: Option<&Bound>, told_ready: bool) -> Option<Verdict> {
-    let rights = wish.rights.as_ref()?;
-    let (reason, message) = match bound.filter(|bound| bound.rights == *rights) {
-        Some(Bound { problem: None, .. }) => return None,
-        Some(Bound { problem: Some((reason, message)), .. }) => (*reason, message.clone()),
-        None if told_ready => return None,
-        None => (Reason::Waiting, format!("waits for the user's rights inside Cluster {}", wish.cluster.name)),
+/// What stands against the user's rights. `bound` is what the guest operator has said of this ClusterAccess, if it has said
+/// anything of the guest; until then a wish that `was_ready` is.
+pub fn obstacle(wish: &Wish, bound: Option<Option<&Bound>>, was_ready: bool) -> Option<(Reason, String)> {
+    let waits =
+        |what: &str| Some((Reason::Waiting, format!("waits for the user's {what} Cluster {}", wish.cluster.name)));
+    let Some(bound) = bound else {
+        return if wish.rights.is_some() && !was_ready { waits("rights inside") } else { None };
     };
-    Some(Verdict::Not { reason, message })
+    match (&wish.rights, bound) {
+        (None, None) => None,
+        (None, Some(_)) => waits("former rights to end inside"),
+        (Some(rights), Some(bound)) if bound.rights == *rights => bound.problem.clone(),
+        (Some(_), _) => waits("rights inside"),
+    }
 }
 
 /// Whether a ClusterAccess was told to be ready as it is now.
-pub fn is_told_ready(access: &ClusterAccess) -> bool {
+pub fn was_ready(access: &ClusterAccess) -> bool {
     access.status.as_ref().is_some_and(|status| {
         status.observed_generation == access.metadata.generation
             && status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
@@ -315,6 +321,8 @@ mod tests {
             (json!({"rights": {"clusterRole": "a/b"}}), "spec.rights.clusterRole"),
             (json!({"rights": {"clusterRole": "view", "namespaces": ["a", "A"]}}), "spec.rights.namespaces[1]"),
             (json!({"rights": {"clusterRole": "view", "namespaces": vec!["a"; 33]}}), "spec.rights.namespaces: has 33"),
+            (json!({"rights": {"clusterRole": "view", "namespaces": []}}), "spec.rights.namespaces: has 0"),
+            (json!({"rights": {"clusterRole": "view", "namespaces": ["a", "a"]}}), "spec.rights.namespaces: names"),
         ] {
             let problems = wish(&spec).expect_err(&spec.to_string());
             assert!(problems.len() == 1 && problems[0].starts_with(field), "{spec}: {problems:?}");
@@ -371,22 +379,29 @@ mod tests {
     }
 
     #[test]
-    fn rights_are_waited_for_but_a_silent_guest_takes_nothing_back() {
+    fn rights_are_waited_for_and_so_is_their_end() {
         let wish = wish(&json!({"rights": {"clusterRole": "view", "namespaces": ["x"]}})).unwrap();
-        let rights = wish.rights.clone().unwrap();
-        let waits = |bound: Option<&Bound>, told| obstacle(&wish, bound, told).is_some();
-        assert!(waits(None, false) && !waits(None, true));
-        let bound = Bound { rights: rights.clone(), problem: None };
-        assert!(!waits(Some(&bound), false));
-        // What was bound before another wish says nothing about this one.
-        let older = Bound { rights: Rights { cluster_role: "edit".into(), ..rights.clone() }, problem: None };
-        assert!(waits(Some(&older), false));
-        let problem = Some((Reason::Waiting, "waits for namespace x of the guest".to_owned()));
-        let Some(Verdict::Not { message, .. }) = obstacle(&wish, Some(&Bound { rights, problem }), true) else {
-            panic!("a missing namespace is not told")
+        let (rights, none) = (wish.rights.clone().unwrap(), Wish { rights: None, ..wish.clone() });
+        let message = |wish: &Wish, bound: Option<Option<&Bound>>, was_ready: bool| {
+            obstacle(wish, bound, was_ready).map(|(_, message)| message)
         };
-        assert_eq!(message, "waits for namespace x of the guest");
-        assert_eq!(obstacle(&Wish { rights: None, ..wish }, None, false), None);
+        let waits = Some("waits for the user's rights inside Cluster demo".to_owned());
+        let bound = Bound { rights: rights.clone(), problem: None };
+        assert_eq!(message(&wish, Some(None), false), waits);
+        assert_eq!(message(&wish, Some(Some(&bound)), false), None);
+        // What was bound before another wish says nothing about this one, and none is one, too.
+        let older = Bound { rights: Rights { cluster_role: "edit".into(), ..rights.clone() }, problem: None };
+        assert_eq!(message(&wish, Some(Some(&older)), false), waits);
+        let ends = "waits for the user's former rights to end inside Cluster demo";
+        assert_eq!(message(&none, Some(Some(&older)), false).unwrap(), ends);
+        assert_eq!(message(&none, Some(None), false), None);
+        let problem = Some((Reason::Waiting, "waits for namespace x of the guest".to_owned()));
+        let said = message(&wish, Some(Some(&Bound { rights, problem })), false);
+        assert_eq!(said.unwrap(), "waits for namespace x of the guest");
+        // Before anything is known of the guest, as after a start.
+        assert_eq!(message(&wish, None, true), None);
+        assert_eq!(message(&wish, None, false), waits);
+        assert_eq!(message(&none, None, false), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{ClusterAccess, Reason, names},
-    cluster::{Blames as _, Identity, Report},
+    cluster::{Blames as _, Identity},
     context::Context,
     pki::{
         embedded, kubeconfig, leaf,
@@ -96,9 +96,11 @@ impl AccessOperator {
     /// What there is to say once the kubeconfig is there: it is worth nothing before the user's rights are.
     fn verdict(&self, access: &ClusterAccess, identity: &Identity, wish: &Wish, ends_at: Option<String>) -> Verdict {
         let reports = self.context.reports.of(identity);
-        let guest = reports.guest.as_ref().and_then(Report::facts);
-        let bound = guest.and_then(|facts| facts.bound.get(&access.name_any()));
-        plan::obstacle(wish, bound, plan::is_told_ready(access)).unwrap_or(Verdict::Ready { ends_at })
+        let bound = reports.bound.as_ref().map(|all| all.get(&access.name_any()));
+        match plan::obstacle(wish, bound, plan::was_ready(access)) {
+            Some((reason, message)) => Verdict::Not { reason, message },
+            None => Verdict::Ready { ends_at },
+        }
     }
 
     /// Issues a certificate and stores it. Answers when it ends.

@@ -79,12 +79,16 @@ impl Rights {
     }
 }
 
-/// Whether a binding in this namespace, or in none, is one that some ClusterAccess asks for.
-pub fn is_wanted(all: &BTreeMap<String, Rights>, namespace: Option<&str>, binding: &str) -> bool {
-    all.iter().any(|(access, rights)| {
-        let there = namespace.map_or(rights.namespaces.is_empty(), |namespace| rights.namespaces.contains(namespace));
-        there && rights.binding(access) == binding
-    })
+/// Namespace, if it is in one, and name of a binding.
+pub type Place = (Option<String>, String);
+
+/// Where the bindings are that the ClusterAccess called `access` asks for.
+pub fn places(access: &str, rights: &Rights) -> Vec<Place> {
+    let name = rights.binding(access);
+    if rights.namespaces.is_empty() {
+        return vec![(None, name)];
+    }
+    rights.namespaces.iter().map(|namespace| (Some(namespace.clone()), name.clone())).collect()
 }
 
 #[cfg(test)]
@@ -114,19 +118,11 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asks_for_any_more_is_not_wanted() {
-        let all = BTreeMap::from([("a".to_owned(), rights("view", &[])), ("b".to_owned(), rights("edit", &["x"]))]);
-        for (namespace, name, wanted) in [
-            (None, "giantnetes:access:a:view", true),
-            (Some("x"), "giantnetes:access:b:edit", true),
-            // Of another role, in another place, of another ClusterAccess.
-            (None, "giantnetes:access:a:edit", false),
-            (Some("x"), "giantnetes:access:a:view", false),
-            (None, "giantnetes:access:b:edit", false),
-            (Some("y"), "giantnetes:access:b:edit", false),
-            (None, "giantnetes:access:c:view", false),
-        ] {
-            assert_eq!(is_wanted(&all, namespace, name), wanted, "{namespace:?} {name}");
-        }
+    fn each_binding_has_a_place_of_its_own() {
+        let name = |text: &str| text.to_owned();
+        assert_eq!(places("a", &rights("view", &[])), [(None, name("giantnetes:access:a:view"))]);
+        let edit = name("giantnetes:access:b:edit");
+        let both = [(Some(name("x")), edit.clone()), (Some(name("y")), edit)];
+        assert_eq!(places("b", &rights("edit", &["y", "x"])), both);
     }
 }

@@ -22,10 +22,10 @@ pub struct AccessRights {
     pub cluster_role: String,
     /// Namespaces of the guest in which the user has them; those that are not there are waited for. At least one, if it is
     /// given at all. Default: in the whole guest. Changing them: in place.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32), inner(length(max = 63), regex(pattern = rules::NAMESPACE)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
-    pub namespaces: Vec<String>,
+    pub namespaces: Option<Vec<String>>,
 }
 
 /// Who shall have access to which guest, and for how long.

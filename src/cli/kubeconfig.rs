@@ -33,7 +33,8 @@ pub(super) struct KubeconfigArgs {
     /// Lifetime of the user's certificate, such as 8h.
     #[arg(long, requires = "user")]
     ttl: Option<String>,
-    /// A ClusterRole of the guest whose rights the user gets, such as view, edit or cluster-admin.
+    /// A ClusterRole of the guest whose rights the user gets, such as view, edit or cluster-admin: in the whole guest, unless
+    /// namespaces are named, or were before.
     #[arg(long, requires = "user")]
     cluster_role: Option<String>,
     /// A namespace of the guest to which these rights are limited; may be given several times.
@@ -62,21 +63,10 @@ pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
 /// Makes the user's ClusterAccess, or changes it, and waits for its kubeconfig. Answers the Secret's name.
 async fn let_in(client: &Client, namespace: &str, args: &KubeconfigArgs, user: &str) -> Result<String, Failure> {
     let name = access_name(&args.name, user);
-    let access = ClusterAccess::new(
-        &name,
-        ClusterAccessSpec {
-            cluster_ref: AccessedCluster { name: args.name.clone() },
-            user: user.to_owned(),
-            groups: args.groups.clone(),
-            ttl: args.ttl.clone(),
-            rights: args
-                .cluster_role
-                .clone()
-                .map(|cluster_role| AccessRights { cluster_role, namespaces: args.namespaces.clone() }),
-        },
-    );
     let api = Api::<ClusterAccess>::namespaced(client.clone(), namespace);
     let object = format!("ClusterAccess {namespace}/{name}");
+    let before = call("get", &object, api.get_opt(&name)).await?;
+    let access = ClusterAccess::new(&name, wish(args, user, before.map(|access| access.spec)));
     let params = PatchParams::apply("giantnetes.cli").force();
     let mut made = call("apply", &object, api.patch(&name, &params, &Patch::Apply(&access))).await?;
     let (began, mut said) = (Instant::now(), String::new());
@@ -97,6 +87,27 @@ async fn let_in(client: &Client, namespace: &str, args: &KubeconfigArgs, user: &
         tokio::time::sleep(Duration::from_millis(300)).await;
         made = call("get", &object, api.get(&name)).await?;
     }
+}
+
+/// What is asked for: what was asked for before, but for what is said now.
+fn wish(args: &KubeconfigArgs, user: &str, before: Option<ClusterAccessSpec>) -> ClusterAccessSpec {
+    let mut spec = before.unwrap_or_else(|| ClusterAccessSpec {
+        cluster_ref: AccessedCluster { name: args.name.clone() },
+        user: user.to_owned(),
+        groups: Vec::new(),
+        ttl: None,
+        rights: None,
+    });
+    if !args.groups.is_empty() {
+        spec.groups.clone_from(&args.groups);
+    }
+    spec.ttl = args.ttl.clone().or(spec.ttl);
+    if let Some(cluster_role) = args.cluster_role.clone() {
+        let named = (!args.namespaces.is_empty()).then(|| args.namespaces.clone());
+        let namespaces = named.or(spec.rights.and_then(|rights| rights.namespaces));
+        spec.rights = Some(AccessRights { cluster_role, namespaces });
+    }
+    spec
 }
 
 /// What the controller manager says of the ClusterAccess as it is now: its Secret, or reason and message.
@@ -123,6 +134,30 @@ fn access_name(cluster: &str, user: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_said_stays_as_it_was() {
+        let args = |role: Option<&str>, namespaces: &[&str]| KubeconfigArgs {
+            name: "demo".into(),
+            namespace: None,
+            user: Some("alice".into()),
+            groups: vec![],
+            ttl: None,
+            cluster_role: role.map(Into::into),
+            namespaces: namespaces.iter().map(ToString::to_string).collect(),
+        };
+        let first = wish(&args(Some("view"), &["shop"]), "alice", None);
+        let rights = |spec: &ClusterAccessSpec| {
+            let rights = spec.rights.clone().unwrap();
+            (rights.cluster_role, rights.namespaces)
+        };
+        let shop = Some(vec!["shop".to_owned()]);
+        assert_eq!(rights(&first), ("view".into(), shop.clone()));
+        assert_eq!(wish(&args(None, &[]), "alice", Some(first.clone())), first);
+        // A right in one namespace does not become one everywhere because it is another.
+        assert_eq!(rights(&wish(&args(Some("edit"), &[]), "alice", Some(first))), ("edit".into(), shop));
+        assert_eq!(rights(&wish(&args(Some("edit"), &[]), "alice", None)), ("edit".into(), None));
+    }
 
     #[test]
     fn two_users_never_share_a_name() {

@@ -136,7 +136,7 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network, pki, kvm, pools, guest } = reports;
+    let ClusterReports { network, pki, kvm, pools, guest, bound: _ } = reports;
     let parts = [
         (ConditionType::NetworkReady, judge(network.as_ref())),
         (ConditionType::PKIReady, judge(pki.as_ref())),
@@ -274,6 +274,7 @@ mod tests {
                 nodes: NodeCounts { ready: 1, total: 1 },
                 ..GuestFacts::default()
             })),
+            bound: None,
         }
     }
 
@@ -453,6 +454,7 @@ mod tests {
             kvm: Some(Report::Gone),
             pools: Some(Report::Gone),
             guest: None,
+            bound: None,
         };
         assert!(left_over(&all_gone, true).is_empty());
         assert_eq!(left_over(&all_gone, false), ["namespace"]);

@@ -7,6 +7,7 @@ use std::{
 
 use super::{ClusterKey, Identity};
 use crate::{
+    access::rights::AllBound,
     api::{NodeCounts, Reason},
     guest::GuestFacts,
     kvm::{KvmFacts, PoolFacts},
@@ -103,6 +104,8 @@ pub struct ClusterReports {
     pub pools: Option<Report<PoolFacts>>,
     /// guest
     pub guest: Option<Report<GuestFacts>>,
+    /// guest, of the rights that ClusterAccesses ask for; no part of the Cluster's status.
+    pub bound: Option<Arc<AllBound>>,
 }
 
 impl ClusterReports {

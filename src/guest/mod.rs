@@ -18,9 +18,9 @@ pub mod reconcile;
 mod rights;
 mod setup;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
-use crate::{access::rights::AllBound, api::NodeCounts};
+use crate::api::NodeCounts;
 
 /// What the guest operator tells the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,4 @@ pub struct GuestFacts {
     pub nodes: NodeCounts,
     /// Workers that are leaving, by the UID of their VM pod: which pods have yet to go elsewhere (`namespace/name`).
     pub drains: BTreeMap<String, Vec<String>>,
-    /// What came of the rights that ClusterAccesses ask for.
-    pub bound: Arc<AllBound>,
 }

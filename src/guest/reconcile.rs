@@ -26,9 +26,8 @@ use super::{
     setup::{Setup, unready_add_on},
 };
 use crate::{
-    access::rights::AllBound,
     api::{Reason, names},
-    cluster::{Blames, ClusterKey, Report, Valid, valid::NodePool},
+    cluster::{Blames, ClusterKey, Identity, Report, Valid, valid::NodePool},
     context::{Context, Target},
     runtime::{
         CallError,
@@ -158,8 +157,9 @@ impl GuestOperator {
             return Ok((Report::waiting("the control plane"), Outcome::AwaitChange));
         };
         let session = self.session(key, valid, address).await?;
+        // First, so that nothing else that fails keeps rights from ending.
+        self.let_in(key, &session, &valid.identity).await?;
         self.equip(key, &session, valid).await?;
-        let bound = self.let_in(key, &session, valid).await?;
         let client = session.client;
         let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
             .await
@@ -171,7 +171,7 @@ impl GuestOperator {
         let drains = drain::tend(&client, &vm_pods, &nodes).await.map_err(Error::Nodes)?;
         let expected = 1 + workers.len();
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
-        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, bound };
+        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
@@ -213,16 +213,16 @@ impl GuestOperator {
     }
 
     /// Sees that users have the rights that their ClusterAccesses ask for, and nobody else has, if that was not seen just now.
-    async fn let_in(&self, key: &ClusterKey, session: &Session, valid: &Valid) -> Result<Arc<AllBound>, Error> {
+    async fn let_in(&self, key: &ClusterKey, session: &Session, identity: &Identity) -> Result<(), Error> {
         let wishes = self.context.rights(key);
-        if let Some(seen) = session.users.as_ref().filter(|seen| seen.holds(&wishes)) {
-            return Ok(seen.bound.clone());
+        if session.users.as_ref().is_some_and(|seen| seen.holds(&wishes)) {
+            return Ok(());
         }
-        let guest = rights::Guest { client: &session.client, applier: &session.applier, owner: valid.identity.owner() };
-        let seen = guest.bind(wishes).await?;
-        let bound = seen.bound.clone();
-        self.note(key, |session| session.users = Some(seen));
-        Ok(bound)
+        let guest = rights::Guest { client: &session.client, applier: &session.applier, owner: identity.owner() };
+        let bound = guest.bind(&wishes).await.map_err(Error::Access)?;
+        self.context.reports.update(identity, |reports| reports.bound = Some(Arc::new(bound)));
+        self.note(key, |session| session.users = Some(rights::Seen::now(wishes)));
+        Ok(())
     }
 
     /// Keeps what was seen in the guest's session, if it is there still.

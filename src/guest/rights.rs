@@ -3,44 +3,51 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
-    sync::Arc,
     time::Instant,
 };
 
 use k8s_openapi::{
-    api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding},
+    api::{
+        core::v1::Namespace,
+        rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding},
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
+use kube::{Api, Client, Resource, api::ListParams};
 use serde::{Serialize, de::DeserializeOwned};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::reconcile::{Error, SEEN_FOR};
+use super::reconcile::SEEN_FOR;
 use crate::{
-    access::rights::{AllBound, Bound, Rights, is_wanted},
+    access::rights::{AllBound, Bound, Place, Rights, places},
     api::{Reason, names},
     runtime::{
         CallError,
-        apply::{self, Applier, ApplyError, Owner},
-        call,
+        apply::{self, Applied, Applier, ApplyError, Owner},
+        call, chain,
     },
 };
 
-/// What was bound in a guest, and when that was seen.
+/// Rights that were looked for in a guest, and when.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     at: Instant,
     wishes: BTreeMap<String, Rights>,
-    pub(super) bound: Arc<AllBound>,
 }
 
 impl Seen {
-    /// Whether there is nothing to look for: these wishes were seen to be fulfilled just now, or there are none, as before.
+    pub(super) fn now(wishes: BTreeMap<String, Rights>) -> Self {
+        Self { at: Instant::now(), wishes }
+    }
+
+    /// Whether there is nothing to look for: it was looked for these just now, or there are none, as before.
     pub(super) fn holds(&self, wishes: &BTreeMap<String, Rights>) -> bool {
-        let fulfilled = self.bound.values().all(|bound| bound.problem.is_none());
-        self.wishes == *wishes && (wishes.is_empty() || (fulfilled && self.at.elapsed() < SEEN_FOR))
+        self.wishes == *wishes && (wishes.is_empty() || self.at.elapsed() < SEEN_FOR)
     }
 }
+
+/// Why a binding is not there, and of which sort that is.
+type Problem = Option<(Reason, String)>;
 
 /// A guest's API, and on whose behalf it is written to.
 pub(super) struct Guest<'a> {
@@ -49,104 +56,141 @@ pub(super) struct Guest<'a> {
     pub(super) owner: Owner,
 }
 
+/// What a guest has.
+struct World {
+    bindings: BTreeMap<Place, ObjectMeta>,
+    roles: BTreeSet<String>,
+    namespaces: BTreeSet<String>,
+}
+
 impl Guest<'_> {
-    /// Binds what `wishes` ask for, by ClusterAccess, and unbinds the rest.
-    pub(super) async fn bind(&self, wishes: BTreeMap<String, Rights>) -> Result<Seen, Error> {
-        let everywhere = Api::<ClusterRoleBinding>::all(self.client.clone());
-        let somewhere = Api::<RoleBinding>::all(self.client.clone());
-        let there = (labelled(&everywhere).await?, labelled(&somewhere).await?);
+    /// Binds what `wishes` ask for, by ClusterAccess, and unbinds the rest. What the guest refuses is a problem of that one
+    /// ClusterAccess alone.
+    ///
+    /// # Errors
+    /// If the guest does not answer, or does not tell what it has.
+    pub(super) async fn bind(&self, wishes: &BTreeMap<String, Rights>) -> Result<AllBound, CallError> {
+        let world = self.observe(wishes).await?;
         // First what is to end.
-        for binding in there.0.iter().chain(&there.1) {
-            self.unbind(&wishes, binding).await?;
+        let wanted: BTreeSet<_> = wishes.iter().flat_map(|(access, rights)| places(access, rights)).collect();
+        for (place, binding) in world.bindings.iter().filter(|(place, _)| !wanted.contains(place)) {
+            self.unbind(place, binding).await?;
         }
-        let missing = self.missing_roles(&wishes).await?;
         let mut bound = AllBound::new();
-        for (access, rights) in &wishes {
-            let problem = if missing.contains(&rights.cluster_role) {
-                Some((Reason::Waiting, format!("waits for ClusterRole {} of the guest", rights.cluster_role)))
-            } else {
-                self.bind_one(access, rights, &there).await?
-            };
+        for (access, rights) in wishes {
+            let problem = self.bind_one(access, rights, &world).await?;
             bound.insert(access.clone(), Bound { rights: rights.clone(), problem });
         }
-        Ok(Seen { at: Instant::now(), wishes, bound: Arc::new(bound) })
+        Ok(bound)
     }
 
-    async fn unbind(&self, wishes: &BTreeMap<String, Rights>, binding: &ObjectMeta) -> Result<(), Error> {
-        let name = binding.name.as_deref().unwrap_or_default();
-        if !self.owner.owns(binding) || is_wanted(wishes, binding.namespace.as_deref(), name) {
-            return Ok(());
-        }
-        let client = self.client.clone();
-        info!(binding = name, namespace = binding.namespace, "rights end");
-        match &binding.namespace {
-            None => apply::delete(&Api::<ClusterRoleBinding>::all(client), binding, None).await,
-            Some(namespace) => apply::delete(&Api::<RoleBinding>::namespaced(client, namespace), binding, None).await,
-        }
-        .map_err(Error::Access)
-    }
-
-    /// ClusterRoles that the guest does not have. A binding to one would be accepted, and give nothing.
-    async fn missing_roles(&self, wishes: &BTreeMap<String, Rights>) -> Result<BTreeSet<String>, Error> {
-        let api = Api::<ClusterRole>::all(self.client.clone());
-        let mut missing = BTreeSet::new();
+    async fn observe(&self, wishes: &BTreeMap<String, Rights>) -> Result<World, CallError> {
+        let client = || self.client.clone();
+        let ours = ListParams::default().labels(names::ACCESS_LABEL);
+        let mut bindings = listed(&Api::<ClusterRoleBinding>::all(client()), &ours).await?;
+        bindings.extend(listed(&Api::<RoleBinding>::all(client()), &ours).await?);
+        bindings.retain(|binding| self.owner.owns(binding));
+        let place = |meta: ObjectMeta| ((meta.namespace.clone(), meta.name.clone().unwrap_or_default()), meta);
+        let mut roles = BTreeSet::new();
+        // There are many, and few of them are asked for.
         for role in wishes.values().map(|rights| &rights.cluster_role).collect::<BTreeSet<_>>() {
-            let found = call("get", format!("the guest's ClusterRole {role}"), api.get_metadata_opt(role));
-            if found.await.map_err(Error::Access)?.is_none() {
-                missing.insert(role.clone());
+            let object = format!("the guest's ClusterRole {role}");
+            if call("get", object, Api::<ClusterRole>::all(client()).get_metadata_opt(role)).await?.is_some() {
+                roles.insert(role.clone());
             }
         }
-        Ok(missing)
+        let mut namespaces = BTreeSet::new();
+        if wishes.values().any(|rights| !rights.namespaces.is_empty()) {
+            let all = listed(&Api::<Namespace>::all(client()), &ListParams::default()).await?;
+            let kept = all.into_iter().filter(|namespace| namespace.deletion_timestamp.is_none());
+            namespaces.extend(kept.filter_map(|namespace| namespace.name));
+        }
+        Ok(World { bindings: bindings.into_iter().map(place).collect(), roles, namespaces })
     }
 
-    /// Answers what stands against it.
-    async fn bind_one(
-        &self,
-        access: &str,
-        rights: &Rights,
-        there: &(Vec<ObjectMeta>, Vec<ObjectMeta>),
-    ) -> Result<Option<(Reason, String)>, Error> {
+    async fn unbind(&self, (namespace, name): &Place, binding: &ObjectMeta) -> Result<(), CallError> {
+        let client = self.client.clone();
+        info!(binding = name, namespace, "rights end");
+        self.applier.forget(binding);
+        let deleted = match namespace {
+            None => apply::delete(&Api::<ClusterRoleBinding>::all(client), binding, None).await,
+            Some(namespace) => apply::delete(&Api::<RoleBinding>::namespaced(client, namespace), binding, None).await,
+        };
+        match deleted {
+            // Others are to end nevertheless; the next look tries this one again.
+            Err(error) if error.status().is_some() => {
+                warn!(binding = name, namespace, error = chain(&error), "rights cannot be ended; it is repeated");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn bind_one(&self, access: &str, rights: &Rights, world: &World) -> Result<Problem, CallError> {
+        if !world.roles.contains(&rights.cluster_role) {
+            // A binding to it would be accepted, and give nothing.
+            return Ok(waits(format!("ClusterRole {} of the guest", rights.cluster_role)));
+        }
         if let Some(binding) = rights.everywhere(access) {
-            return self.ensure(&Api::all(self.client.clone()), &binding, &there.0).await;
+            return self.ensure(&Api::all(self.client.clone()), &binding, world).await;
         }
         let mut problem = None;
         for binding in rights.in_namespaces(access) {
-            let api = Api::namespaced(self.client.clone(), &binding.namespace().unwrap_or_default());
+            let namespace = binding.metadata.namespace.clone().unwrap_or_default();
+            let there = if world.namespaces.contains(&namespace) {
+                self.ensure(&Api::namespaced(self.client.clone(), &namespace), &binding, world).await?
+            } else {
+                waits(format!("namespace {namespace} of the guest"))
+            };
             // What does not work in one namespace may in the next.
-            problem = problem.or(self.ensure(&api, &binding, &there.1).await?);
+            problem = problem.or(there);
         }
         Ok(problem)
     }
 
-    async fn ensure<K>(
-        &self,
-        api: &Api<K>,
-        binding: &K,
-        there: &[ObjectMeta],
-    ) -> Result<Option<(Reason, String)>, Error>
+    async fn ensure<K>(&self, api: &Api<K>, binding: &K, world: &World) -> Result<Problem, CallError>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
     {
-        let is_it = |meta: &&ObjectMeta| meta.name == binding.meta().name && meta.namespace == binding.meta().namespace;
-        match self.applier.ensure(api, &self.owner, binding, there.iter().find(is_it)).await {
-            Ok(_) => Ok(None),
+        let meta = binding.meta();
+        let there = world.bindings.get(&(meta.namespace.clone(), meta.name.clone().unwrap_or_default()));
+        match self.applier.ensure(api, &self.owner, binding, there).await {
+            Ok(Applied::Created | Applied::Updated) => Ok(None),
+            Ok(Applied::Unchanged) if there.is_some() => Ok(None),
+            Ok(_) => Ok(waits(format!("{} to be made anew", apply::describe(binding)))),
             Err(error @ ApplyError::Foreign { .. }) => Ok(Some((Reason::ForeignObject, error.to_string()))),
-            // What may be missing of a binding's place is its namespace alone.
-            Err(ApplyError::Call(error)) if error.status() == Some(404) => {
-                let namespace = binding.namespace().unwrap_or_default();
-                Ok(Some((Reason::Waiting, format!("waits for namespace {namespace} of the guest"))))
-            }
-            Err(error) => Err(Error::Rights(error)),
+            Err(ApplyError::Call(error)) if error.status().is_none() => Err(error),
+            Err(error) => Ok(Some((Reason::Error, chain(&error)))),
         }
     }
 }
 
-async fn labelled<K>(api: &Api<K>) -> Result<Vec<ObjectMeta>, Error>
+fn waits(what: String) -> Problem {
+    Some((Reason::Waiting, format!("waits for {what}")))
+}
+
+async fn listed<K>(api: &Api<K>, params: &ListParams) -> Result<Vec<ObjectMeta>, CallError>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let params = ListParams::default().labels(names::ACCESS_LABEL);
-    let found: Result<_, CallError> =
-        call("list", format!("the guest's {}", K::plural(&())), api.list_metadata(&params)).await;
-    Ok(found.map_err(Error::Access)?.items.into_iter().map(|object| object.metadata).collect())
+    let found = call("list", format!("the guest's {}", K::plural(&())), api.list_metadata(params)).await?;
+    Ok(found.items.into_iter().map(|object| object.metadata).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_holds_for_the_same_wishes_and_not_for_long() {
+        let rights =
+            |role: &str| Rights { user: "alice".into(), cluster_role: role.into(), namespaces: BTreeSet::new() };
+        let wishes = |role: &str| BTreeMap::from([("a".to_owned(), rights(role))]);
+        let mut seen = Seen::now(wishes("view"));
+        assert!(seen.holds(&wishes("view")) && !seen.holds(&wishes("edit")) && !seen.holds(&BTreeMap::new()));
+        seen.at = Instant::now().checked_sub(SEEN_FOR).unwrap();
+        assert!(!seen.holds(&wishes("view")), "nobody would put back what the guest's users take away");
+        seen.wishes.clear();
+        assert!(seen.holds(&BTreeMap::new()));
+    }
 }

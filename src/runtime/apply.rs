@@ -239,6 +239,11 @@ impl Applier {
         Ok(Applied::Updated)
     }
 
+    /// Forgets an object that was deleted where no watch tells.
+    pub fn forget(&self, meta: &ObjectMeta) {
+        self.memory.forget(meta);
+    }
+
     fn post(&self) -> PostParams {
         PostParams { field_manager: Some(self.manager.into()), ..PostParams::default() }
     }

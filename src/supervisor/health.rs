@@ -24,11 +24,13 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// How long it may take to answer: an emulated guest under load needs that for a handshake, and one that was given up has to
 /// be begun anew.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Who was ready stays so for this long after the last answer that said it, while others say that it is not. A VM pod that is
-/// not ready is cut off from its Service: an API that is slow under load would be made one that nobody reaches.
+/// Who was ready stays so while it refuses, for this long: what is slow under load is not down, and whoever waits for the VM
+/// pod would be told so.
 const REFUSED: Duration = Duration::from_secs(20);
-/// The same while there is no answer at all. That QEMU itself hangs is seen sooner.
+/// Who was ready stays so for this long without saying it again. That QEMU itself hangs is seen sooner.
 const SILENT: Duration = Duration::from_secs(60);
+/// A line is made anew after this time: one that is kept says nothing of the certificate that others meet.
+const LINE_AGE: Duration = Duration::from_secs(300);
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
 
@@ -168,15 +170,20 @@ enum Answer {
 struct Patience {
     /// When it was ready, while it counts as that.
     ready_at: Option<Instant>,
+    /// Since when it refuses.
+    refused_at: Option<Instant>,
 }
 
 impl Patience {
     fn counts_as_ready(&mut self, answer: Answer, now: Instant) -> bool {
-        self.ready_at = match answer {
-            Answer::Ready => Some(now),
-            Answer::Refused => self.ready_at.filter(|at| now.duration_since(*at) < REFUSED),
-            Answer::Silent => self.ready_at.filter(|at| now.duration_since(*at) < SILENT),
-        };
+        match answer {
+            Answer::Ready => (self.ready_at, self.refused_at) = (Some(now), None),
+            Answer::Refused => drop(self.refused_at.get_or_insert(now)),
+            Answer::Silent => {}
+        }
+        let within = |since: Instant, limit: Duration| now.duration_since(since) < limit;
+        let refuses = self.refused_at.is_some_and(|since| !within(since, REFUSED));
+        self.ready_at = self.ready_at.filter(|at| within(*at, SILENT) && !refuses);
         self.ready_at.is_some()
     }
 }
@@ -186,17 +193,19 @@ impl Patience {
 struct Line {
     /// The authority that the guest proved itself by. The mount that it is read from is live.
     ca: Vec<u8>,
-    client: Option<Client>,
+    client: Option<(Client, Instant)>,
 }
 
 impl Line {
     async fn client(&mut self, asked: &Asked, address: IpAddr) -> Option<Client> {
         let ca = tokio::fs::read(format!("{}/{CA}", paths::PKI)).await.ok()?;
-        if ca != self.ca || self.client.is_none() {
-            self.client = asked.connect(address, &ca);
-            self.ca = ca;
+        let fresh = self.client.as_ref().filter(|(_, made)| ca == self.ca && made.elapsed() < LINE_AGE);
+        if let Some((client, _)) = fresh {
+            return Some(client.clone());
         }
-        self.client.clone()
+        let client = asked.connect(address, &ca)?;
+        (self.ca, self.client) = (ca, Some((client.clone(), Instant::now())));
+        Some(client)
     }
 }
 
@@ -262,17 +271,20 @@ mod tests {
             (0, Refused, false),
             (1, Silent, false),
             (2, Ready, true),
-            (21, Refused, true),
-            (22, Refused, false),
+            (4, Refused, true),
+            (23, Refused, true),
+            (24, Refused, false),
             // Who is down stays so until it says otherwise.
-            (23, Silent, false),
+            (25, Silent, false),
             (30, Ready, true),
             (60, Silent, true),
             (89, Silent, true),
             (90, Silent, false),
             (100, Ready, true),
             (150, Silent, true),
-            (151, Refused, false),
+            // Its first refusal, though it was silent before.
+            (151, Refused, true),
+            (160, Silent, false),
         ] {
             let now = start + Duration::from_secs(second);
             assert_eq!(patience.counts_as_ready(answer, now), counts, "{answer:?} after {second} s");

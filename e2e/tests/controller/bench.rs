@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::{
     manager::{Manager, Options},
     on_servers,
+    servers::Servers,
     world::{SECOND, World, eventually},
 };
 
@@ -41,6 +42,8 @@ const CHANGES: u32 = 100;
 struct Usage {
     cpu: Duration,
     memory: u64,
+    /// Of the memory, what is the process' own and not its program's.
+    anonymous: u64,
 }
 
 fn usage(process: u32) -> Usage {
@@ -52,9 +55,16 @@ fn usage(process: u32) -> Usage {
     };
     let nanoseconds = threads.filter_map(on_cpu).sum();
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    Usage { cpu: Duration::from_nanos(nanoseconds), memory: kilobytes * 1024 }
+    let bytes = |field: &str| {
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    };
+    Usage { cpu: Duration::from_nanos(nanoseconds), memory: bytes("VmRSS:"), anonymous: bytes("RssAnon:") }
+}
+
+/// CPU time of etcd and the API server.
+fn served(servers: &Servers) -> Duration {
+    servers.pids().into_iter().map(|process| usage(process).cpu).sum()
 }
 
 /// Reads and writes of the manager by its own count.
@@ -127,23 +137,24 @@ fn median(mut values: Vec<Duration>) -> Duration {
 
 /// Measures it with so many Clusters. Answers the CPU time that one change costs then.
 fn costs(count: usize) -> Duration {
-    let (mut raw_took, mut raw_writes) = (Duration::ZERO, 0);
-    on_servers("raw", async |_, world| {
+    let (mut raw_took, mut raw_served, mut raw_writes) = (Duration::ZERO, Duration::ZERO, 0);
+    on_servers("raw", async |servers, world| {
         // Those are there before in both.
         created(&world, "raw-", count).await;
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), served(servers));
         let all = stream::iter(0..count).map(|number| raw(&world, number)).buffer_unordered(AT_A_TIME);
         raw_writes = all.map(Result::unwrap).fold(0, async |sum, writes| sum + writes).await;
         raw_took = began.elapsed();
+        raw_served = served(servers) - before;
     });
     let mut of_change = Duration::ZERO;
     on_servers("bench", async |servers, world| {
         created(&world, "c", count).await;
         let options = Options { log: "warn", lease_duration: "15s", direct: true, ..Options::default() };
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), served(servers));
         let mut manager = Manager::start(servers, "bench", options).await;
         world.all_converged(SECOND * 600, count).await.unwrap();
-        let took = began.elapsed();
+        let (took, served) = (began.elapsed(), served(servers) - before);
         manager.settled_by_metrics().await.unwrap();
         let (reads, writes) = requests(&manager).await;
         let busy = usage(manager.id());
@@ -185,14 +196,17 @@ fn costs(count: usize) -> Duration {
         let speed = 100.0 * raw_took.as_secs_f64() / took.as_secs_f64();
         println!(
             "    {count} Clusters: {took:.1?} (raw creator {raw_took:.1?}, {:.0} % of its speed); per Cluster {:.1} writes (raw creator \
-             {:.1}), {:.1} reads, {:.1} ms of CPU, {:.0} kB beyond 25 MB; steady {:.2} % of a core and {} writes in {STEADY:?}; one \
+             {:.1}), {:.1} reads, {:.1} ms of CPU, {:.1} ms of the servers' (raw creator {:.1} ms), {:.0} kB beyond 25 MB (in all {:.1} MB of its own); steady {:.2} % of a core and {} writes in {STEADY:?}; one \
              change {of_change:.1?} of CPU, done after {:.0?}; caught up {caught_up:.1?} after a start",
             speed,
             per(writes as f64),
             per(raw_writes as f64),
             per(reads as f64),
             per(busy.cpu.as_secs_f64() * 1000.0),
+            per(served.as_secs_f64() * 1000.0),
+            per(raw_served.as_secs_f64() * 1000.0),
             per((busy.memory as f64 - RESIDENT_OF_NONE) / 1000.0),
+            busy.anonymous as f64 / 1e6,
             steady.0,
             steady.1,
             median(changes),

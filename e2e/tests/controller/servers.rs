@@ -86,6 +86,11 @@ impl Servers {
         self.api.folder()
     }
 
+    /// Process ids of etcd and the API server.
+    pub fn pids(&self) -> Vec<u32> {
+        self.api.pids()
+    }
+
     /// The administrator's kubeconfig, straight to the API server.
     pub fn kubeconfig(&self) -> PathBuf {
         self.api.kubeconfig()

@@ -94,7 +94,7 @@ impl World {
     /// cost the server more than what is measured.
     pub async fn all_converged(&self, limit: Duration, count: usize) -> Result<Duration> {
         let began = Instant::now();
-        let (mut late, mut listed) = (BTreeMap::new(), false);
+        let (mut late, mut listed, mut failure) = (BTreeMap::new(), false, None);
         let mut events = pin!(watcher(Api::<Cluster>::all(self.client.clone()), Config::default()).default_backoff());
         let all = async {
             while let Some(event) = events.next().await {
@@ -105,8 +105,8 @@ impl World {
                         late.insert((cluster.namespace(), cluster.name_any()), is_converged(&cluster).is_err());
                     }
                     Ok(Event::Delete(cluster)) => drop(late.remove(&(cluster.namespace(), cluster.name_any()))),
-                    // A failed watch is repeated.
-                    Err(_) => {}
+                    // It is repeated.
+                    Err(error) => failure = Some(error),
                 }
                 if listed && late.len() == count && late.values().all(|late| !late) {
                     return;
@@ -115,7 +115,10 @@ impl World {
         };
         if tokio::time::timeout(limit, all).await.is_err() {
             let names: Vec<_> = late.iter().filter(|(_, late)| **late).map(|(name, _)| name).collect();
-            bail!("of {} Clusters, {names:?} did not converge within {limit:?}", late.len());
+            let there = late.len();
+            bail!(
+                "of {count} Clusters, {there} are there, and {names:?} did not converge within {limit:?}; watch: {failure:?}"
+            );
         }
         Ok(began.elapsed())
     }

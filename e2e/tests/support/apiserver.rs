@@ -79,6 +79,11 @@ impl ApiServer {
         self.apiserver.as_ref().map(Child::id)
     }
 
+    /// Process ids of both servers.
+    pub fn pids(&self) -> Vec<u32> {
+        [&self.etcd, &self.apiserver].into_iter().flatten().map(Child::id).collect()
+    }
+
     /// kubectl as the administrator.
     pub fn kubectl(&self, args: &[&str]) -> Run {
         Run::new(self.tools.kubernetes.join("kubectl"))

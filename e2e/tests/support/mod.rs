@@ -244,6 +244,8 @@ impl<'a> Guest<'a> {
                 .arg(giantnetes())
                 .args(["kubeconfig", self.name, "-n", self.namespace])
                 .args(words.iter().copied())
+                // It waits for what it made by itself, and says what for.
+                .timeout(Duration::from_secs(60))
                 .output()?;
             std::fs::write(&file, kubeconfig)?;
         }
