@@ -6,7 +6,12 @@ use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
 use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use tracing::info;
 
-use super::{ClusterKey, Identity, news::news, pace::Pace, plan};
+use super::{
+    ClusterKey, Identity,
+    news::news,
+    pace::{GAP, Pace, gap},
+    plan,
+};
 use crate::{
     api::{Cluster, ClusterStatus, Reason, names},
     context::{Context, Target},
@@ -85,6 +90,8 @@ impl ClusterOperator {
         } else if target.valid.is_ok() {
             match self.ensure_namespace(&target.identity).await {
                 Ok(Applied::Terminating) => result = Ok(Outcome::After(DELETION_POLL)),
+                // The watch brings it in a moment: the first status pins its UID, too.
+                Ok(Applied::Created) => return Ok(Outcome::After(GAP)),
                 Ok(_) => {}
                 Err(error) => {
                     let reason = match error {
@@ -215,7 +222,7 @@ impl ClusterOperator {
         let pins = |status: &ClusterStatus| {
             (status.namespace_uid.clone(), status.version.clone(), status.image.clone(), status.vni)
         };
-        let wait = self.pace.wait(key);
+        let wait = self.pace.wait(key, gap(old, &new));
         if pins(&new) == pins(old) && !wait.is_zero() {
             return Ok(Some(wait));
         }
