@@ -77,10 +77,14 @@ struct Remembered {
     verified: HashMap<String, String>,
     /// UIDs of what was made a moment ago and may not be in the cache yet, by `kind namespace/name`.
     made: HashMap<String, (String, Instant)>,
+    /// When objects went, by UID: of one that was deleted at once, the watch may tell before the answer to its creation.
+    gone: HashMap<String, Instant>,
 }
 
 /// How long a cache may lag behind what was made. Later, the server is asked.
 const CACHE_LAG: Duration = Duration::from_secs(5);
+/// How long an answer to a creation may lag behind the watch: longer than calls take.
+const ANSWER_LAG: Duration = Duration::from_secs(30);
 
 impl Memory {
     fn lock(&self) -> MutexGuard<'_, Remembered> {
@@ -103,7 +107,9 @@ impl Memory {
         let uid = meta.uid.clone().unwrap_or_default();
         let mut remembered = self.lock();
         remembered.made.retain(|_, (_, at)| at.elapsed() < CACHE_LAG);
-        remembered.made.insert(name.to_owned(), (uid, Instant::now()));
+        if !remembered.gone.contains_key(&uid) {
+            remembered.made.insert(name.to_owned(), (uid, Instant::now()));
+        }
     }
 
     /// Whether the object was made a moment ago; the cache will have it soon.
@@ -122,6 +128,8 @@ impl Memory {
             let mut remembered = self.lock();
             remembered.verified.remove(uid);
             remembered.made.retain(|_, (made, _)| made != uid);
+            remembered.gone.retain(|_, at| at.elapsed() < ANSWER_LAG);
+            remembered.gone.insert(uid.clone(), Instant::now());
         }
     }
 }
@@ -402,6 +410,19 @@ mod tests {
             assert!(!contains(&changed, &desired), "{path}");
         }
         assert!(!contains(&json!({"spec": {}}), &desired));
+    }
+
+    #[test]
+    fn what_went_before_its_creation_was_answered_is_not_waited_for() {
+        let memory = Memory::default();
+        let meta = |uid: &str| ObjectMeta { uid: Some(uid.to_owned()), ..ObjectMeta::default() };
+        memory.remember_made("Service a/b", &meta("1"));
+        assert!(memory.was_just_made("Service a/b"));
+        memory.forget(&meta("1"));
+        assert!(!memory.was_just_made("Service a/b"));
+        memory.forget(&meta("2"));
+        memory.remember_made("Service a/b", &meta("2"));
+        assert!(!memory.was_just_made("Service a/b"), "nobody would make it again");
     }
 
     #[test]
