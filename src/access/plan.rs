@@ -15,7 +15,7 @@ use crate::{
     },
     cluster::{
         ClusterKey, Violation,
-        valid::{is_label, parse_lifetime},
+        valid::{is_label, is_name_with, parse_lifetime},
     },
     pki::plan::{SecretMeta, is_due},
     runtime::apply::hash,
@@ -30,6 +30,7 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(8 * 3600);
 const LONGEST_NAME: usize = 64;
 /// rcgen, which makes our certificates, writes one organisation into a subject.
 const MOST_GROUPS: usize = 1;
+/// As the CRD has it.
 const MOST_NAMESPACES: usize = 32;
 
 /// What a ClusterAccess asks for, checked. Nothing after it reads the raw spec.
@@ -114,13 +115,10 @@ fn longest(settings: &AccessSettings) -> Duration {
 
 /// What is wrong with the name of a user or group.
 fn check_name(name: &str) -> Result<(), String> {
-    let ends_well = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = name.as_bytes();
-    let plain = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._:@/+-".contains(byte));
-    if bytes.len() > LONGEST_NAME {
+    if name.len() > LONGEST_NAME {
         return Err(format!("must have at most {LONGEST_NAME} characters"));
     }
-    if !plain || !ends_well(bytes.first()) || !ends_well(bytes.last()) {
+    if !is_name_with(b"._:@/+-", name) {
         return Err("must be letters, digits and . _ : @ / + -, with a letter or digit at both ends".into());
     }
     match RESERVED.iter().find(|prefix| name.starts_with(**prefix)) {
@@ -159,10 +157,7 @@ pub fn rights_of(access: &ClusterAccess) -> Option<Rights> {
 
 /// As the CRD has it: what RBAC takes for a name, without what a shell or a URL would read otherwise.
 fn is_role_name(name: &str) -> bool {
-    let ends_well = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = name.as_bytes();
-    let plain = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(byte));
-    plain && ends_well(bytes.first()) && ends_well(bytes.last()) && bytes.len() <= 128
+    name.len() <= 128 && is_name_with(b"._:-", name)
 }
 
 /// What was observed.
@@ -237,14 +232,6 @@ pub fn obstacle(wish: &Wish, bound: Option<Option<&Bound>>, was_ready: bool) -> 
         (Some(rights), Some(bound)) if bound.rights == *rights => bound.problem.clone(),
         (Some(_), _) => waits("rights inside"),
     }
-}
-
-/// Whether a ClusterAccess was told to be ready as it is now.
-pub fn was_ready(access: &ClusterAccess) -> bool {
-    access.status.as_ref().is_some_and(|status| {
-        status.observed_generation == access.metadata.generation
-            && status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    })
 }
 
 /// The status that follows. What was issued before stays named until it is issued anew, or its Cluster goes.

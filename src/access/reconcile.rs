@@ -97,7 +97,8 @@ impl AccessOperator {
     fn verdict(&self, access: &ClusterAccess, identity: &Identity, wish: &Wish, ends_at: Option<String>) -> Verdict {
         let reports = self.context.reports.of(identity);
         let bound = reports.bound.as_ref().map(|all| all.get(&access.name_any()));
-        match plan::obstacle(wish, bound, plan::was_ready(access)) {
+        let was_ready = access.told().is_some_and(|condition| condition.status == "True");
+        match plan::obstacle(wish, bound, was_ready) {
             Some((reason, message)) => Verdict::Not { reason, message },
             None => Verdict::Ready { ends_at },
         }

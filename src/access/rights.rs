@@ -82,6 +82,11 @@ impl Rights {
 /// Namespace, if it is in one, and name of a binding.
 pub type Place = (Option<String>, String);
 
+/// Where a binding is.
+pub fn place(meta: &ObjectMeta) -> Place {
+    (meta.namespace.clone(), meta.name.clone().unwrap_or_default())
+}
+
 /// Where the bindings are that the ClusterAccess called `access` asks for.
 pub fn places(access: &str, rights: &Rights) -> Vec<Place> {
     let name = rights.binding(access);

@@ -101,3 +101,11 @@ pub struct ClusterAccessStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
+
+impl ClusterAccess {
+    /// The condition `Ready`, if it was told of the spec as it is now.
+    pub fn told(&self) -> Option<&Condition> {
+        let status = self.status.as_ref().filter(|status| status.observed_generation == self.metadata.generation)?;
+        status.conditions.iter().find(|condition| condition.type_ == "Ready")
+    }
+}

@@ -112,12 +112,8 @@ fn wish(args: &KubeconfigArgs, user: &str, before: Option<ClusterAccessSpec>) ->
 
 /// What the controller manager says of the ClusterAccess as it is now: its Secret, or reason and message.
 fn verdict(access: &ClusterAccess) -> Option<Result<String, (String, String)>> {
-    let status = access.status.as_ref()?;
-    let condition = status.conditions.first()?;
-    if status.observed_generation != access.metadata.generation {
-        return None;
-    }
-    match &status.secret {
+    let condition = access.told()?;
+    match access.status.as_ref().and_then(|status| status.secret.as_ref()) {
         Some(secret) if condition.status == "True" => Some(Ok(secret.clone())),
         _ => Some(Err((condition.reason.clone(), condition.message.clone()))),
     }

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::reconcile::SEEN_FOR;
 use crate::{
-    access::rights::{AllBound, Bound, Place, Rights, places},
+    access::rights::{AllBound, Bound, Place, Rights, place, places},
     api::{Reason, names},
     runtime::{
         CallError,
@@ -90,7 +90,6 @@ impl Guest<'_> {
         let mut bindings = listed(&Api::<ClusterRoleBinding>::all(client()), &ours).await?;
         bindings.extend(listed(&Api::<RoleBinding>::all(client()), &ours).await?);
         bindings.retain(|binding| self.owner.owns(binding));
-        let place = |meta: ObjectMeta| ((meta.namespace.clone(), meta.name.clone().unwrap_or_default()), meta);
         let mut roles = BTreeSet::new();
         // There are many, and few of them are asked for.
         for role in wishes.values().map(|rights| &rights.cluster_role).collect::<BTreeSet<_>>() {
@@ -105,7 +104,7 @@ impl Guest<'_> {
             let kept = all.into_iter().filter(|namespace| namespace.deletion_timestamp.is_none());
             namespaces.extend(kept.filter_map(|namespace| namespace.name));
         }
-        Ok(World { bindings: bindings.into_iter().map(place).collect(), roles, namespaces })
+        Ok(World { bindings: bindings.into_iter().map(|meta| (place(&meta), meta)).collect(), roles, namespaces })
     }
 
     async fn unbind(&self, (namespace, name): &Place, binding: &ObjectMeta) -> Result<(), CallError> {
@@ -152,8 +151,7 @@ impl Guest<'_> {
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
     {
-        let meta = binding.meta();
-        let there = world.bindings.get(&(meta.namespace.clone(), meta.name.clone().unwrap_or_default()));
+        let there = world.bindings.get(&place(binding.meta()));
         match self.applier.ensure(api, &self.owner, binding, there).await {
             Ok(Applied::Created | Applied::Updated) => Ok(None),
             Ok(Applied::Unchanged) if there.is_some() => Ok(None),

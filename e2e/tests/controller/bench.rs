@@ -196,8 +196,8 @@ fn costs(count: usize) -> Duration {
         let speed = 100.0 * raw_took.as_secs_f64() / took.as_secs_f64();
         println!(
             "    {count} Clusters: {took:.1?} (raw creator {raw_took:.1?}, {:.0} % of its speed); per Cluster {:.1} writes (raw creator \
-             {:.1}), {:.1} reads, {:.1} ms of CPU, {:.1} ms of the servers' (raw creator {:.1} ms), {:.0} kB beyond 25 MB (in all {:.1} MB of its own); steady {:.2} % of a core and {} writes in {STEADY:?}; one \
-             change {of_change:.1?} of CPU, done after {:.0?}; caught up {caught_up:.1?} after a start",
+             {:.1}), {:.1} reads, {:.1} ms of CPU, {:.1} ms of the servers' (raw creator {:.1} ms), {:.0} kB beyond 25 MB (in all \
+             {:.1} MB of its own); steady {:.2} % of a core and {} writes in {STEADY:?}; one change {of_change:.1?} of CPU, done after {:.0?}; caught up {caught_up:.1?} after a start",
             speed,
             per(writes as f64),
             per(raw_writes as f64),

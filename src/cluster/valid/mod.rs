@@ -20,7 +20,7 @@ pub use network::{
     DEFAULT_CA_TTL, DEFAULT_LEAF_TTL, DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR,
     Exposure, Mtu, Pki, Ranges, SubjectName, parse_lifetime,
 };
-pub use text::{HostName, PoolName, Zone, is_label};
+pub use text::{HostName, PoolName, Zone, is_label, is_name_with};
 pub use update::update;
 
 use self::check::Check;

@@ -67,13 +67,17 @@ pub(super) fn is_host_name(text: &str) -> bool {
     is_object_name(text) && text.split('.').all(|label| label.len() <= 63)
 }
 
-/// What a label's value may be, beside empty.
-fn is_label_name(text: &str) -> bool {
+/// Letters, digits and `marks`, with a letter or digit at both ends.
+pub fn is_name_with(marks: &[u8], text: &str) -> bool {
     let bytes = text.as_bytes();
     let ends = [bytes.first(), bytes.last()];
-    text.len() <= 63
-        && ends.iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+    ends.iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(byte))
+}
+
+/// What a label's value may be, beside empty.
+fn is_label_name(text: &str) -> bool {
+    text.len() <= 63 && is_name_with(b"-_.", text)
 }
 
 pub(super) fn is_label_value(text: &str) -> bool {
