@@ -1,0 +1,2 @@
+module=github.com/hashicorp/vault
+binaries=(vault=github.com/hashicorp/vault)
