@@ -125,6 +125,91 @@ fn a_protected_cluster_cannot_be_deleted() {
     delete().unwrap();
 }
 
+/// The operator's annotations on a Namespace say which zones and groups it may use.
+#[test]
+fn a_namespace_uses_what_it_is_allowed_to() {
+    let server = ApiServer::start("tenancy", &[]).unwrap();
+    server.install_crds().unwrap();
+    server.kubectl(&["apply", "-f", "-"]).input(rendered("tenancy.yaml")).output().unwrap();
+    for (namespace, annotations) in [
+        ("limited", "{giantnetes.io/allowed-zones: 'front, data', giantnetes.io/allowed-groups: dev}"),
+        ("closed", "{giantnetes.io/allowed-zones: '', giantnetes.io/allowed-groups: ''}"),
+        ("free", "{}"),
+    ] {
+        let object =
+            format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}, annotations: {annotations}}}}}");
+        server.kubectl(&["create", "-f", "-"]).input(object).output().unwrap();
+    }
+    let try_out = |namespace: &str, kind: &str, spec: &str, how: &str| {
+        let object =
+            format!("{{apiVersion: giantnetes.io/v1alpha1, kind: {kind}, metadata: {{name: one}}, spec: {spec}}}");
+        server.kubectl(&["apply", "--server-side", how, "-n", namespace, "-f", "-"]).input(object).output()
+    };
+    let cluster = |namespace: &str, spec: &str| try_out(namespace, "Cluster", spec, "--dry-run=server");
+    let access = |namespace: &str, groups: &str| {
+        let spec = format!("{{clusterRef: {{name: one}}, user: alice, groups: {groups}}}");
+        try_out(namespace, "ClusterAccess", &spec, "--dry-run=server")
+    };
+    // The API server takes note of new policies within seconds.
+    wait_for(Duration::from_secs(30), "the policies to be in force", || {
+        let zones = cluster("limited", "{controlPlane: {zones: [other]}}").map_err(|error| format!("{error:#}"));
+        let groups = access("limited", "[ops]").map_err(|error| format!("{error:#}"));
+        let refused =
+            |answer: &Result<String, String>| answer.as_ref().is_err_and(|error| error.contains("may use the"));
+        anyhow::ensure!(refused(&zones) && refused(&groups), "{zones:?} {groups:?}");
+        Ok(())
+    })
+    .unwrap();
+    for (namespace, spec) in [
+        ("free", "{nodePools: [{name: a}, {name: b, zones: [other]}]}"),
+        ("limited", "{}"),
+        (
+            "limited",
+            "{controlPlane: {zones: [data]}, nodePools: [{name: a, zones: [front]}, {name: b, zones: [data, front]}]}",
+        ),
+        ("closed", "{}"),
+    ] {
+        cluster(namespace, spec).unwrap_or_else(|error| panic!("{namespace} {spec}: {error:#}"));
+    }
+    for (namespace, spec, words) in [
+        (
+            "limited",
+            "{controlPlane: {zones: [data, other]}}",
+            "spec.controlPlane.zones: namespace limited may use the zones front, data",
+        ),
+        (
+            "limited",
+            "{nodePools: [{name: a, zones: [front]}, {name: b}]}",
+            "spec.nodePools: each pool must name its zones",
+        ),
+        ("limited", "{nodePools: [{name: a, zones: [other]}]}", "spec.nodePools: namespace limited may use the zones"),
+        ("closed", "{nodePools: [{name: a}]}", "spec.nodePools: each pool must name its zones"),
+    ] {
+        let refusal = format!("{:#}", cluster(namespace, spec).expect_err(spec));
+        assert!(refusal.contains(words), "{spec}: {refusal}");
+    }
+    for (namespace, groups) in [("free", "[ops]"), ("limited", "[dev]"), ("limited", "[]"), ("closed", "[]")] {
+        access(namespace, groups).unwrap_or_else(|error| panic!("{namespace} {groups}: {error:#}"));
+    }
+    for (namespace, groups) in [("limited", "[ops]"), ("closed", "[dev]")] {
+        let refusal = format!("{:#}", access(namespace, groups).expect_err(groups));
+        assert!(refusal.contains(&format!("spec.groups: namespace {namespace} may use the groups")), "{refusal}");
+    }
+    // What is there stays, and goes, whatever was allowed since; what is asked for next is judged.
+    try_out("free", "Cluster", "{controlPlane: {zones: [other]}}", "--validate=true").unwrap();
+    server.kubectl(&["annotate", "namespace", "free", "giantnetes.io/allowed-zones=front"]).output().unwrap();
+    wait_for(Duration::from_secs(30), "the annotation to be seen", || {
+        match cluster("free", "{controlPlane: {zones: [another]}}") {
+            Err(error) if format!("{error:#}").contains("may use the zones front") => Ok(()),
+            other => anyhow::bail!("{other:?}"),
+        }
+    })
+    .unwrap();
+    cluster("free", "{controlPlane: {zones: [other]}, deletionProtection: true}").unwrap();
+    server.kubectl(&["label", "-n", "free", "clusters.giantnetes.io", "one", "a=b"]).output().unwrap();
+    server.kubectl(&["delete", "-n", "free", "clusters.giantnetes.io", "one"]).output().unwrap();
+}
+
 /// A template of the chart, as helm renders it.
 fn rendered(template: &str) -> String {
     let script = support::root().join("e2e/tools/build.sh");
