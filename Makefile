@@ -64,7 +64,7 @@ images: deps tools build ## Build the images that are missing (ONLY="pause vm": 
 bench: tools ours ## Measure what the controller manager costs, with an optimised build
 	@cargo build --release -p giantnetes
 	@cargo build --release -p giantnetes-e2e --bins
-	@cargo test --release -p giantnetes-e2e --test controller -- --ignored --nocapture --test-threads=1 bench
+	@cargo test --release -p giantnetes-e2e --test controller --test vault -- --ignored --nocapture --test-threads=1 bench
 
 # Half an hour of builds would be in vain on a machine that cannot carry a lab.
 .PHONY: preflight

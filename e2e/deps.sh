@@ -11,7 +11,7 @@ packages=(
   # The accelerator's probe, which runs on the machine itself
   qemu-system-x86
   # The tests
-  make git curl ca-certificates coreutils
+  make git curl ca-certificates coreutils openssl
 )
 
 die() { echo "deps: $*" >&2; exit 1; }

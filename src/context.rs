@@ -23,7 +23,7 @@ use kube::{
 
 use crate::{
     access::{self, AccessKey, plan::rights_of, rights::Rights},
-    api::{Cluster, ClusterAccess, NetworkClaim, names},
+    api::{Cluster, ClusterAccess, NetworkClaim, VaultPlace, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
     kvm::{
         self,
@@ -32,6 +32,7 @@ use crate::{
         vm_pod::VmPod,
     },
     network::places::Place,
+    pki::vault::Vault,
     runtime::{
         apply::Memory,
         cache::{self, Change, Index, Watches},
@@ -301,6 +302,8 @@ pub struct Context {
     pub events: Events,
     /// Whether this process may write; clients of guests ask it, too.
     pub leadership: Leadership,
+    /// The Vault of this installation, if it has one.
+    pub vault: Option<Arc<Vault>>,
 }
 
 /// A Cluster as a micro-operator looks at it.
@@ -318,6 +321,11 @@ impl Target {
     /// Whether the user has deleted the Cluster.
     pub fn is_deleting(&self) -> bool {
         self.cluster.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Where the guest's authorities are, if that is recorded to be in Vault.
+    pub fn vault(&self) -> Option<&VaultPlace> {
+        self.cluster.status.as_ref()?.vault.as_ref()
     }
 
     /// How long nothing but renewing certificates is to be done at `now`, deletion included.

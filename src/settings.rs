@@ -11,7 +11,11 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 
+pub use vault::{VaultAuth, VaultSettings};
+
 use crate::cluster::valid::parse_bytes;
+
+mod vault;
 
 /// Settings of the controller manager. Unknown fields are refused: a typo must not silently mean the default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,9 @@ pub struct Settings {
     /// What users may ask for.
     #[serde(default)]
     pub access: AccessSettings,
+    /// Who keeps the authorities of Clusters that ask for it. None: no Cluster can.
+    #[serde(default)]
+    pub vault: Option<VaultSettings>,
 }
 
 /// What users may ask for.
@@ -201,6 +208,9 @@ pub enum SettingsError {
     /// A time-out is no time that can pass.
     #[error("{0} {1:#} must be between 0 and 24h")]
     Timeout(&'static str, SignedDuration),
+    /// A Vault that cannot be asked.
+    #[error("vault.{0} {1}")]
+    Vault(&'static str, &'static str),
     /// The overhead is no size.
     #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
     MemoryOverhead(String),
@@ -254,6 +264,9 @@ impl Settings {
         if parse_bytes(&self.kvm.memory_overhead.0).is_none() {
             return Err(SettingsError::MemoryOverhead(self.kvm.memory_overhead.0));
         }
+        if let Some((field, problem)) = self.vault.as_ref().and_then(VaultSettings::problem) {
+            return Err(SettingsError::Vault(field, problem));
+        }
         Ok(self)
     }
 }
@@ -280,7 +293,8 @@ mod tests {
         let kubernetes = chart.kubernetes.clone();
         let (network, exposure) = (NetworkSettings::default(), ExposureSettings::default());
         let (kvm, rollout) = (KvmSettings::default(), RolloutSettings::default());
-        assert_eq!(chart, Settings { kubernetes, network, exposure, kvm, rollout, access: AccessSettings::default() });
+        let access = AccessSettings::default();
+        assert_eq!(chart, Settings { kubernetes, network, exposure, kvm, rollout, access, vault: None });
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     cluster::{Blames as _, Identity},
     context::Context,
     pki::{
-        embedded, kubeconfig, leaf,
+        authority, embedded, kubeconfig, leaf,
         plan::{pause, renew_at},
         reconcile::{Error, kubernetes_authority, kubernetes_ca},
         secrets::{bytes, issued, secret},
@@ -120,16 +120,21 @@ impl AccessOperator {
             Place::Open(former) => former,
         };
         let ca = kubernetes_ca(&self.context, identity).await?;
-        let client = embedded::sign(&ca, &leaf::user(&wish.user, &wish.groups), now, wish.ttl)?;
-        let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, &ca.certificate, &client);
+        let leaf = leaf::user(&wish.user, &wish.groups);
+        let uid = access.metadata.uid.clone().unwrap_or_default();
+        let client = authority::sign(&self.context, &ca, &uid, &leaf, now, wish.ttl).await?;
+        let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, ca.certificate(), &client);
         let ends = embedded::expires(&client.certificate)?.to_string();
-        let mut annotations = issued(hash, renew_at(now, wish.ttl, embedded::expires(&ca.certificate)?));
+        let mut annotations = issued(hash, renew_at(now, wish.ttl, embedded::expires(ca.certificate())?));
         annotations.insert(names::ENDS_AT_ANNOTATION.into(), ends.clone());
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
         let mut secret: Secret = secret(identity, &namespace, &name, annotations, data);
         // Kubernetes deletes it with the ClusterAccess.
         secret.metadata.owner_references = access.controller_owner_ref(&()).map(|owner| vec![owner]);
+        // Nobody else asks for this one, and it is not kept open until the next time.
+        authority::forget(&self.context, &ca, &uid, &[leaf.name]).await?;
         self.keys.store(former, secret).await?;
+        authority::stored(&self.context, identity, &uid);
         info!("certificate issued");
         Ok(Some(ends))
     }

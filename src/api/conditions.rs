@@ -77,6 +77,10 @@ pub enum Reason {
     ForeignObject,
     /// A root CA that this guest lives on is missing or not the recorded one; it is never made anew.
     CALost,
+    /// Vault is sealed, does not answer or fails; the message says which, and of what.
+    VaultUnavailable,
+    /// Vault refuses; the message names the path.
+    VaultDenied,
     /// No host takes a node; the message is the scheduler's.
     Unschedulable,
     /// The host of a node with a volume is dead, as far as can be told from here.
@@ -106,6 +110,8 @@ impl Reason {
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",
+            Self::VaultUnavailable => "VaultUnavailable",
+            Self::VaultDenied => "VaultDenied",
             Self::Unschedulable => "Unschedulable",
             Self::HostDead => "HostDead",
             Self::ImageNotFound => "ImageNotFound",

@@ -31,6 +31,8 @@ pub enum PkiBackend {
     /// The controller manager, in Secrets of the guest's namespace.
     #[default]
     Embedded,
+    /// Vault, in PKI mounts of the guest's own; the keys of the authorities never leave it.
+    Vault,
 }
 
 impl PkiBackend {

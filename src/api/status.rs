@@ -41,6 +41,9 @@ pub struct ClusterStatus {
     /// URL of the guest's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Where the guest's authorities are, if it is Vault. Recorded before the first of them is made there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault: Option<VaultPlace>,
     /// When (RFC 3339) the next certificate is renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_renew_at: Option<String>,
@@ -61,6 +64,26 @@ pub struct ClusterStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A place in a Vault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VaultPlace {
+    /// URL of the Vault.
+    pub address: String,
+    /// Its namespace, where it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// What the paths of the guest's PKI mounts begin with.
+    pub path: String,
+}
+
+impl std::fmt::Display for VaultPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let namespace = self.namespace.as_ref().map(|name| format!(" in namespace {name}")).unwrap_or_default();
+        write!(f, "{} at {}{namespace}", self.path, self.address)
+    }
 }
 
 /// How many nodes there are, and how many of them are Ready.

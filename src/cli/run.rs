@@ -24,7 +24,7 @@ use crate::{
     guest::reconcile::GuestOperator,
     kvm::reconcile::KvmOperator,
     network::reconcile::NetworkOperator,
-    pki::reconcile::PkiOperator,
+    pki::{reconcile::PkiOperator, vault::Vault},
     runtime::{
         apply::Memory,
         cache::{Readiness, Watches},
@@ -118,7 +118,9 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         let wake = wake.clone();
         Reports::new(move |key| wake.cluster(key))
     };
-    let context = Context { client, settings, cache, reports, memory, events, leadership };
+    let vault = settings.vault.clone().map(|vault| Vault::new(vault, Some(leadership.clone()))).transpose()?;
+    let vault = vault.map(Arc::new);
+    let context = Context { client, settings, cache, reports, memory, events, leadership, vault };
 
     let readiness = watches.readiness().clone();
     let waiting = readiness.clone();

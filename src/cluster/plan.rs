@@ -36,7 +36,7 @@ pub fn left_over(reports: &ClusterReports, namespace_is_gone: bool) -> Vec<&'sta
         (gone(reports.kvm.as_ref()), "VM pods"),
         (namespace_is_gone, "namespace"),
         (gone(reports.network.as_ref()), "VNI claim"),
-        (gone(reports.pki.as_ref()), "kubeconfig Secret"),
+        (gone(reports.pki.as_ref()), "kubeconfig Secret and authorities"),
     ]
     .into_iter()
     .filter_map(|(is_gone, what)| (!is_gone).then_some(what))
@@ -86,6 +86,7 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         version: version.map(|version| version.name.clone()).or_else(|| old.version.clone()),
         vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
+        vault: old.vault.clone().or_else(|| pki.and_then(|facts| facts.vault.clone())),
         certificates_renew_at: pki
             .and_then(|facts| facts.renew_at.clone())
             .or_else(|| old.certificates_renew_at.clone()),
@@ -267,7 +268,7 @@ mod tests {
                 api_address: [10, 0, 0, 1].into(),
                 endpoint: Some("https://10.0.0.1:6443".into()),
             })),
-            pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()) })),
+            pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()), vault: None })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1, ..KvmFacts::default() })),
             pools: Some(Report::Ready(PoolFacts::default())),
             guest: Some(Report::Ready(GuestFacts {

@@ -220,7 +220,8 @@ impl ClusterOperator {
         }
         // What is pinned is waited for by the others.
         let pins = |status: &ClusterStatus| {
-            (status.namespace_uid.clone(), status.version.clone(), status.image.clone(), status.vni)
+            let ClusterStatus { namespace_uid, version, image, vni, vault, .. } = status;
+            (namespace_uid.clone(), version.clone(), image.clone(), *vni, vault.clone())
         };
         let wait = self.pace.wait(key, gap(old, &new));
         if pins(&new) == pins(old) && !wait.is_zero() {

@@ -88,6 +88,7 @@ impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::Rights(ApplyError::Foreign { .. }) => Reason::ForeignObject,
+            Self::Connect(ConnectError::Credentials(error)) => error.reason(),
             _ => Reason::Error,
         }
     }

@@ -15,7 +15,7 @@ use x509_parser::pem::parse_x509_pem;
 use super::leaf::{Leaf, Usage};
 
 /// Clocks of hosts and guests differ a little: certificates are valid from this long before they were made.
-const BACKDATE: Duration = Duration::from_secs(300);
+pub(super) const BACKDATE: Duration = Duration::from_secs(300);
 
 /// A certificate and its private key, as PEM.
 #[derive(Clone, Debug)]
@@ -99,13 +99,7 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
     }
     let ca_key = make("the root's key", KeyPair::from_pem(root.key.expose_secret()))?;
     let issuer = make("the root's certificate", Issuer::from_ca_cert_pem(&root.certificate, ca_key))?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = subject(&leaf.common_name, &leaf.organisations);
-    for name in &leaf.dns {
-        let name = make(leaf.name, name.as_str().try_into())?;
-        params.subject_alt_names.push(SanType::DnsName(name));
-    }
-    params.subject_alt_names.extend(leaf.addresses.iter().map(|address| SanType::IpAddress(*address)));
+    let mut params = named(leaf)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = match leaf.usage {
         Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
@@ -117,6 +111,29 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
     let key = make(leaf.name, KeyPair::generate())?;
     let certificate = make(leaf.name, params.signed_by(&key, &issuer))?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
+}
+
+/// Makes a key and asks for its certificate: the request (PEM, PKCS#10) and the key. Who signs
+/// decides on organisations, usages and lifetime.
+///
+/// # Errors
+/// [`PkiError`]
+pub fn request(leaf: &Leaf) -> Result<(String, KeyPair), PkiError> {
+    let key = make(leaf.name, KeyPair::generate())?;
+    let request = make(leaf.name, named(leaf)?.serialize_request(&key).and_then(|request| request.pem()))?;
+    Ok((request, key))
+}
+
+/// A leaf's subject and names.
+fn named(leaf: &Leaf) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(&leaf.common_name, &leaf.organisations);
+    for name in &leaf.dns {
+        let name = make(leaf.name, name.as_str().try_into())?;
+        params.subject_alt_names.push(SanType::DnsName(name));
+    }
+    params.subject_alt_names.extend(leaf.addresses.iter().map(|address| SanType::IpAddress(*address)));
+    Ok(params)
 }
 
 /// Makes a key pair for service-account tokens: the public key stands where a certificate would.
@@ -205,6 +222,18 @@ mod tests {
             assert_eq!(life.not_after.timestamp(), 1_800_000_000 + 90 * 24 * 3600);
             assert_eq!(life.not_before.timestamp(), 1_800_000_000 - 300);
             assert!(!certificate.is_ca());
+        }
+    }
+
+    #[test]
+    fn a_request_names_what_the_certificate_is_to_name() {
+        let cluster = crate::testing::valid(serde_json::json!({}));
+        for leaf in leaf::of_master(&cluster, 0) {
+            let (request, _) = request(&leaf).unwrap();
+            let request = rcgen::CertificateSigningRequestParams::from_pem(&request).unwrap();
+            assert_eq!(request.params.subject_alt_names.len(), leaf.dns.len() + leaf.addresses.len());
+            let name = request.params.distinguished_name.get(&DnType::CommonName);
+            assert_eq!(name, Some(&rcgen::DnValue::Utf8String(leaf.common_name)));
         }
     }
 

@@ -7,6 +7,7 @@ use secrecy::ExposeSecret as _;
 use tracing::info;
 
 use super::{
+    authority::{self, Kept},
     embedded::{self, Pair},
     kubeconfig,
     leaf::{self, Authority, Leaf},
@@ -15,7 +16,15 @@ use super::{
     secrets::{bytes, issued, secret},
     store::Place,
 };
-use crate::{api::names, cluster::Identity, node_config::paths, runtime::apply};
+use crate::{
+    api::{PkiBackend, names},
+    cluster::{Identity, Valid},
+    node_config::paths,
+    runtime::apply,
+};
+
+/// Who the kubeconfig beside the Cluster is for.
+const ADMINISTRATOR: &str = "administrator";
 
 /// What issuing needs to know, whatever is issued.
 #[derive(Clone, Copy)]
@@ -27,28 +36,22 @@ pub(super) struct Issue<'a> {
     pub now: Timestamp,
 }
 
-/// Signs a certificate and puts it where a node looks for it. Answers when its authority ends.
-fn sign_into(
-    data: &mut BTreeMap<String, ByteString>,
-    authority: &Pair,
-    leaf: &Leaf,
-    ttl: Duration,
-    now: Timestamp,
-) -> Result<Timestamp, Error> {
-    let pair = embedded::sign(authority, leaf, now, ttl)?;
-    data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
-    data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
-    Ok(embedded::expires(&authority.certificate)?)
-}
-
 struct Roots {
-    pairs: BTreeMap<Root, Pair>,
+    all: BTreeMap<Root, Kept>,
 }
 
 impl Roots {
-    fn pair(&self, root: Root, identity: &Identity) -> Result<&Pair, Error> {
-        self.pairs.get(&root).ok_or_else(|| Error::Lost(format!("{}/{}", identity.namespace, root.secret())))
+    fn root(&self, root: Root, identity: &Identity) -> Result<&Kept, Error> {
+        self.all.get(&root).ok_or_else(|| lost(root, identity))
     }
+
+    fn pair(&self, root: Root, identity: &Identity) -> Result<&Pair, Error> {
+        self.root(root, identity)?.pair().ok_or_else(|| lost(root, identity))
+    }
+}
+
+fn lost(root: Root, identity: &Identity) -> Error {
+    Error::Lost(format!("{}/{}", identity.namespace, root.secret()))
 }
 
 impl PkiOperator {
@@ -64,7 +67,7 @@ impl PkiOperator {
             (paths::FRONT_PROXY_CA, Root::Ca(Authority::FrontProxy)),
             (paths::SERVICE_ACCOUNT_PUB, Root::ServiceAccount),
         ] {
-            data.insert(file.to_owned(), bytes(&roots.pair(root, identity)?.certificate));
+            data.insert(file.to_owned(), bytes(roots.root(root, identity)?.certificate()));
         }
         let service_account = roots.pair(Root::ServiceAccount, identity)?;
         data.insert(paths::SERVICE_ACCOUNT_KEY.into(), bytes(service_account.key.expose_secret()));
@@ -72,12 +75,13 @@ impl PkiOperator {
         data.insert(paths::ENCRYPTION.into(), bytes(encryption.key.expose_secret()));
         let mut roots_end = Timestamp::MAX;
         for leaf in leaves {
-            roots_end =
-                roots_end.min(sign_into(&mut data, roots.pair(Root::Ca(leaf.authority), identity)?, leaf, ttl, now)?);
+            let authority = roots.root(Root::Ca(leaf.authority), identity)?;
+            roots_end = roots_end.min(self.sign_into(&mut data, authority, node, leaf, ttl, now).await?);
         }
         let annotations = issued(hash, renew_at(now, ttl, roots_end));
         let secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
         self.keys.store(former, secret).await?;
+        authority::stored(&self.context, identity, node);
         info!(node, "certificates issued");
         Ok(())
     }
@@ -88,10 +92,10 @@ impl PkiOperator {
         let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
         let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
-        let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(&ca.certificate))]);
+        let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(ca.certificate()))]);
         let mut roots_end = Timestamp::MAX;
         for leaf in leaves {
-            roots_end = roots_end.min(sign_into(&mut data, &ca, leaf, ttl, now)?);
+            roots_end = roots_end.min(self.sign_into(&mut data, &ca, node, leaf, ttl, now).await?);
         }
         let annotations = issued(hash, renew_at(now, ttl, roots_end));
         let mut secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
@@ -99,15 +103,21 @@ impl PkiOperator {
         labels.insert(names::ROLE_LABEL.into(), names::ROLE_WORKER.into());
         labels.insert(names::NODE_LABEL.into(), node.into());
         self.keys.store(former, secret).await?;
+        authority::stored(&self.context, identity, node);
         info!(node, "certificates issued");
         Ok(())
     }
 
-    pub(super) async fn remove_worker(&self, identity: &Identity, node: &str) -> Result<(), Error> {
-        let name = names::node_secret(node);
+    pub(super) async fn remove_worker(&self, cluster: &Valid, world: &World, node: &str) -> Result<(), Error> {
+        let (identity, name) = (&cluster.identity, names::node_secret(node));
         if let Some(meta) = self.context.meta(&self.context.cache.secrets, &identity.namespace, &name)
             && identity.owner().owns(&meta)
         {
+            if cluster.pki.backend == PkiBackend::Vault {
+                let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
+                // Before the Secret, which brings us back here until it is gone.
+                authority::forget(&self.context, &ca, node, &leaf::OF_WORKER).await?;
+            }
             apply::delete(&self.keys.secrets(&identity.namespace), &meta, None).await?;
             info!(node, "certificates removed");
         }
@@ -120,20 +130,37 @@ impl PkiOperator {
         let place = self.keys.place(identity, &identity.key.namespace, &name, hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
         let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
-        let client = embedded::sign(&ca, &leaf::administrator(), now, ttl)?;
-        let text = kubeconfig::render(&identity.key.name, "administrator", endpoint, &ca.certificate, &client);
+        let client = authority::sign(&self.context, &ca, ADMINISTRATOR, &leaf::administrator(), now, ttl).await?;
+        let text = kubeconfig::render(&identity.key.name, ADMINISTRATOR, endpoint, ca.certificate(), &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
-        let annotations = issued(hash, renew_at(now, ttl, embedded::expires(&ca.certificate)?));
+        let annotations = issued(hash, renew_at(now, ttl, embedded::expires(ca.certificate())?));
         self.keys.store(former, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
+        authority::stored(&self.context, identity, ADMINISTRATOR);
         info!("kubeconfig issued");
         Ok(())
     }
 
+    /// Signs a certificate of a node and puts it where the node looks for it. Answers when its authority ends.
+    async fn sign_into(
+        &self,
+        data: &mut BTreeMap<String, ByteString>,
+        authority: &Kept,
+        node: &str,
+        leaf: &Leaf,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<Timestamp, Error> {
+        let pair = authority::sign(&self.context, authority, node, leaf, now, ttl).await?;
+        data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
+        data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
+        Ok(embedded::expires(authority.certificate())?)
+    }
+
     async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
-        let mut pairs = BTreeMap::new();
+        let mut all = BTreeMap::new();
         for root in Root::ALL {
-            pairs.insert(root, self.root(identity, world, root).await?);
+            all.insert(root, self.root(identity, world, root).await?);
         }
-        Ok(Roots { pairs })
+        Ok(Roots { all })
     }
 }

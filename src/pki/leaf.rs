@@ -33,6 +33,11 @@ pub enum Authority {
     FrontProxy,
 }
 
+impl Authority {
+    /// All authorities of a guest.
+    pub const ALL: [Self; 3] = [Self::Kubernetes, Self::Etcd, Self::FrontProxy];
+}
+
 /// What a certificate is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +135,9 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     leaves
 }
 
+/// Names of the certificates of a worker.
+pub const OF_WORKER: [&str; 3] = ["kubelet", "kubelet-server", "kube-proxy"];
+
 /// The certificates of a worker: what its kubelet and its kube-proxy need, and no more.
 pub fn of_worker(cluster: &Valid, node: &str, place: Place) -> Vec<Leaf> {
     let ip = worker(&cluster.identity, cluster.ranges.overlay, place).ip.addr();
@@ -186,8 +194,11 @@ pub fn user(name: &str, groups: &[String]) -> Leaf {
 
 /// The controller manager itself, for as long as a guest's RBAC is not set up: never stored, ten minutes long.
 pub fn bootstrapper() -> Leaf {
-    Leaf::client("bootstrapper", "giantnetes:controller-manager", &["system:masters"])
+    Leaf::client(BOOTSTRAPPER, "giantnetes:controller-manager", &["system:masters"])
 }
+
+/// Name of [`bootstrapper`].
+pub const BOOTSTRAPPER: &str = "bootstrapper";
 
 #[cfg(test)]
 mod tests {
@@ -195,6 +206,12 @@ mod tests {
 
     use super::*;
     use crate::testing::valid;
+
+    #[test]
+    fn a_workers_certificates_are_those_that_are_named() {
+        let names: Vec<_> = of_worker(&valid(json!({})), "a-0", Place(64)).into_iter().map(|leaf| leaf.name).collect();
+        assert_eq!(names, OF_WORKER);
+    }
 
     #[test]
     fn further_names_come_into_the_api_servers_certificate_alone_and_once() {

@@ -3,6 +3,8 @@
 //! - [`plan`]: what is to be made, issued or renewed; pure
 //! - [`leaf`]: subjects, names, usages of every certificate
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen, roots in Secrets of the guest's namespace
+//! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
+//! - [`authority`]: which of the two signs for a guest
 //! - [`kubeconfig`]: the administrator's kubeconfig
 //! - `secrets`: how all of it lies in Secrets
 //! - [`store`]: how they are stored, and looked at again
@@ -10,6 +12,7 @@
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
 
+pub mod authority;
 pub mod embedded;
 mod issue;
 pub mod kubeconfig;
@@ -18,10 +21,15 @@ pub mod plan;
 pub mod reconcile;
 pub(crate) mod secrets;
 pub mod store;
+pub mod vault;
+
+use crate::api::VaultPlace;
 
 /// What the pki operator tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PkiFacts {
     /// When (RFC 3339) the next certificate is renewed.
     pub renew_at: Option<String>,
+    /// Where the authorities are to be, if it is Vault.
+    pub vault: Option<VaultPlace>,
 }

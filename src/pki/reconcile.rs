@@ -15,15 +15,17 @@ use tracing::info;
 
 use super::{
     PkiFacts,
-    embedded::{self, Pair, PkiError},
+    authority::{self, Kept},
+    embedded::{Pair, PkiError},
     issue::Issue,
     leaf::{self, Authority},
     plan::{self, FINGERPRINT_ANNOTATION, Plan, Root, Step, World},
-    secrets::{identifying, pair_of, root_data, secret},
+    secrets::{fingerprint, make_root, root_data, root_of, secret},
     store::KeyStore,
+    vault::{self, VaultError},
 };
 use crate::{
-    api::{Reason, names},
+    api::{PkiBackend, Reason, VaultPlace, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
     runtime::{CallError, apply, cache, call, operator::Reconciler, queue::Outcome},
@@ -48,6 +50,20 @@ pub enum Error {
         "Secret {0} is missing or does not hold the recorded root; restore it from a backup, it is never made anew"
     )]
     Lost(String),
+    /// Vault.
+    #[error(transparent)]
+    Vault(#[from] vault::Error),
+    /// A Cluster is kept in a Vault that the settings name no more.
+    #[error("this Cluster's authorities are in Vault, and the settings name none; set settings.vault again")]
+    NoVault,
+    /// A Cluster is kept elsewhere than where the settings lead.
+    #[error("this Cluster's authorities are {recorded}, and settings.vault leads to {set}; set it as it was")]
+    ElsewhereInVault {
+        /// Where they are.
+        recorded: Box<VaultPlace>,
+        /// Where they would be now.
+        set: Box<VaultPlace>,
+    },
 }
 
 impl Blames for Error {
@@ -55,6 +71,13 @@ impl Blames for Error {
         match self {
             Self::Foreign(_) => Reason::ForeignObject,
             Self::Lost(_) => Reason::CALost,
+            Self::Vault(vault::Error::Foreign(_)) => Reason::ForeignObject,
+            Self::Vault(vault::Error::Exchanged(_) | vault::Error::Vault(VaultError::NoMount(_))) => Reason::CALost,
+            Self::Vault(vault::Error::Vault(VaultError::Denied { .. })) => Reason::VaultDenied,
+            Self::NoVault | Self::ElsewhereInVault { .. } => Reason::VaultUnavailable,
+            Self::Vault(vault::Error::Vault(VaultError::Refused { .. } | VaultError::Answer { .. })) => Reason::Error,
+            Self::Vault(vault::Error::Vault(_)) => Reason::VaultUnavailable,
+            Self::Vault(vault::Error::Pki(_) | vault::Error::Other { .. }) => Reason::Error,
             Self::Call(_) | Self::Pki(_) => Reason::Error,
         }
     }
@@ -76,7 +99,7 @@ impl PkiOperator {
 
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
-            return self.delete_kubeconfig(&target.identity).await;
+            return self.clean_up(&target.identity, target.vault()).await;
         }
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
@@ -88,15 +111,30 @@ impl PkiOperator {
         for root in &plan.lost {
             self.mark_root(&valid.identity, &world, *root).await?;
         }
+        let in_vault = valid.pki.backend == PkiBackend::Vault;
+        let mut facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()), vault: None };
         if plan.steps.iter().any(|step| matches!(step, Step::MakeRoot(_))) {
+            if in_vault && target.vault().is_none() {
+                // The status remembers it longer than any other object of the guest.
+                facts.vault = Some(authority::vault(&self.context)?.place(&valid.identity));
+                let what = "the place of its authorities in Vault to be recorded".into();
+                return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::AwaitChange));
+            }
             self.has_no_roots(&valid.identity).await?;
+        }
+        if in_vault {
+            authority::vault_at(&self.context, &valid.identity, target.vault())?;
         }
         for step in &plan.steps {
             self.carry_out(valid, &world, step, now).await?;
         }
-        let facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()) };
         if plan == Plan::default() {
-            return Ok((Report::Ready(facts), Outcome::After(plan::pause(next_renewal(&world), now))));
+            let mut pause = plan::pause(next_renewal(&world), now);
+            if in_vault {
+                self.look_into_vault(&valid.identity, &world).await?;
+                pause = pause.min(vault::SEEN_FOR);
+            }
+            return Ok((Report::Ready(facts), Outcome::After(pause)));
         }
         // The watch brings what was written, and with it the next look.
         let what = match plan.waiting.join(", ") {
@@ -151,7 +189,7 @@ impl PkiOperator {
                     self.issue_master(issue, node, leaves).await
                 }
             }
-            Step::RemoveWorker { node } => self.remove_worker(identity, node).await,
+            Step::RemoveWorker { node } => self.remove_worker(valid, world, node).await,
             Step::IssueKubeconfig { endpoint, ttl, hash } => {
                 self.issue_kubeconfig(Issue { identity, world, hash, ttl: *ttl, now }, endpoint).await
             }
@@ -173,8 +211,16 @@ impl PkiOperator {
     /// Makes a root for the first time. Its Secret has one name, so of two makers one fails and takes the other's.
     async fn make_root(&self, cluster: &Valid, root: Root, now: Timestamp) -> Result<(), Error> {
         let identity = &cluster.identity;
-        let (data, fingerprint) = root_data(root, cluster, now)?;
-        let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), fingerprint)]);
+        let kept = match root {
+            Root::Ca(of) if cluster.pki.backend == PkiBackend::Vault => {
+                let vault = authority::vault(&self.context)?;
+                let certificate = vault.make(identity, of, cluster.pki.ca_ttl).await?;
+                Kept::InVault { certificate, mount: vault.mount(identity, of) }
+            }
+            _ => make_root(root, cluster, now)?,
+        };
+        let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), fingerprint(root, &kept))]);
+        let data = root_data(&kept);
         let secret = Secret {
             immutable: Some(true),
             ..secret(identity, &identity.namespace, &root.secret(), annotations, data)
@@ -217,36 +263,35 @@ impl PkiOperator {
     }
 
     /// Reads a root and compares it with its record.
-    pub(super) async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Pair, Error> {
+    pub(super) async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Kept, Error> {
         Ok(self.recorded(identity, world, root).await?.1)
     }
 
     /// A root's Secret and what it holds, which is what is recorded.
-    async fn recorded(&self, identity: &Identity, world: &World, root: Root) -> Result<(Secret, Pair), Error> {
+    async fn recorded(&self, identity: &Identity, world: &World, root: Root) -> Result<(Secret, Kept), Error> {
         let name = root.secret();
         let found =
             call("get", format!("Secret {name}"), self.keys.secrets(&identity.namespace).get_opt(&name)).await?;
         let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
         let found = found.ok_or_else(lost)?;
-        let pair = pair_of(root, &found).ok_or_else(lost)?;
-        if world.records.get(&root.record()) != Some(&embedded::fingerprint(identifying(root, &pair))) {
+        let kept = root_of(root, &found).ok_or_else(lost)?;
+        if world.records.get(&root.record()) != Some(&fingerprint(root, &kept)) {
             return Err(lost());
         }
-        Ok((found, pair))
+        Ok((found, kept))
     }
 
     /// Gives a root that is there and intact the labels and the fingerprint back that somebody took from it: the cache does
     /// not see it without them.
     async fn mark_root(&self, identity: &Identity, world: &World, root: Root) -> Result<(), Error> {
-        let (mut found, pair) = self.recorded(identity, world, root).await?;
+        let (mut found, kept) = self.recorded(identity, world, root).await?;
         let (name, meta) = (root.secret(), &mut found.metadata);
         if !identity.owner().owns(meta) {
             return Err(Error::Foreign(format!("{}/{name}", identity.namespace)));
         }
         let before = (meta.labels.clone(), meta.annotations.clone());
         meta.labels.get_or_insert_default().extend(identity.labels());
-        let fingerprint = embedded::fingerprint(identifying(root, &pair));
-        meta.annotations.get_or_insert_default().insert(FINGERPRINT_ANNOTATION.into(), fingerprint);
+        meta.annotations.get_or_insert_default().insert(FINGERPRINT_ANNOTATION.into(), fingerprint(root, &kept));
         if before == (meta.labels.clone(), meta.annotations.clone()) {
             // The cache lags behind.
             return Ok(());
@@ -257,7 +302,41 @@ impl PkiOperator {
         Ok(())
     }
 
-    async fn delete_kubeconfig(&self, identity: &Identity) -> Result<Answer, Error> {
+    /// Looks from time to time whether the guest's authorities are in Vault, and the recorded ones: who restores Vault from an
+    /// older snapshot is to hear of what it lacks before a certificate has to be renewed.
+    async fn look_into_vault(&self, identity: &Identity, world: &World) -> Result<(), Error> {
+        let vault = authority::vault(&self.context)?;
+        for of in Authority::ALL {
+            if vault.is_seen(&vault.mount(identity, of)) {
+                continue;
+            }
+            let root = self.root(identity, world, Root::Ca(of)).await?;
+            if let Some(root) = root.in_vault() {
+                vault.verify(root).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what does not go with the guest's namespace: nothing is in Vault that no place there was recorded for.
+    async fn clean_up(&self, identity: &Identity, recorded: Option<&VaultPlace>) -> Result<Answer, Error> {
+        let mut waiting = Vec::new();
+        if !self.delete_kubeconfig(identity).await? {
+            waiting.push("the kubeconfig Secret to be gone".to_owned());
+        }
+        if recorded.is_some() {
+            let vault = authority::vault_at(&self.context, identity, recorded)?;
+            let left = vault.remove(identity).await.map_err(vault::Error::from)?;
+            waiting.extend(left.iter().map(|mount| format!("{mount} in Vault to be gone")));
+        }
+        if waiting.is_empty() {
+            return Ok((Report::Gone, Outcome::AwaitChange));
+        }
+        Ok((Report::waiting(waiting.join(", ")), Outcome::After(Duration::from_secs(2))))
+    }
+
+    /// Deletes the kubeconfig beside the Cluster. Answers whether it is gone.
+    async fn delete_kubeconfig(&self, identity: &Identity) -> Result<bool, Error> {
         let (api, owner) = (self.keys.secrets(&identity.key.namespace), identity.owner());
         let mut left = apply::prune(&api, &identity.selector(), &owner, None, |_| false).await?;
         // By its name, too: it may have lost its labels.
@@ -269,10 +348,7 @@ impl PkiOperator {
             }
             left.push(name);
         }
-        if left.is_empty() {
-            return Ok((Report::Gone, Outcome::AwaitChange));
-        }
-        Ok((Report::waiting("the kubeconfig Secret to be gone"), Outcome::After(Duration::from_secs(2))))
+        Ok(left.is_empty())
     }
 
     fn namespaces(&self) -> Api<Namespace> {
@@ -290,8 +366,8 @@ pub async fn bootstrap_credentials(
     ttl: Duration,
 ) -> Result<(String, Pair), Error> {
     let ca = kubernetes_ca(context, identity).await?;
-    let client = embedded::sign(&ca, &leaf::bootstrapper(), Timestamp::now(), ttl)?;
-    Ok((ca.certificate, client))
+    let client = authority::sign(context, &ca, "manager", &leaf::bootstrapper(), Timestamp::now(), ttl).await?;
+    Ok((ca.certificate().to_owned(), client))
 }
 
 /// The recorded fingerprint of the authority that signs a guest's clients, once it is recorded.
@@ -304,14 +380,14 @@ pub fn kubernetes_authority(context: &Context, identity: &Identity) -> Option<St
 ///
 /// # Errors
 /// [`Error::Lost`] if it is missing or another one; a call.
-pub async fn kubernetes_ca(context: &Context, identity: &Identity) -> Result<Pair, Error> {
+pub async fn kubernetes_ca(context: &Context, identity: &Identity) -> Result<Kept, Error> {
     let root = Root::Ca(Authority::Kubernetes);
     let name = root.secret();
     let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
     let api = Api::<Secret>::namespaced(context.client.clone(), &identity.namespace);
     let secret = call("get", format!("Secret {name}"), api.get_opt(&name)).await?;
-    let ca = secret.as_ref().and_then(|secret| pair_of(root, secret)).ok_or_else(lost)?;
-    if kubernetes_authority(context, identity) != Some(embedded::fingerprint(&ca.certificate)) {
+    let ca = secret.as_ref().and_then(|secret| root_of(root, secret)).ok_or_else(lost)?;
+    if kubernetes_authority(context, identity) != Some(fingerprint(root, &ca)) {
         return Err(lost());
     }
     Ok(ca)

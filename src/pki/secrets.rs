@@ -8,6 +8,7 @@ use serde_json::json;
 use tracing::warn;
 
 use super::{
+    authority::Kept,
     embedded::{self, Pair, PkiError},
     plan::{FINGERPRINT_ANNOTATION, Root, SecretMeta},
 };
@@ -19,37 +20,44 @@ use crate::{
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
+/// Instead of a key: the mount in Vault that has it.
+const MOUNT: &str = "vault-mount";
 
-/// Makes a root: the data of its Secret, and its fingerprint.
-pub(super) fn root_data(
-    root: Root,
-    cluster: &Valid,
-    now: Timestamp,
-) -> Result<(BTreeMap<String, ByteString>, String), PkiError> {
-    let pair = match root {
+/// Makes a root that is kept here.
+pub(super) fn make_root(root: Root, cluster: &Valid, now: Timestamp) -> Result<Kept, PkiError> {
+    Ok(Kept::Here(match root {
         Root::Ca(_) => embedded::root(root.name(), &cluster.identity.key.to_string(), now, cluster.pki.ca_ttl)?,
         Root::ServiceAccount => embedded::key_pair()?,
         Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
+    }))
+}
+
+/// What a root's Secret holds.
+pub(super) fn root_data(kept: &Kept) -> BTreeMap<String, ByteString> {
+    let (name, value) = match kept {
+        Kept::Here(pair) => (KEY, pair.key.expose_secret()),
+        Kept::InVault { mount, .. } => (MOUNT, mount.as_str()),
     };
-    let fingerprint = embedded::fingerprint(identifying(root, &pair));
-    let data = BTreeMap::from([
-        (CERTIFICATE.to_owned(), bytes(&pair.certificate)),
-        (KEY.to_owned(), bytes(pair.key.expose_secret())),
-    ]);
-    Ok((data, fingerprint))
+    BTreeMap::from([(CERTIFICATE.to_owned(), bytes(kept.certificate())), (name.to_owned(), bytes(value))])
 }
 
-/// The text whose fingerprint identifies a root.
-pub(super) fn identifying(root: Root, pair: &Pair) -> &str {
-    if root == Root::Encryption { pair.key.expose_secret() } else { &pair.certificate }
+/// What identifies a root.
+pub(super) fn fingerprint(root: Root, kept: &Kept) -> String {
+    match (root, kept) {
+        (Root::Encryption, Kept::Here(pair)) => embedded::fingerprint(pair.key.expose_secret()),
+        _ => embedded::fingerprint(kept.certificate()),
+    }
 }
 
-pub(super) fn pair_of(root: Root, secret: &Secret) -> Option<Pair> {
+/// The root that a Secret holds.
+pub(super) fn root_of(root: Root, secret: &Secret) -> Option<Kept> {
     let data = secret.data.as_ref()?;
-    let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok();
-    let pair = Pair { certificate: text(CERTIFICATE)?, key: SecretString::from(text(KEY)?) };
-    let complete = !pair.key.expose_secret().is_empty() && (root == Root::Encryption || !pair.certificate.is_empty());
-    complete.then_some(pair)
+    let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok().filter(|text| !text.is_empty());
+    if let Some(mount) = text(MOUNT) {
+        return Some(Kept::InVault { certificate: text(CERTIFICATE)?, mount });
+    }
+    let certificate = if root == Root::Encryption { String::new() } else { text(CERTIFICATE)? };
+    Some(Kept::Here(Pair { certificate, key: SecretString::from(text(KEY)?) }))
 }
 
 pub(crate) fn secret(

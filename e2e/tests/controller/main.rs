@@ -27,6 +27,7 @@ mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;
+mod vault;
 mod world;
 
 /// Whether the whole of something is asked for.

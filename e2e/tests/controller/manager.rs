@@ -35,6 +35,8 @@ pub struct Options {
     pub drain_timeout: &'static str,
     /// How long a host may be silent.
     pub host_timeout: &'static str,
+    /// `settings.vault`.
+    pub vault: Option<serde_json::Value>,
 }
 
 impl Default for Options {
@@ -50,6 +52,7 @@ impl Default for Options {
             kvm: false,
             drain_timeout: "10m",
             host_timeout: "5m",
+            vault: None,
         }
     }
 }
@@ -75,7 +78,8 @@ impl Manager {
              network: {{quarantine: {}}}\nkvm: {{enabled: {}, hostTimeout: {}}}\nrollout: {{drainTimeout: {}}}\n",
             options.quarantine, options.kvm, options.host_timeout, options.drain_timeout
         );
-        std::fs::write(&settings, text).unwrap();
+        let vault = options.vault.map(|vault| format!("vault: {vault}\n")).unwrap_or_default();
+        std::fs::write(&settings, text + &vault).unwrap();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "core",

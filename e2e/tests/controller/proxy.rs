@@ -104,6 +104,9 @@ struct State {
     held: Mutex<Option<Held>>,
     /// How many answers were withheld.
     withheld: AtomicUsize,
+    /// Part of the path of writes that fail.
+    refusing: Mutex<Option<&'static str>>,
+    refused: AtomicUsize,
     dice: AtomicU64,
     graveyard: Mutex<Vec<Box<dyn Any + Send>>>,
 }
@@ -132,6 +135,8 @@ impl Proxy {
             conflicts: Mutex::default(),
             held: Mutex::default(),
             withheld: AtomicUsize::new(0),
+            refusing: Mutex::default(),
+            refused: AtomicUsize::new(0),
             dice: AtomicU64::new(0x9E37_79B9_7F4A_7C15),
             graveyard: Mutex::default(),
         });
@@ -183,6 +188,16 @@ impl Proxy {
     /// Withholds the answers of requests like these, or of none.
     pub fn hold(&self, held: Option<Held>) {
         *self.state.held.lock().unwrap() = held;
+    }
+
+    /// Lets writes with this in their path fail, or no more.
+    pub fn refuse(&self, path: Option<&'static str>) {
+        *self.state.refusing.lock().unwrap() = path;
+    }
+
+    /// How many writes failed because of [`Self::refuse`].
+    pub fn refused(&self) -> usize {
+        self.state.refused.load(Ordering::SeqCst)
     }
 
     /// How many answers were withheld.
@@ -285,6 +300,10 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     }
     if let Some(status) = failure.filter(|status| *status != 504) {
         return refusal(status);
+    }
+    if counts && state.refusing.lock().unwrap().is_some_and(|part| path.contains(part)) {
+        state.refused.fetch_add(1, Ordering::SeqCst);
+        return refusal(500);
     }
     if counts && state.is_conflict(&head.method, &path) {
         return refusal(409);

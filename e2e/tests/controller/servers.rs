@@ -13,7 +13,7 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use lab::tools::Tools;
+use lab::{command::Run, tools::Tools};
 
 use crate::support::apiserver::ApiServer;
 
@@ -94,6 +94,16 @@ impl Servers {
     /// The administrator's kubeconfig, straight to the API server.
     pub fn kubeconfig(&self) -> PathBuf {
         self.api.kubeconfig()
+    }
+
+    /// URL of the API.
+    pub fn url(&self) -> String {
+        self.api.url()
+    }
+
+    /// kubectl as the administrator.
+    pub fn kubectl(&self, args: &[&str]) -> Run {
+        self.api.kubectl(args)
     }
 
     /// The administrator's client, straight to the API server.

@@ -5,6 +5,7 @@
 
 pub mod apiserver;
 pub mod traces;
+pub mod vault;
 pub mod workload;
 
 use std::path::{Path, PathBuf};

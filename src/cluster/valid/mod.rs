@@ -87,7 +87,7 @@ impl Valid {
             pools: check.pools(&spec.node_pools),
             accelerator: kvm.accelerator,
             exposure: check.exposure(&spec.exposure, &identity, &settings.exposure),
-            pki: check.pki(&spec.pki),
+            pki: check.pki(&spec.pki, settings),
             deletion_protection: spec.deletion_protection.unwrap_or_default(),
             paused_until: check.time("spec.pausedUntil", spec.paused_until.as_deref()),
             identity,

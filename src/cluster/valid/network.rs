@@ -8,7 +8,7 @@ use super::{Check, HostName, text};
 use crate::{
     api::{ClusterSpec, ExposureSpec, ExposureType, NetworkSpec, PkiBackend, PkiSpec},
     cluster::Identity,
-    settings::ExposureSettings,
+    settings::{ExposureSettings, Settings},
 };
 
 /// Default range of the pods' addresses.
@@ -193,7 +193,11 @@ impl Check {
         host
     }
 
-    pub(super) fn pki(&mut self, spec: &PkiSpec) -> Pki {
+    pub(super) fn pki(&mut self, spec: &PkiSpec, settings: &Settings) -> Pki {
+        if spec.backend == PkiBackend::Vault && settings.vault.is_none() {
+            let problem = "Vault is not set up in this installation: its operator has to name one in settings.vault";
+            self.fail("spec.pki.backend", problem);
+        }
         let ca_ttl =
             self.lifetime("spec.pki.ca.ttl", spec.ca.ttl.as_deref(), DEFAULT_CA_TTL, 24 * HOUR..=175_200 * HOUR);
         let leaf_ttl =

@@ -1,0 +1,330 @@
+//! A real Vault keeps the authorities: what a Cluster gets of it, and what becomes of Clusters on its bad days.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    manager::{Manager, Options},
+    on_servers,
+    servers::Servers,
+    steady::home,
+    support::vault::VaultServer,
+    told::no_key_is_told,
+    world::{SECOND, World, eventually},
+};
+
+/// How soon all goes on when Vault is back.
+const RECOVERY: Duration = Duration::from_secs(60);
+
+/// A Vault that the API server's ServiceAccount tokens log in to, and a manager's settings for it.
+fn vault(servers: &Servers, name: &str) -> (VaultServer, Value) {
+    let vault = VaultServer::start(name).unwrap();
+    servers.kubectl(&["create", "serviceaccount", "giantnetes"]).output().unwrap();
+    // Vault has the API server judge tokens, with the token itself.
+    let binding = ["create", "clusterrolebinding", "vault", "--clusterrole=system:auth-delegator"];
+    servers.kubectl(&[binding.as_slice(), &["--serviceaccount=default:giantnetes"]].concat()).output().unwrap();
+    vault.trust(&servers.url(), &servers.folder().join("pki/ca.crt")).unwrap();
+    let token = servers.kubectl(&["create", "token", "giantnetes"]).output().unwrap();
+    let file = servers.folder().join("token");
+    std::fs::write(&file, token.trim()).unwrap();
+    let settings = vault.settings(&json!({"kubernetes": {"role": "giantnetes", "tokenFile": file}}));
+    (vault, settings)
+}
+
+fn in_vault() -> Value {
+    json!({"pki": {"backend": "Vault"}})
+}
+
+/// Has new certificates issued, and answers the one of the API server before.
+async fn ask_for_another(world: &World, name: &str, host: &str) -> Secret {
+    let before = world.secrets(&home(world, name).await).get("master-0-pki").await.unwrap();
+    let spec = json!({"spec": {"pki": {"apiServer": {"altNames": [host]}}}});
+    world.clusters("a").patch(name, &PatchParams::default(), &Patch::Merge(spec)).await.unwrap();
+    before
+}
+
+/// Waits until other certificates are there.
+async fn another(world: &World, name: &str, before: &Secret, limit: Duration) -> Duration {
+    let home = home(world, name).await;
+    let (_, took) = eventually(limit, "certificates to be issued anew", || async {
+        let now = world.secrets(&home).get("master-0-pki").await?;
+        ensure!(now.data != before.data, "they are the same");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    took
+}
+
+/// The roots, as Vault has them, by mount: one issuer each.
+fn roots(vault: &VaultServer) -> BTreeMap<String, String> {
+    let root = |mount: &String| {
+        let issuers: Vec<String> =
+            serde_json::from_str(&vault.root(&["list", "-format=json", &format!("{mount}issuers")])?)?;
+        ensure!(issuers.len() == 1, "{mount} has {issuers:?}");
+        Ok((mount.clone(), vault.root(&["read", "-field=certificate", &format!("{mount}cert/ca")])?))
+    };
+    let all: Result<_> = vault.mounts().unwrap().iter().map(root).collect();
+    all.unwrap()
+}
+
+#[test]
+fn roots_are_made_in_vault_once_and_go_with_the_cluster() {
+    on_servers("vault", async |servers, world| {
+        let (vault, settings) = vault(servers, "roots");
+        let options = Options { log: "trace", vault: Some(settings), ..Options::default() };
+        let mut manager = Manager::start(servers, "one", options).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "one", in_vault()).await.unwrap();
+        // Killed whenever another mount is there: its root may be made, or not, and nothing of it is stored here.
+        for count in 1..=3 {
+            let there = || async {
+                let there = vault.mounts()?.len();
+                ensure!(there >= count, "{there} mounts");
+                Ok(())
+            };
+            eventually(SECOND * 30, "another mount", there).await.unwrap();
+            manager.restart();
+        }
+        world.converged(SECOND * 60, "a", "one").await.unwrap();
+        world.create("a", "here", json!({})).await.unwrap();
+        world.converged(SECOND * 60, "a", "here").await.unwrap();
+
+        let (made, home_one) = (roots(&vault), home(&world, "one").await);
+        assert_eq!(made.len(), 3, "{made:?}");
+        for root in ["kubernetes", "etcd", "front-proxy"] {
+            let secret = world.secrets(&home_one).get(&format!("ca-{root}-1")).await.unwrap();
+            let data = secret.data.unwrap();
+            let files: Vec<_> = data.keys().map(String::as_str).collect();
+            assert_eq!(files, ["tls.crt", "vault-mount"], "no key of an authority is here");
+            let kept = String::from_utf8(data["tls.crt"].0.clone()).unwrap();
+            let (_, in_vault) = made.iter().find(|(path, _)| path.ends_with(&format!("/{root}/"))).unwrap();
+            assert_eq!(kept.trim(), in_vault.trim());
+        }
+        is_signed_by_vault(&world, "one", &made).await;
+        users_are_let_in(&world, &vault).await;
+        no_key_is_told(&world, &[&manager]).await;
+        let token = std::fs::read_to_string(servers.folder().join("token")).unwrap();
+        let log = manager.log_text();
+        assert!(!log.contains(&token) && !log.contains("hvs."), "a token is in the log");
+
+        // Whatever a new manager looks at, it makes nothing anew.
+        manager.restart();
+        let before = ask_for_another(&world, "one", "api.example.com").await;
+        another(&world, "one", &before, SECOND * 30).await;
+        assert_eq!(roots(&vault), made);
+
+        world.delete("a", "one").await.unwrap();
+        let took = world.gone(SECOND * 60, "a", "one").await.unwrap();
+        assert_eq!(vault.mounts().unwrap(), Vec::<String>::new());
+        println!("    gone, with its mounts, after {took:.1?}");
+    });
+}
+
+async fn is_signed_by_vault(world: &World, name: &str, made: &BTreeMap<String, String>) {
+    let secret = world.secrets(&home(world, name).await).get("master-0-pki").await.unwrap();
+    let data = secret.data.unwrap();
+    let (_, root) = made.iter().find(|(path, _)| path.ends_with("/kubernetes/")).unwrap();
+    let (_, root) = x509_parser::pem::parse_x509_pem(root.as_bytes()).unwrap();
+    let root = root.parse_x509().unwrap();
+    for file in ["apiserver.crt", "kubelet.crt", "controller-manager.crt"] {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&data[file].0).unwrap();
+        pem.parse_x509().unwrap().verify_signature(Some(root.public_key())).unwrap();
+    }
+}
+
+async fn users_are_let_in(world: &World, vault: &VaultServer) {
+    let access = serde_json::from_value(json!({
+        "apiVersion": "giantnetes.io/v1alpha1", "kind": "ClusterAccess", "metadata": {"name": "alice"},
+        "spec": {"clusterRef": {"name": "one"}, "user": "alice", "groups": ["dev"]},
+    }))
+    .unwrap();
+    let accesses = Api::<giantnetes::api::ClusterAccess>::namespaced(world.client.clone(), "a");
+    // Its endpoint is made of the Service's address, which is there.
+    accesses.create(&PostParams::default(), &access).await.unwrap();
+    eventually(SECOND * 30, "alice's kubeconfig", || async {
+        let secret = accesses.get("alice").await?.status.and_then(|status| status.secret).context("no Secret yet")?;
+        world.secrets("a").get(&secret).await?;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let (mount, _) = roots(vault).into_iter().find(|(path, _)| path.ends_with("/kubernetes/")).unwrap();
+    let roles = vault.root(&["list", "-format=json", &format!("{mount}roles")]).unwrap();
+    assert!(!roles.contains(".user"), "a user's role is left: {roles}");
+}
+
+#[test]
+fn bad_days_of_vault_are_told_and_end() {
+    on_servers("vault-bad-days", async |servers, world| {
+        let (mut vault, settings) = vault(servers, "bad-days");
+        let options = Options { vault: Some(settings), ..Options::default() };
+        let _manager = Manager::start(servers, "one", options).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "one", in_vault()).await.unwrap();
+        world.converged(SECOND * 60, "a", "one").await.unwrap();
+        let made = roots(&vault);
+
+        vault.seal().unwrap();
+        let before = ask_for_another(&world, "one", "sealed.example.com").await;
+        let message = not_ready(&world, "VaultUnavailable").await;
+        assert!(message.contains("Vault is sealed"), "{message}");
+        // Nobody else has to wait, and a Cluster that asks for Vault gets there later.
+        world.create("a", "here", json!({})).await.unwrap();
+        let took = world.converged(SECOND * 30, "a", "here").await.unwrap();
+        println!("    another converged in {took:.1?} while Vault was sealed");
+        world.create("a", "later", in_vault()).await.unwrap();
+        vault.unseal().unwrap();
+        let took = another(&world, "one", &before, RECOVERY * 3).await;
+        println!("    sealed: {took:.1?} after it was unsealed");
+        world.converged(RECOVERY * 3, "a", "later").await.unwrap();
+        world.delete("a", "later").await.unwrap();
+        world.gone(RECOVERY, "a", "later").await.unwrap();
+
+        vault.kill();
+        let before = ask_for_another(&world, "one", "away.example.com").await;
+        let message = not_ready(&world, "VaultUnavailable").await;
+        assert!(message.contains("Vault does not serve") || message.contains("connection"), "{message}");
+        vault.run().unwrap();
+        vault.unseal().unwrap();
+        let took = another(&world, "one", &before, RECOVERY * 3).await;
+        println!("    away: {took:.1?} after it was back");
+
+        vault.root(&["lease", "revoke", "-prefix", "auth/kubernetes/login"]).unwrap();
+        let before = ask_for_another(&world, "one", "revoked.example.com").await;
+        let took = another(&world, "one", &before, SECOND * 45).await;
+        println!("    token revoked: {took:.1?}");
+
+        let policy = vault.root(&["policy", "read", "giantnetes"]).unwrap();
+        let narrow = vault.folder().join("narrow.hcl");
+        std::fs::write(&narrow, policy.replace("giantnetes/+/+/sign/+", "giantnetes/+/+/sign/none")).unwrap();
+        vault.root(&["policy", "write", "giantnetes", &narrow.display().to_string()]).unwrap();
+        let before = ask_for_another(&world, "one", "narrow.example.com").await;
+        let message = not_ready(&world, "VaultDenied").await;
+        assert!(message.contains("/sign/master-0.apiserver"), "{message}");
+        std::fs::write(&narrow, policy).unwrap();
+        vault.root(&["policy", "write", "giantnetes", &narrow.display().to_string()]).unwrap();
+        let took = another(&world, "one", &before, RECOVERY * 3).await;
+        println!("    policy narrowed: {took:.1?} after it was put right");
+        assert_eq!(roots(&vault), made, "no root was made anew on the way");
+
+        a_mount_that_is_gone_is_not_made_anew(&world, &vault, &made).await;
+        // What is left of it goes all the same.
+        world.delete("a", "one").await.unwrap();
+        world.gone(SECOND * 60, "a", "one").await.unwrap();
+        assert_eq!(vault.mounts().unwrap(), Vec::<String>::new());
+    });
+}
+
+/// As when Vault is restored from a snapshot that is older than the guest.
+async fn a_mount_that_is_gone_is_not_made_anew(world: &World, vault: &VaultServer, made: &BTreeMap<String, String>) {
+    let gone = made.keys().find(|path| path.ends_with("/kubernetes/")).unwrap();
+    vault.root(&["secrets", "disable", gone]).unwrap();
+    let before = ask_for_another(world, "one", "lost.example.com").await;
+    let message = not_ready(world, "CALost").await;
+    assert!(message.contains(gone.trim_end_matches('/')) && message.contains("never made anew"), "{message}");
+    // Somebody else's root in the same place is not the guest's.
+    vault.root(&["secrets", "enable", &format!("-path={gone}"), "-max-lease-ttl=87600h", "pki"]).unwrap();
+    vault
+        .root(&["write", &format!("{gone}root/generate/internal"), "common_name=other", "ttl=80000h", "key_type=ec"])
+        .unwrap();
+    let (_, took) = eventually(RECOVERY * 3, "the exchanged root to be told", || async {
+        let cluster = world.clusters("a").get("one").await?;
+        let message = cluster.status.and_then(|status| status.message).unwrap_or_default();
+        ensure!(message.contains("another root than the recorded one"), "{message}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!("    an exchanged root is told after {took:.1?}");
+    let now = world.secrets(&home(world, "one").await).get("master-0-pki").await.unwrap();
+    assert_eq!(now.data, before.data, "nothing is issued from another root");
+    // It is not ours to delete, and in the way of nothing.
+    vault.root(&["secrets", "disable", gone]).unwrap();
+}
+
+async fn not_ready(world: &World, reason: &str) -> String {
+    let (message, took) = world.condition(SECOND * 90, ("a", "one"), ("PKIReady", "False", reason)).await.unwrap();
+    println!("    {reason} after {took:.1?}");
+    message
+}
+
+/// Who asks for a Vault that is not there, or no more, is told so; and what was never made is no reason to stay.
+#[test]
+fn where_the_authorities_are_is_remembered() {
+    on_servers("vault-place", async |servers, world| {
+        let (vault, settings) = vault(servers, "place");
+        let none = Manager::start(servers, "none", Options::default()).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "never", in_vault()).await.unwrap();
+        let invalid = ("Degraded", "True", "InvalidSpec");
+        let (message, _) = world.condition(SECOND * 20, ("a", "never"), invalid).await.unwrap();
+        assert!(message.contains("spec.pki.backend: Vault is not set up"), "{message}");
+        world.delete("a", "never").await.unwrap();
+        world.gone(SECOND * 30, "a", "never").await.unwrap();
+        drop(none);
+
+        let one = Manager::start(servers, "one", Options { vault: Some(settings.clone()), ..Options::default() }).await;
+        world.create("a", "one", in_vault()).await.unwrap();
+        world.converged(SECOND * 60, "a", "one").await.unwrap();
+        let place = world.clusters("a").get("one").await.unwrap().status.unwrap().vault.unwrap();
+        assert!(vault.mounts().unwrap().iter().all(|mount| mount.starts_with(&place.path)), "{place:?}");
+        drop(one);
+
+        // Elsewhere nothing is signed, and the Cluster does not go without what is here.
+        let mut elsewhere = settings.clone();
+        elsewhere["prefix"] = "other".into();
+        let two = Manager::start(servers, "two", Options { vault: Some(elsewhere), ..Options::default() }).await;
+        let message = not_ready(&world, "VaultUnavailable").await;
+        assert!(message.contains(&place.path) && message.contains("other/"), "{message}");
+        world.delete("a", "one").await.unwrap();
+        tokio::time::sleep(SECOND * 5).await;
+        assert_eq!(vault.mounts().unwrap().len(), 3);
+        drop(two);
+        let _three = Manager::start(servers, "three", Options { vault: Some(settings), ..Options::default() }).await;
+        world.gone(SECOND * 60, "a", "one").await.unwrap();
+        assert_eq!(vault.mounts().unwrap(), Vec::<String>::new());
+    });
+}
+
+/// What Vault signed and the API server did not take is stored later, and not signed again and again.
+#[test]
+fn what_could_not_be_stored_is_not_signed_again() {
+    on_servers("vault-unstored", async |servers, world| {
+        let (vault, settings) = vault(servers, "unstored");
+        let manager = Manager::start(servers, "one", Options { vault: Some(settings), ..Options::default() }).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "one", in_vault()).await.unwrap();
+        world.converged(SECOND * 60, "a", "one").await.unwrap();
+        manager.settled().await;
+        let (mount, _) = roots(&vault).into_iter().find(|(path, _)| path.ends_with("/etcd/")).unwrap();
+        let signed = || {
+            let all = vault.root(&["list", "-format=json", &format!("{mount}certs")]).unwrap();
+            serde_json::from_str::<Vec<String>>(&all).unwrap().len()
+        };
+        let count = signed();
+        manager.proxy.refuse(Some("secrets/master-0-pki"));
+        let before = ask_for_another(&world, "one", "unstored.example.com").await;
+        not_ready(&world, "Error").await;
+        let tries = manager.proxy.refused();
+        eventually(SECOND * 60, "several tries", || async {
+            ensure!(manager.proxy.refused() >= tries + 3, "{} so far", manager.proxy.refused());
+            Ok(())
+        })
+        .await
+        .unwrap();
+        manager.proxy.refuse(None);
+        another(&world, "one", &before, RECOVERY * 3).await;
+        // Three certificates of etcd's authority: two of etcd, one of its client.
+        assert_eq!(signed() - count, 3, "each was signed once");
+        let list = world.secrets(&home(&world, "one").await).list(&ListParams::default()).await.unwrap();
+        assert!(list.iter().any(|secret| secret.name_any() == "master-0-pki"));
+    });
+}

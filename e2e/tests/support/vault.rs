@@ -1,0 +1,228 @@
+//! A real Vault on a free port of the loopback device: TLS, storage in files, initialised and unsealed.
+//!
+//! It leaves nothing behind: what it wrote lies in a temporary folder, and it dies with the thread that started it.
+
+use std::{
+    fs::File,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    command::Run,
+    paths::{Paths, write_whole},
+    pki, wait_for,
+};
+use serde_json::{Value, json};
+
+/// How long it may take to answer, on a machine that builds something at the same time.
+const START: Duration = Duration::from_secs(60);
+/// Name of the policy, and of the roles that have it.
+pub const MANAGER: &str = "giantnetes";
+
+/// A running Vault. Dropping it ends it and removes its folder, unless the test failed.
+pub struct VaultServer {
+    paths: Paths,
+    binary: PathBuf,
+    port: u16,
+    process: Option<Child>,
+    root: String,
+    key: String,
+}
+
+impl VaultServer {
+    /// Starts it, with the policy of the chart and the AppRole auth method.
+    ///
+    /// # Errors
+    /// If it does not come up in time.
+    pub fn start(name: &str) -> Result<Self> {
+        let binary = PathBuf::from(super::script("e2e/tools/build.sh", &["--dir", "vault"])).join("vault");
+        ensure!(binary.is_file(), "{} is missing: `make tools` builds it", binary.display());
+        let state = std::env::temp_dir().join(format!("giantnetes-vault-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&state);
+        let paths = Paths { cache: state.clone(), state };
+        pki::ensure(&paths)?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut server = Self { paths, binary, port, process: None, root: String::new(), key: String::new() };
+        server.run()?;
+        let answer = server.cli(&["operator", "init", "-key-shares=1", "-key-threshold=1", "-format=json"]).output()?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        let text = |value: &Value| value.as_str().map(ToOwned::to_owned).context("init answers no key");
+        (server.root, server.key) = (text(&answer["root_token"])?, text(&answer["unseal_keys_b64"][0])?);
+        server.unseal()?;
+        let policy = super::root().join("charts/giantnetes/files/vault-policy.hcl");
+        server.root(&["policy", "write", MANAGER, &policy.display().to_string()])?;
+        server.root(&["auth", "enable", "approle"])?;
+        server.root(&[
+            "write",
+            &format!("auth/approle/role/{MANAGER}"),
+            "token_policies=giantnetes",
+            "token_ttl=1h",
+        ])?;
+        let id = server.root(&["read", "-field=role_id", &format!("auth/approle/role/{MANAGER}/role-id")])?;
+        let secret =
+            server.root(&["write", "-f", "-field=secret_id", &format!("auth/approle/role/{MANAGER}/secret-id")])?;
+        write_whole(&server.file("role-id"), &id, 0o600)?;
+        write_whole(&server.file("secret-id"), &secret, 0o600)?;
+        Ok(server)
+    }
+
+    /// Lets ServiceAccount `default/giantnetes` of a cluster log in.
+    ///
+    /// # Errors
+    /// If Vault refuses.
+    pub fn trust(&self, url: &str, authority: &Path) -> Result<()> {
+        self.root(&["auth", "enable", "kubernetes"])?;
+        let authority = format!("kubernetes_ca_cert=@{}", authority.display());
+        self.root(&["write", "auth/kubernetes/config", &format!("kubernetes_host={url}"), &authority])?;
+        let role = [
+            "bound_service_account_names=giantnetes",
+            "bound_service_account_namespaces=default",
+            "token_policies=giantnetes",
+            "token_ttl=1h",
+        ];
+        let path = format!("auth/kubernetes/role/{MANAGER}");
+        self.root(&[["write", path.as_str()].as_slice(), &role].concat()).map(drop)
+    }
+
+    /// The chart's `settings.vault` for it, with this `auth`.
+    pub fn settings(&self, auth: &Value) -> Value {
+        let authority = std::fs::read_to_string(pki::file(&self.paths, "ca.crt")).unwrap();
+        json!({"address": self.address(), "caCertificate": authority, "auth": auth})
+    }
+
+    /// How a controller manager logs in without an API server.
+    pub fn app_role(&self) -> Value {
+        json!({"appRole": {"roleIdFile": self.file("role-id"), "secretIdFile": self.file("secret-id")}})
+    }
+
+    fn address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// Where it keeps its data; a test may write there, too.
+    pub fn folder(&self) -> &Path {
+        &self.paths.state
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.paths.state.join(name)
+    }
+
+    /// Vault's own client, with no token.
+    fn cli(&self, args: &[&str]) -> Run {
+        self.as_holder("", args)
+    }
+
+    /// Vault's own client, with a token.
+    pub fn as_holder(&self, token: &str, args: &[&str]) -> Run {
+        let authority = pki::file(&self.paths, "ca.crt");
+        Run::new("env")
+            .args(["-u", "VAULT_NAMESPACE"])
+            .args([format!("VAULT_ADDR={}", self.address()), format!("VAULT_CACERT={authority}")])
+            .args([format!("VAULT_TOKEN={token}"), format!("HOME={}", self.paths.state.display())])
+            .arg(&self.binary)
+            .args(args.iter().copied())
+            .timeout(Duration::from_secs(30))
+    }
+
+    /// Vault's own client as root.
+    ///
+    /// # Errors
+    /// What Vault says.
+    pub fn root(&self, args: &[&str]) -> Result<String> {
+        Ok(self.as_holder(&self.root, args).output()?.trim().to_owned())
+    }
+
+    /// A token of the controller manager's, as it gets one itself.
+    ///
+    /// # Errors
+    /// What Vault says.
+    pub fn managers_token(&self) -> Result<String> {
+        let (id, secret) = (self.file("role-id"), self.file("secret-id"));
+        let (id, secret) = (format!("role_id=@{}", id.display()), format!("secret_id=@{}", secret.display()));
+        let token = self.cli(&["write", "-field=token", "auth/approle/login", &id, &secret]).output()?;
+        Ok(token.trim().to_owned())
+    }
+
+    /// PKI mounts that are there.
+    ///
+    /// # Errors
+    /// What Vault says.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let all: Value = serde_json::from_str(&self.root(&["secrets", "list", "-format=json"])?)?;
+        let all = all.as_object().context("a list of mounts")?;
+        Ok(all.keys().filter(|path| path.starts_with("giantnetes/")).cloned().collect())
+    }
+
+    pub fn seal(&self) -> Result<()> {
+        self.root(&["operator", "seal"]).map(drop)
+    }
+
+    pub fn unseal(&self) -> Result<()> {
+        self.cli(&["operator", "unseal", &self.key]).output()?;
+        // Sealed no more, it still has to become active.
+        wait_for(START, "Vault to be active", || self.root(&["token", "lookup"]).map(drop))
+    }
+
+    /// Kills it, as nothing but `kill -9` does.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// Starts it, at the same address; sealed, as it is whenever it starts.
+    ///
+    /// # Errors
+    /// If it does not answer in time.
+    pub fn run(&mut self) -> Result<()> {
+        let config = json!({
+            "storage": {"file": {"path": self.file("data")}},
+            "listener": {"tcp": {
+                "address": format!("127.0.0.1:{}", self.port),
+                "tls_cert_file": pki::file(&self.paths, "apiserver.crt"),
+                "tls_key_file": pki::file(&self.paths, "apiserver.key"),
+            }},
+            "api_addr": self.address(),
+            // It may not lock memory everywhere, and holds nothing of worth.
+            "disable_mlock": true,
+        });
+        write_whole(&self.file("vault.json"), &config.to_string(), 0o600)?;
+        let log = File::options().create(true).append(true).open(self.file("vault.log"))?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&self.binary)
+            .args(["server", "-config"])
+            .arg(self.file("vault.json"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn();
+        self.process = Some(child.context("start Vault")?);
+        wait_for(START, "Vault to answer", || {
+            let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
+            ensure!(ended.is_none(), "it ended: {}", std::fs::read_to_string(self.file("vault.log"))?);
+            match self.cli(&["status"]).output() {
+                // It answers that it is sealed.
+                Err(error) if error.to_string().contains("ended with status 2:") => Ok(()),
+                answer => answer.map(drop),
+            }
+        })
+    }
+}
+
+impl Drop for VaultServer {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            println!("    what Vault wrote is kept in {}", self.paths.state.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.paths.state);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Who signs for a guest: its own Secret, or Vault.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{
+    embedded::{self, Pair},
+    leaf::Leaf,
+    reconcile::Error,
+    vault::{InVault, Vault},
+};
+use crate::{api::VaultPlace, cluster::Identity, context::Context};
+
+/// A root of a guest, as it is kept.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// Here, with its key.
+    Here(Pair),
+    /// In Vault: what is known of it here is its certificate.
+    InVault {
+        /// The certificate (PEM).
+        certificate: String,
+        /// Path of its mount.
+        mount: String,
+    },
+}
+
+impl Kept {
+    /// Its certificate (PEM), or the public key of service accounts.
+    pub fn certificate(&self) -> &str {
+        match self {
+            Self::Here(pair) => &pair.certificate,
+            Self::InVault { certificate, .. } => certificate,
+        }
+    }
+
+    /// Itself and its key, if that is here.
+    pub fn pair(&self) -> Option<&Pair> {
+        match self {
+            Self::Here(pair) => Some(pair),
+            Self::InVault { .. } => None,
+        }
+    }
+
+    /// The authority in Vault, if it is there.
+    pub fn in_vault(&self) -> Option<InVault<'_>> {
+        match self {
+            Self::Here(_) => None,
+            Self::InVault { certificate, mount } => Some(InVault { mount, certificate }),
+        }
+    }
+}
+
+/// The Vault of this installation.
+///
+/// # Errors
+/// [`Error::NoVault`]
+pub(super) fn vault(context: &Context) -> Result<&Vault, Error> {
+    context.vault.as_deref().ok_or(Error::NoVault)
+}
+
+/// The Vault of this installation, if it is where a guest's authorities are recorded to be.
+///
+/// # Errors
+/// [`Error::NoVault`], [`Error::ElsewhereInVault`]
+pub(super) fn vault_at<'a>(
+    context: &'a Context,
+    identity: &Identity,
+    recorded: Option<&VaultPlace>,
+) -> Result<&'a Vault, Error> {
+    let vault = vault(context)?;
+    let set = vault.place(identity);
+    match recorded.filter(|recorded| **recorded != set) {
+        Some(recorded) => Err(Error::ElsewhereInVault { recorded: Box::new(recorded.clone()), set: Box::new(set) }),
+        None => Ok(vault),
+    }
+}
+
+/// Makes a key for `holder`, such as a node, and has its certificate signed by a guest's authority.
+///
+/// # Errors
+/// [`Error`]
+pub async fn sign(
+    context: &Context,
+    authority: &Kept,
+    holder: &str,
+    leaf: &Leaf,
+    now: Timestamp,
+    ttl: Duration,
+) -> Result<Pair, Error> {
+    match authority {
+        Kept::Here(root) => Ok(embedded::sign(root, leaf, now, ttl)?),
+        Kept::InVault { certificate, mount } => {
+            Ok(vault(context)?.sign(InVault { mount, certificate }, holder, leaf, now, ttl).await?)
+        }
+    }
+}
+
+/// Takes from Vault the right to these certificates of `holder`; for an authority that is here nothing is written down of it.
+///
+/// # Errors
+/// [`Error`]
+pub async fn forget(context: &Context, authority: &Kept, holder: &str, certificates: &[&str]) -> Result<(), Error> {
+    if let Some(InVault { mount, .. }) = authority.in_vault() {
+        vault(context)?.forget(mount, holder, certificates).await.map_err(super::vault::Error::from)?;
+    }
+    Ok(())
+}
+
+/// Takes note that what was signed for `holder` is stored: what is asked for next is signed anew.
+pub fn stored(context: &Context, identity: &Identity, holder: &str) {
+    if let Some(vault) = &context.vault {
+        vault.stored(identity, holder);
+    }
+}

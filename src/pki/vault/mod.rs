@@ -1,0 +1,368 @@
+//! Vault as a guest's authority: a PKI mount for each, whose root is generated inside and never leaves; a role per
+//! certificate; keys are made here, and only requests are signed.
+//!
+//! - [`role`]: what may be signed for whom, and where; pure
+//! - [`check`]: whether what was signed is what was asked for; pure
+//! - [`client`]: Vault's HTTP API
+//! - [`breaker`]: leaves a Vault alone that does not serve
+
+mod breaker;
+pub mod check;
+mod client;
+pub mod role;
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+pub use self::client::VaultError;
+use self::client::{Action, Connection};
+use super::{
+    embedded::{self, Pair, PkiError},
+    leaf::{Authority, Leaf},
+    plan::Root,
+};
+use crate::{
+    api::VaultPlace,
+    cluster::Identity,
+    runtime::{apply::hash, lease::Leadership},
+    settings::VaultSettings,
+};
+
+/// Vault counts a lifetime by its own clock: so much is left for the difference.
+const CLOCKS: Duration = Duration::from_secs(60);
+/// How long a mount that was seen need not be looked at again.
+pub const SEEN_FOR: Duration = Duration::from_secs(300);
+/// How long a certificate that nobody could store is kept at most, instead of having another signed.
+const KEPT: Duration = Duration::from_secs(1800);
+
+/// Why a certificate or root could not be had of Vault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// A key or a certificate.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// A mount of our name is somebody else's.
+    #[error("PKI mount {0} in Vault is not this Cluster's; remove or move it")]
+    Foreign(String),
+    /// A mount's root is not the recorded one.
+    #[error("PKI mount {0} in Vault has another root than the recorded one; restore it, it is never made anew")]
+    Exchanged(String),
+    /// What Vault signed is not what it was asked for.
+    #[error("Vault: the certificate of {path} {problem}; did somebody change its role?")]
+    Other {
+        /// Where it was signed.
+        path: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+/// A Vault that keeps guests' authorities.
+pub struct Vault {
+    connection: Connection,
+    /// Hashes of roles that were written by this process, by their paths: they are written once.
+    roles: Mutex<HashMap<String, String>>,
+    /// When mounts were last seen to have the recorded root.
+    seen: Mutex<HashMap<String, Instant>>,
+    /// What was signed and is not known to be stored, by the path of its role.
+    signed: Mutex<HashMap<String, Signed>>,
+}
+
+struct Signed {
+    since: Instant,
+    /// Of the role, and of the root.
+    hash: String,
+    pair: Pair,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vault").finish_non_exhaustive()
+    }
+}
+
+/// An authority in Vault.
+#[derive(Clone, Copy, Debug)]
+pub struct InVault<'a> {
+    /// Path of its mount.
+    pub mount: &'a str,
+    /// Its recorded certificate (PEM).
+    pub certificate: &'a str,
+}
+
+impl Vault {
+    /// The Vault of these settings. With `leadership`, nothing is written but while this process leads.
+    ///
+    /// # Errors
+    /// If the settings lead to no client.
+    pub fn new(settings: VaultSettings, leadership: Option<Leadership>) -> Result<Self, VaultError> {
+        let connection = Connection::new(settings, leadership)?;
+        Ok(Self { connection, roles: Mutex::default(), seen: Mutex::default(), signed: Mutex::default() })
+    }
+
+    /// Where a guest's mounts are, as it is recorded before the first of them is made.
+    pub fn place(&self, identity: &Identity) -> VaultPlace {
+        let VaultSettings { address, namespace, prefix, .. } = self.connection.settings();
+        VaultPlace { address: address.clone(), namespace: namespace.clone(), path: format!("{prefix}/{}", identity.id) }
+    }
+
+    /// Path of a guest's mount.
+    pub fn mount(&self, identity: &Identity, authority: Authority) -> String {
+        role::mount(&self.connection.settings().prefix, identity, authority)
+    }
+
+    /// Makes an authority, or finds what an earlier try left of it. Answers its certificate (PEM).
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn make(&self, identity: &Identity, authority: Authority, ttl: Duration) -> Result<String, Error> {
+        let mount = self.mount(identity, authority);
+        match self.owned(identity, &mount).await? {
+            Some(true) => {}
+            Some(false) => return Err(Error::Foreign(mount)),
+            None => self.enable(identity, &mount, ttl).await?,
+        }
+        if let Some(certificate) = self.root(&mount).await? {
+            return Ok(certificate);
+        }
+        // What Vault keeps of certificates goes three days after they have expired.
+        let tidy = json!({
+            "enabled": true, "tidy_cert_store": true, "tidy_revoked_certs": true, "safety_buffer": "72h",
+        });
+        self.connection.ask(Action::Write, &format!("{mount}/config/auto-tidy"), tidy).await?;
+        let name = Root::Ca(authority).name();
+        let body = json!({
+            "common_name": format!("{name} CA of {}", identity.key),
+            "exclude_cn_from_sans": true,
+            "issuer_name": "root",
+            "ttl": seconds(ttl),
+            "not_before_duration": seconds(embedded::BACKDATE),
+            "key_type": "ec",
+            "key_bits": 256,
+            "max_path_length": 0,
+        });
+        self.connection.ask(Action::Write, &format!("{mount}/root/generate/internal"), body).await?;
+        info!(mount, "made");
+        // Not the answer's: should a former leader's last request have made one, too, the first of them is the mount's.
+        self.root(&mount).await?.ok_or_else(|| VaultError::NoMount(mount).into())
+    }
+
+    /// Signs a leaf for `holder`. However long it is meant to live, it does not outlive the root. Until [`Self::stored`] says
+    /// that it is stored, whoever asks for the same again gets the same.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn sign(
+        &self,
+        authority: InVault<'_>,
+        holder: &str,
+        leaf: &Leaf,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<Pair, Error> {
+        let InVault { mount, certificate: root } = authority;
+        let (path, role) = (role_path(mount, holder, leaf.name), role::role(leaf, ttl));
+        let asked = hash(&json!([role, root]));
+        if let Some(pair) = self.kept(&path, &asked, ttl) {
+            return Ok(pair);
+        }
+        let roots_end = embedded::expires(root)?;
+        let left = Duration::try_from(roots_end.duration_since(now)).unwrap_or_default();
+        if left <= CLOCKS {
+            return Err(PkiError::Expired(roots_end).into());
+        }
+        if !self.is_seen(mount) {
+            // Nothing is written into a mount that somebody has put in the place of ours.
+            self.verify(authority).await?;
+        }
+        let signing = async {
+            self.allow(&path, role).await?;
+            self.sign_request(authority, holder, leaf, now, ttl.min(left - CLOCKS)).await
+        };
+        let pair = signing.await.inspect_err(|error| match error {
+            // Somebody took the role away, or made it another.
+            Error::Other { .. } | Error::Vault(VaultError::Refused { .. }) => drop(lock(&self.roles).remove(&path)),
+            Error::Exchanged(_) | Error::Vault(VaultError::NoMount(_)) => drop(lock(&self.seen).remove(mount)),
+            _ => {}
+        })?;
+        let mut signed = lock(&self.signed);
+        signed.retain(|_, signed| signed.since.elapsed() < KEPT);
+        signed.insert(path, Signed { since: Instant::now(), hash: asked, pair: pair.clone() });
+        Ok(pair)
+    }
+
+    async fn sign_request(
+        &self,
+        authority: InVault<'_>,
+        holder: &str,
+        leaf: &Leaf,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Pair, Error> {
+        let (request, key) = embedded::request(leaf)?;
+        let path = format!("{}/sign/{}", authority.mount, role::name(holder, leaf.name));
+        let body = json!({"csr": request, "exclude_cn_from_sans": true, "ttl": seconds(life)});
+        let answer = self.connection.ask(Action::Write, &path, body).await?;
+        let certificate = certificate_of(&answer, Action::Write, &path)?;
+        let end = now.checked_add(life.saturating_sub(CLOCKS)).unwrap_or(Timestamp::MAX);
+        match check::problem(&certificate, authority.certificate, leaf, &key, end) {
+            Some(check::ANOTHER_ROOT) => Err(Error::Exchanged(authority.mount.into())),
+            None => Ok(Pair { certificate, key: key.serialize_pem().into() }),
+            Some(problem) => Err(Error::Other { path, problem }),
+        }
+    }
+
+    /// What was signed for the same wish and not stored; not if too much of its life is over.
+    fn kept(&self, path: &str, asked: &str, ttl: Duration) -> Option<Pair> {
+        let signed = lock(&self.signed);
+        let kept = signed.get(path).filter(|signed| signed.hash == asked && signed.since.elapsed() < KEPT.min(ttl / 6));
+        kept.map(|signed| signed.pair.clone())
+    }
+
+    /// Takes note that what was signed for `holder` of a guest is stored.
+    pub fn stored(&self, identity: &Identity, holder: &str) {
+        let (guest, role) = (format!("{}/", self.place(identity).path), format!("/roles/{holder}."));
+        lock(&self.signed).retain(|path, _| !(path.starts_with(&guest) && path.contains(&role)));
+    }
+
+    /// Whether a mount was seen to have the recorded root within [`SEEN_FOR`].
+    pub fn is_seen(&self, mount: &str) -> bool {
+        lock(&self.seen).get(mount).is_some_and(|at| at.elapsed() < SEEN_FOR)
+    }
+
+    /// Looks whether an authority is still there, and the recorded one.
+    ///
+    /// # Errors
+    /// [`Error`] if it is not, or cannot be seen.
+    pub async fn verify(&self, authority: InVault<'_>) -> Result<(), Error> {
+        lock(&self.seen).remove(authority.mount);
+        match self.root(authority.mount).await? {
+            Some(certificate) if certificate == authority.certificate => {
+                lock(&self.seen).insert(authority.mount.into(), Instant::now());
+                Ok(())
+            }
+            Some(_) => Err(Error::Exchanged(authority.mount.into())),
+            None => Err(VaultError::NoMount(authority.mount.into()).into()),
+        }
+    }
+
+    /// Takes the right to these certificates of `holder` away.
+    ///
+    /// # Errors
+    /// [`VaultError`]
+    pub async fn forget(&self, mount: &str, holder: &str, certificates: &[&str]) -> Result<(), VaultError> {
+        for certificate in certificates {
+            let path = role_path(mount, holder, certificate);
+            match self.connection.ask(Action::Delete, &path, Value::Null).await {
+                // With the mount went the right.
+                Ok(_) | Err(VaultError::NoMount(_)) => {}
+                Err(error) => return Err(error),
+            }
+            lock(&self.roles).remove(&path);
+        }
+        Ok(())
+    }
+
+    /// Removes a guest's authorities. Answers the mounts that were still there.
+    ///
+    /// # Errors
+    /// [`VaultError`]
+    pub async fn remove(&self, identity: &Identity) -> Result<Vec<String>, VaultError> {
+        let mut left = Vec::new();
+        for authority in Authority::ALL {
+            let mount = self.mount(identity, authority);
+            match self.owned(identity, &mount).await? {
+                None => {}
+                Some(true) => {
+                    self.connection.ask(Action::Delete, &format!("sys/mounts/{mount}"), Value::Null).await?;
+                    info!(mount, "removed");
+                    left.push(mount);
+                }
+                Some(false) => warn!(mount, "left alone: its description says that it is not this Cluster's"),
+            }
+        }
+        if left.is_empty() {
+            let guest = format!("{}/", self.place(identity).path);
+            lock(&self.roles).retain(|path, _| !path.starts_with(&guest));
+            lock(&self.seen).retain(|path, _| !path.starts_with(&guest));
+            lock(&self.signed).retain(|path, _| !path.starts_with(&guest));
+        }
+        Ok(left)
+    }
+
+    /// Whether a mount is this guest's. None: there is none.
+    async fn owned(&self, identity: &Identity, mount: &str) -> Result<Option<bool>, VaultError> {
+        let path = format!("sys/mounts/{mount}");
+        match self.connection.ask(Action::Read, &path, Value::Null).await {
+            Ok(answer) => {
+                let lacks = VaultError::Answer { action: Action::Read.name(), path, lacks: "description" };
+                let description = answer["data"]["description"].as_str().ok_or(lacks)?;
+                Ok(Some(description == role::description(identity)))
+            }
+            Err(error) if error.says(400, "No secret engine mount at") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn enable(&self, identity: &Identity, mount: &str, ttl: Duration) -> Result<(), VaultError> {
+        let config = json!({"default_lease_ttl": seconds(ttl), "max_lease_ttl": seconds(ttl)});
+        let body = json!({"type": "pki", "description": role::description(identity), "config": config});
+        self.connection.ask(Action::Write, &format!("sys/mounts/{mount}"), body).await?;
+        Ok(())
+    }
+
+    /// A mount's root (PEM), if one was made in it.
+    async fn root(&self, mount: &str) -> Result<Option<String>, Error> {
+        // The certificate of a mount without issuers is an error of its own in each version; their list is not found in all.
+        match self.connection.ask(Action::List, &format!("{mount}/issuers"), Value::Null).await {
+            Ok(_) => {}
+            Err(error) if error.says(404, "") => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let path = format!("{mount}/cert/ca");
+        let answer = self.connection.ask(Action::Read, &path, Value::Null).await?;
+        certificate_of(&answer, Action::Read, &path).map(Some)
+    }
+
+    /// Writes a role, unless this process did.
+    async fn allow(&self, path: &str, role: Value) -> Result<(), VaultError> {
+        let hash = hash(&role);
+        if lock(&self.roles).get(path) == Some(&hash) {
+            return Ok(());
+        }
+        self.connection.ask(Action::Write, path, role).await?;
+        lock(&self.roles).insert(path.into(), hash);
+        Ok(())
+    }
+}
+
+/// What is behind it is whole whenever it is let go of.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn role_path(mount: &str, holder: &str, certificate: &str) -> String {
+    format!("{mount}/roles/{}", role::name(holder, certificate))
+}
+
+/// A lifetime as Vault takes it.
+fn seconds(ttl: Duration) -> String {
+    format!("{}s", ttl.as_secs())
+}
+
+/// The certificate of an answer, ended by one newline as all of ours.
+fn certificate_of(answer: &Value, action: Action, path: &str) -> Result<String, Error> {
+    let certificate = answer["data"]["certificate"].as_str();
+    let lacks = || VaultError::Answer { action: action.name(), path: path.into(), lacks: "certificate" };
+    Ok(format!("{}\n", certificate.ok_or_else(lacks)?.trim_end()))
+}
