@@ -95,7 +95,7 @@ else
     all/*) export LAB_CRASHES=all ;;
     */lab-*) export LAB_CRASHES=${chosen#lab-}/4 ;;
   esac
-  if $tests_lab; then e2e lab; fi
+  if $tests_lab; then e2e lab_vault; e2e lab; fi
   if runs demo; then e2e demo; fi
 fi
 

@@ -67,6 +67,7 @@ pub const COMMANDS: &[(&str, &str)] = &[
     ("umount", "mount"),
     ("sysctl", "procps"),
     ("socat", "socat"),
+    ("curl", "curl"),
 ];
 
 /// Features of the kernel, each with a command that fails without it. What it makes is in a namespace that ends with it;

@@ -1,4 +1,5 @@
-//! Faults on purpose: a host without power, a host without network, an API server that is gone or does not answer.
+//! Faults on purpose: a host without power, a host without network, an API server that is gone or does not answer, a Vault
+//! that is gone or sealed.
 //! `lab up` undoes them all.
 
 use std::time::Duration;
@@ -65,6 +66,34 @@ impl Lab {
     /// If it was never started.
     pub fn thaw_apiserver(&self) -> Result<()> {
         self.apiserver_record().map(|record| record.thaw())
+    }
+
+    /// Seals Vault: it runs, and answers nothing but that it is sealed.
+    ///
+    /// # Errors
+    /// If it does not answer, or is sealed already.
+    pub fn seal_vault(&self) -> Result<()> {
+        let _lock = Lock::take(&self.paths, LOCK_PATIENCE)?;
+        self.vault().seal()
+    }
+
+    /// Unseals Vault.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn unseal_vault(&self) -> Result<()> {
+        let _lock = Lock::take(&self.paths, LOCK_PATIENCE)?;
+        self.vault().unseal()
+    }
+
+    /// Ends Vault. What it stored stays.
+    ///
+    /// # Errors
+    /// If it does not end, or was never started.
+    pub fn stop_vault(&self) -> Result<()> {
+        let _lock = Lock::take(&self.paths, LOCK_PATIENCE)?;
+        let record = self.vault().server().record(&self.paths).context("Vault was never started")?;
+        stop(&[record], Duration::from_secs(10))
     }
 
     fn apiserver_record(&self) -> Result<Record> {

@@ -1,11 +1,11 @@
 //! The lab: a real Kubernetes management cluster on one machine, for tests and for trying things out.
 //!
 //! ```text
-//!   lab up ─ preflight ─ certificates ─ cgroups ─ mount namespaces ─ bridge, network namespaces ─ servers ─ add-ons
+//!   lab up ─ preflight ─ certificates ─ cgroups ─ mount namespaces ─ bridge, network namespaces ─ servers ─ add-ons ─ Vault
 //!   lab down ─ servers recorded ─ containers ─ all in the cgroup ─ mounts ─ network ─ cgroups ─ state folder
 //! ```
-//! etcd, kube-apiserver, kube-controller-manager and kube-scheduler run in the room `control`; every host is a room
-//! with containerd, kubelet and kube-proxy. Calico, CoreDNS and Traefik run as pods. In the machine's own network
+//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler and Vault run in the room `control`; every host is a
+//! room with containerd, kubelet and kube-proxy. Calico, CoreDNS and Traefik run as pods. In the machine's own network
 //! namespace nothing listens but two ports of its loopback device, which lead to Traefik; and what `lab up` leaves on the
 //! machine is found again by `lab down`, wherever it was killed.
 //!
@@ -41,6 +41,7 @@ pub mod status;
 pub mod tools;
 pub mod topology;
 pub mod up;
+pub mod vault;
 pub mod wait;
 
 pub use snapshot::{Snapshot, snapshot};
@@ -50,6 +51,7 @@ use control_plane::ControlPlane;
 use host::HostServers;
 use paths::{Paths, write_whole};
 use tools::Tools;
+use vault::Vault;
 
 /// A lab that was set up, at least in part.
 #[derive(Debug)]
@@ -153,6 +155,12 @@ impl Lab {
         // One at a time: each notes in the cache what it imported.
         let _lock = state::Lock::take(&self.paths, Duration::from_secs(600))?;
         Ok(images::load_everywhere(&self.hosts(), &[archive.to_path_buf()])? > 0)
+    }
+
+    /// The lab's Vault.
+    pub fn vault(&self) -> Vault<'_> {
+        let address = (topology::CONTROL.address, vault::PORT).into();
+        Vault { paths: &self.paths, tools: &self.settings.tools, address }
     }
 
     pub(crate) fn control_plane(&self) -> ControlPlane<'_> {

@@ -42,6 +42,11 @@ enum Command {
         #[arg(value_enum)]
         action: ApiserverAction,
     },
+    /// Make Vault fail, or bring it back
+    Vault {
+        #[arg(value_enum)]
+        action: VaultAction,
+    },
     /// Print the path of the administrator's kubeconfig
     Kubeconfig,
     /// Check whether this machine can carry a lab, changing nothing
@@ -84,6 +89,18 @@ enum ApiserverAction {
     Start,
     /// Hold it where it is: it accepts connections and does not answer
     Freeze,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum VaultAction {
+    /// Seal it: it answers nothing but that it is sealed
+    Seal,
+    /// Unseal it
+    Unseal,
+    /// End it; what it stored stays
+    Stop,
+    /// Start it, unseal it, and wait until it serves
+    Start,
 }
 
 fn main() -> ExitCode {
@@ -132,6 +149,12 @@ fn run(command: Command) -> Result<ExitCode> {
             ApiserverAction::Stop => Lab::existing()?.stop_apiserver()?,
             ApiserverAction::Start => up::start_apiserver()?,
             ApiserverAction::Freeze => Lab::existing()?.freeze_apiserver()?,
+        },
+        Command::Vault { action } => match action {
+            VaultAction::Seal => Lab::existing()?.seal_vault()?,
+            VaultAction::Unseal => Lab::existing()?.unseal_vault()?,
+            VaultAction::Stop => Lab::existing()?.stop_vault()?,
+            VaultAction::Start => up::start_vault()?,
         },
         Command::Kubeconfig => {
             println!("{}", Lab::existing()?.kubeconfig().display());

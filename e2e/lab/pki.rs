@@ -51,6 +51,7 @@ fn leaves() -> Vec<Leaf> {
         Leaf::client("proxy", "system:kube-proxy", None),
         control("controller-manager"),
         control("scheduler"),
+        control("vault"),
     ];
     for host in HOSTS {
         let user = format!("system:node:{}", host.name());

@@ -64,7 +64,7 @@ fn names(folder: impl AsRef<Path>) -> BTreeSet<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-const SERVERS: &[&str] = &["containerd", "etcd", "kube", "lab", "nsenter", "pause", "runc", "unshare"];
+const SERVERS: &[&str] = &["containerd", "etcd", "kube", "lab", "nsenter", "pause", "runc", "unshare", "vault"];
 
 fn processes() -> BTreeSet<String> {
     let pids = names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));

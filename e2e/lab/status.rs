@@ -4,7 +4,10 @@ use anyhow::Result;
 
 use crate::Lab;
 use crate::paths::Paths;
-use crate::process::records;
+use crate::process::{Record, records};
+
+/// The state of a server that is as it should be.
+const RUNS: &str = "runs";
 
 /// Prints a line per server and the nodes. Says whether the lab is healthy.
 ///
@@ -19,9 +22,9 @@ pub fn status() -> Result<bool> {
     let mut healthy = true;
     println!("{:<26} {:>8}  STATE", "SERVER", "PID");
     for record in records(&paths) {
-        let alive = record.alive();
-        healthy &= alive;
-        println!("{:<26} {:>8}  {}", record.name, record.pid, if alive { "runs" } else { "ended" });
+        let state = state(&lab, &record);
+        healthy &= state == RUNS;
+        println!("{:<26} {:>8}  {state}", record.name, record.pid);
     }
     println!();
     match lab.kubectl(&["get", "nodes", "--output=wide"]) {
@@ -32,7 +35,23 @@ pub fn status() -> Result<bool> {
         }
     }
     if !healthy {
-        println!("\n`lab up` starts what has ended; logs are in {}", paths.logs().display());
+        println!("\n`lab up` starts what has ended and opens what is sealed; logs are in {}", paths.logs().display());
     }
     Ok(healthy)
+}
+
+/// What a server does. Vault may run and serve nobody.
+fn state(lab: &Lab, record: &Record) -> String {
+    if !record.alive() {
+        return "ended".into();
+    }
+    let vault = lab.vault();
+    if record.name != vault.server().name {
+        return RUNS.into();
+    }
+    match vault.seal_status() {
+        Ok(seal) if seal.sealed => "runs, and is sealed".into(),
+        Ok(_) => RUNS.into(),
+        Err(error) => format!("runs, and does not answer: {error:#}"),
+    }
 }

@@ -18,6 +18,9 @@ pub struct Tools {
     pub kubernetes: PathBuf,
     /// Calico's programs, and the manifests that came with them
     pub calico: PathBuf,
+    /// vault; none in what is on record of a lab from before it had one.
+    #[serde(default)]
+    pub vault: PathBuf,
 }
 
 impl Tools {
@@ -30,12 +33,18 @@ impl Tools {
             let script = repository().join("e2e/tools/build.sh");
             Ok(Run::new(script).args(["--dir", product]).output()?.trim().into())
         };
-        Ok(Self { etcd: folder("etcd")?, kubernetes: folder("kubernetes")?, calico: folder("calico")? })
+        Ok(Self {
+            etcd: folder("etcd")?,
+            kubernetes: folder("kubernetes")?,
+            calico: folder("calico")?,
+            vault: folder("vault")?,
+        })
     }
 
     /// The products that are not built, of those the lab needs.
     pub fn missing(&self) -> Vec<&'static str> {
-        let products = [("etcd", &self.etcd), ("kubernetes", &self.kubernetes), ("calico", &self.calico)];
+        let products =
+            [("etcd", &self.etcd), ("kubernetes", &self.kubernetes), ("calico", &self.calico), ("vault", &self.vault)];
         products.into_iter().filter(|(_, folder)| !folder.is_dir()).map(|(product, _)| product).collect()
     }
 }

@@ -55,7 +55,7 @@ impl Room {
     }
 }
 
-/// The room of etcd, kube-apiserver, kube-controller-manager and kube-scheduler.
+/// The room of etcd, kube-apiserver, kube-controller-manager, kube-scheduler and Vault.
 pub const CONTROL: Room = Room { name: "control", address: Ipv4Addr::new(10, 231, 0, 2) };
 
 /// The machine's own namespaces, as a room: only what has to listen on its loopback device runs there.

@@ -16,9 +16,9 @@ use crate::paths::{Paths, make_folder, write_whole};
 use crate::process::Server;
 use crate::state::{Journal, Lock};
 use crate::tools::{Image, Tools};
-use crate::topology::{HOSTS, Host, INGRESS_PORTS, INGRESS_SERVICE, MACHINE, rooms};
+use crate::topology::{CONTROL, HOSTS, Host, INGRESS_PORTS, INGRESS_SERVICE, MACHINE, rooms};
 use crate::wait::{POLL, wait_for};
-use crate::{Lab, Settings, cgroup, http, images, mounts, network, pki, preflight};
+use crate::{Lab, Settings, cgroup, http, images, mounts, network, pki, preflight, vault};
 
 /// How long a server that was just started may take to answer (the machine may be busy with builds).
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -38,8 +38,9 @@ pub fn up() -> Result<Lab> {
     let mut run = Run::begin(Lab { settings, paths })?;
     run.foundations()?;
     run.network()?;
-    run.servers(&images)?;
+    let vault = run.servers(&images)?;
     run.addons(&images)?;
+    run.vault(&vault)?;
     eprintln!("lab: up after {} steps in {:.1} s", run.journal.done(), started.elapsed().as_secs_f32());
     Ok(run.lab)
 }
@@ -74,6 +75,17 @@ pub fn start_apiserver() -> Result<()> {
     let control = lab.control_plane();
     let apiserver = start.server(journal, control.apiserver())?;
     start.answer(journal, &apiserver, || control.check_apiserver())
+}
+
+/// Starts Vault unless it runs, unseals it, and waits until it serves.
+///
+/// # Errors
+/// If it does not.
+pub fn start_vault() -> Result<()> {
+    let mut run = Run::begin(Lab::existing()?)?;
+    let Run { journal, lab, lock } = &mut run;
+    let vault = Starter { lab, lock }.server(journal, lab.vault().server())?;
+    run.open_vault(&vault)
 }
 
 /// The images that every host has from the beginning.
@@ -144,11 +156,14 @@ impl Run {
         journal.step("routes", network::ensure_routes)
     }
 
-    fn servers(&mut self, images: &Images) -> Result<()> {
+    /// Answers Vault, which takes its time to start and is wanted by nobody before the end.
+    fn servers(&mut self, images: &Images) -> Result<Started> {
         let Self { journal, lab, lock } = self;
         let start = Starter { lab, lock };
-        let control = lab.control_plane();
+        let (control, vault) = (lab.control_plane(), lab.vault());
         journal.step("configuration of control", || control.configure())?;
+        journal.step("configuration of vault", || vault.configure())?;
+        journal.step("data of vault", || vault.drop_data_without_key())?;
         for host in HOSTS {
             journal.step(&format!("configuration of {}", host.name()), || lab.host(host).configure())?;
         }
@@ -160,6 +175,7 @@ impl Run {
         }
         start.answer(journal, &etcd, || control.check_etcd())?;
         let apiserver = start.server(journal, control.apiserver())?;
+        let vault = start.server(journal, vault.server())?;
         for (host, containerd) in &stores {
             let host = lab.host(host);
             start.answer(journal, containerd, || host.check_containerd())?;
@@ -180,7 +196,7 @@ impl Run {
         for (host, proxy) in &proxies {
             start.answer(journal, proxy, || lab.host(host).check_proxy())?;
         }
-        Ok(())
+        Ok(vault)
     }
 
     /// Applied while the hosts' servers still start; a node is Ready when Calico has come to it.
@@ -213,6 +229,26 @@ impl Run {
             })
         })?;
         Ok(())
+    }
+
+    /// Opens Vault, and lets the controller manager in.
+    fn vault(&mut self, started: &Started) -> Result<()> {
+        self.open_vault(started)?;
+        let Self { journal, lab, .. } = self;
+        let (control, vault) = (lab.control_plane(), lab.vault());
+        journal.step("policy of vault", || vault.write_policy())?;
+        journal.step("login to vault", || {
+            let reviewer = vault::reviewer(|words| control.kubectl(words))?;
+            vault.admit_manager(&format!("https://{}:6443", CONTROL.address), &reviewer)
+        })
+    }
+
+    fn open_vault(&mut self, started: &Started) -> Result<()> {
+        let Self { journal, lab, lock } = self;
+        let (start, vault) = (Starter { lab, lock }, lab.vault());
+        start.answer(journal, started, || vault.check())?;
+        journal.step("initialisation of vault", || vault.initialise())?;
+        journal.step("unsealing of vault", || vault.unseal())
     }
 }
 

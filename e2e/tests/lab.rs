@@ -18,11 +18,12 @@ use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lab::command::Run;
 use lab::paths::Paths;
 use lab::snapshot::listeners;
-use lab::{Lab, Snapshot, cgroup, snapshot, topology, wait_for};
+use lab::{Lab, Snapshot, cgroup, snapshot, topology, vault, wait_for};
+use serde_json::{Value, json};
 use support::{STATE, assert_unchanged, in_time};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lab");
@@ -105,6 +106,37 @@ fn crashes_after(step: usize) -> bool {
     }
 }
 
+/// The controller manager's ServiceAccount opens it, but not while it is sealed or gone; what it stores outlives both.
+fn vault_serves_and_forgets_nothing(lab: &Lab) {
+    let (namespace, name) = vault::SERVICE_ACCOUNT;
+    lab.kubectl(&["create", "namespace", namespace]).unwrap();
+    lab.kubectl(&["create", "serviceaccount", name, "--namespace", namespace]).unwrap();
+    let vault = lab.vault();
+    let log_in = || -> Result<String> {
+        let token = lab.kubectl(&["create", "token", name, "--namespace", namespace])?;
+        let body = json!({"role": vault::MANAGER, "jwt": token.trim()});
+        let answer = vault.ask(None, "POST", &format!("auth/{}/login", vault::LOGIN), &body)?;
+        Ok(answer["auth"]["client_token"].as_str().context("it gives no token")?.to_owned())
+    };
+    let manager = log_in().expect("Vault lets the controller manager in");
+    let authority = "sys/mounts/giantnetes/2wxy7/etcd";
+    vault.ask(Some(&manager), "POST", authority, &json!({"type": "pki"})).unwrap();
+    let there = || vault.request(Some(&manager), "GET", authority, &Value::Null).map(|answer| answer.status);
+
+    faults(&["vault seal"]);
+    assert!(vault.seal_status().unwrap().sealed && there().unwrap() == 503, "it is not sealed");
+    let status = Run::new(BINARY).arg("status").timeout(MINUTE).output().unwrap_err().to_string();
+    assert!(status.contains("runs, and is sealed"), "{status}");
+    faults(&["vault unseal"]);
+    assert_eq!(there().unwrap(), 200);
+
+    faults(&["vault stop"]);
+    assert!(there().is_err(), "it answers although it was ended");
+    faults(&["vault start"]);
+    assert_eq!(there().unwrap(), 200);
+    log_in().expect("Vault lets the controller manager in again");
+}
+
 fn assert_ready(lab: &Lab) {
     let nodes = lab.kubectl(&["get", "nodes", "--no-headers"]).unwrap();
     assert_eq!(nodes.lines().count(), topology::HOSTS.len(), "{nodes}");
@@ -160,8 +192,10 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     only_the_ingress_listens(&listening);
     servers_have_namespaces_of_their_own();
     starts_what_has_ended_and_leaves_the_rest_alone(&machine, &lab);
-    faults(&["host isolate host2", "host stop host3", "apiserver freeze"]);
+    vault_serves_and_forgets_nothing(&lab);
+    faults(&["host isolate host2", "host stop host3", "apiserver freeze", "vault stop"]);
     assert_ready(&machine.up());
+    assert!(!lab.vault().seal_status().unwrap().sealed, "lab up leaves Vault sealed");
     let toolbox = lab::tools::Image::build("toolbox").unwrap();
     lab.load(&toolbox.archive).unwrap();
     assert!(!lab.load(&toolbox.archive).unwrap(), "an image that is there is not loaded again");
@@ -176,7 +210,7 @@ fn a_life_leaves_nothing_behind_and_touches_nobody_else() {
     assert_ready(&lab);
     assert!(!lab.load(&toolbox.archive).unwrap(), "images survive lab down");
     only_new_containers_run(&lab);
-    faults(&["host stop host3", "apiserver freeze"]);
+    faults(&["host stop host3", "apiserver freeze", "vault seal"]);
     machine.down();
 }
 

@@ -47,9 +47,10 @@ fn the_management_cluster_offers_what_guests_need() {
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string()).unwrap();
     let [toolbox, nettools] = images.map(|image| image.reference);
     lab.apply(&webs(&toolbox, &nettools).to_string()).unwrap();
-    let steps: [(&str, Step<'_>); 9] = [
+    let steps: [(&str, Step<'_>); 10] = [
         ("hosts are labelled with their zones", Box::new(|| zones(&lab))),
         ("pods on every host reach each other, by address and by name", Box::new(|| everybody_reaches_everybody(&lab))),
+        ("pods on every host reach Vault, which is open", Box::new(|| everybody_reaches_vault(&lab))),
         (
             "a policy that denies blocks across hosts, and one that allows allows",
             Box::new(|| policies_hold(&lab, &nettools)),
@@ -149,6 +150,17 @@ fn everybody_reaches_everybody(lab: &Lab) -> Result<()> {
         ensure!(pods.iter().any(|pod| pod.host == said), "the Service answered {said}");
         let pool = topology::host(&from.host)?.pods.trim_end_matches("0/24");
         ensure!(from.address.starts_with(pool), "{} has {}, not of its host's pool", from.pod, from.address);
+    }
+    Ok(())
+}
+
+fn everybody_reaches_vault(lab: &Lab) -> Result<()> {
+    let url = format!("{}/v1/sys/seal-status", lab.vault().url());
+    for from in web_pods(lab)? {
+        // Its certificate is the lab's, which no pod knows.
+        let curl = ["curl", "--insecure", "--silent", "--show-error", "--fail", "--max-time", "5", &url];
+        let said = lab.kubectl(&[&["-n", NAMESPACE, "exec", &from.pod, "-c", "client", "--"], &curl[..]].concat())?;
+        ensure!(said.contains("\"sealed\":false"), "to {} it says {said}", from.host);
     }
     Ok(())
 }
