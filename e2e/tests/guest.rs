@@ -13,7 +13,8 @@ use lab::{Lab, wait_for};
 use serde_json::Value;
 use support::traces::{claims_go, fingerprints, key_words, nothing_is_left};
 use support::{
-    Guest, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, patience, processes, was_in_time,
+    Guest, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, mounts_in_vault, patience, processes,
+    was_in_time,
 };
 
 /// Budget of the design for an emulated guest on two cores, times three.
@@ -25,8 +26,8 @@ const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"na
   "containers": [{"name": "root", "image": "giantnetes/toolbox:1", "imagePullPolicy": "Never",
     "command": ["sleep", "86400"], "securityContext": {"privileged": true}}]}}"#;
 
-/// A guest with wishes of its own: a name, an alpha feature, a flag.
-const ALPHA: &str = "{exposure: {type: Ingress}, kubernetes: {featureGates: {HPAScaleToZero: true}, kubelet: {extraArgs: {max-pods: '60'}}}}";
+/// A guest with wishes of its own: a name, authorities in Vault, an alpha feature, a flag.
+const ALPHA: &str = "{exposure: {type: Ingress}, pki: {backend: Vault}, kubernetes: {featureGates: {HPAScaleToZero: true}, kubelet: {extraArgs: {max-pods: '60'}}}}";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -35,10 +36,11 @@ fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", ALPHA);
-    let steps: [(&str, Step); 12] = [
+    let steps: [(&str, Step); 13] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready", becomes_ready),
         ("a pod runs in it, and exec reaches it", pod_runs),
+        ("its authorities are in Vault, and nowhere else", is_kept_in_vault),
         ("nothing is written when nothing changes", rests),
         ("a restart of the manager changes no status", restarts_quietly),
         ("the VM pod has no more rights than designed", is_unprivileged),
@@ -220,9 +222,10 @@ fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(reach(MACHINE, opened.local_addr()?.port())?, "the way out is closed");
     let api_server = lab::topology::CONTROL.address.to_string();
     for (address, port) in [
-        // The management cluster: its API's Service and address, kubelet, CoreDNS, the ingress controller.
+        // The management cluster: its API's Service and address, Vault, kubelet, CoreDNS, the ingress controller.
         ("10.233.0.1", 443),
         (api_server.as_str(), 6443),
+        (api_server.as_str(), lab::vault::PORT),
         ("10.231.0.11", 10250),
         ("10.231.0.13", 10250),
         ("10.233.0.10", 53),
@@ -365,11 +368,42 @@ fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// Whoever reads everything that the management cluster has of the guest cannot sign in its name.
+fn is_kept_in_vault(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    let mounts = mounts_in_vault(lab)?;
+    let id = home.trim_start_matches("g8s-");
+    ensure!(mounts.len() == 3 && mounts.iter().all(|mount| mount.contains(&format!("/{id}/"))), "{mounts:?}");
+    for root in ["kubernetes", "etcd", "front-proxy"] {
+        let secret = lab.kubectl(&["-n", &home, "get", "secret", &format!("ca-{root}-1"), "-o", "json"])?;
+        let secret: Value = serde_json::from_str(&secret)?;
+        let held = secret["data"].as_object().context("a Secret with data")?;
+        ensure!(held.keys().eq(["tls.crt", "vault-mount"]), "{root}: {:?}", held.keys());
+    }
+    // What the API server shows is signed there: the certificate that Vault has for the guest verifies it.
+    let vault = lab.vault();
+    let answer = vault.ask(None, "GET", &format!("giantnetes/{id}/kubernetes/cert/ca"), &Value::Null)?;
+    let root = answer["data"]["certificate"].as_str().context("a certificate")?.trim();
+    let known = guest.kubectl(&[
+        "-n",
+        "kube-system",
+        "get",
+        "configmap",
+        "kube-root-ca.crt",
+        "-o",
+        "jsonpath={.data.ca\\.crt}",
+    ])?;
+    ensure!(known.trim() == root, "the guest trusts another root than Vault has");
+    Ok(())
+}
+
 fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {
     let home = guest.home()?;
     kill_manager(lab)?;
     let took = guest.delete(MINUTE * 3)?;
     println!("    gone after {took:.1?}, with the manager killed at the beginning");
+    let mounts = mounts_in_vault(lab)?;
+    ensure!(mounts.is_empty(), "left in Vault: {mounts:?}");
     nothing_is_left(lab, guest, &home)
 }
 

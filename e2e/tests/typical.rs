@@ -381,7 +381,7 @@ fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(reach("172.26.0.1", 6443)? && reach("172.26.0.10", 10250)?, "the node reaches nothing at all");
     let service = lab.kubectl(&["-n", &home, "get", "service", "master", "-o", "jsonpath={.spec.clusterIP}"])?;
     let mut closed = vec![(pod.clone(), 6443), (pod.clone(), 8080), (service, 6443), ("10.233.0.1".into(), 443)];
-    closed.extend([2379, 6443].map(|port| ("10.231.0.2".into(), port)));
+    closed.extend([2379, 6443, lab::vault::PORT].map(|port| ("10.231.0.2".into(), port)));
     closed.extend(["10.231.0.11", "10.231.0.12", "10.231.0.13"].map(|host| (host.to_owned(), 10250)));
     closed.extend([6443, 8080].map(|port| ("10.0.2.2".into(), port)));
     for (address, port) in &closed {

@@ -125,10 +125,29 @@ pub fn installed_with(values: &str) -> Lab {
             "--set-json",
             r#"settings.exposure={"hostTemplate":"{name}.{namespace}.guests.test","className":"nginx","port":10443}"#,
         ])
+        .args(["--set-json", &format!("settings.vault={}", vault_settings(&lab))])
         .timeout(Duration::from_secs(150))
         .output()
         .expect("helm installs the chart");
     lab
+}
+
+/// The chart's settings for the lab's Vault.
+fn vault_settings(lab: &Lab) -> Value {
+    let vault = lab.vault();
+    serde_json::json!({
+        "address": vault.url(),
+        "caCertificate": std::fs::read_to_string(vault.ca()).unwrap(),
+        "auth": {"kubernetes": {"mount": lab::vault::LOGIN, "role": lab::vault::MANAGER}},
+    })
+}
+
+/// The PKI mounts of guests in the lab's Vault.
+pub fn mounts_in_vault(lab: &Lab) -> Result<Vec<String>> {
+    let vault = lab.vault();
+    let all = vault.ask(Some(&vault.root_token()?), "GET", "sys/mounts", &Value::Null)?;
+    let all = all["data"].as_object().context("a list of mounts")?;
+    Ok(all.keys().filter(|path| path.starts_with("giantnetes/")).cloned().collect())
 }
 
 /// A Cluster of a test, in a namespace of its own. Dropping it deletes it, whatever happened.
