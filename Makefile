@@ -89,3 +89,7 @@ lab-status: build ## Say what of it runs
 crds: ours ## Write the CustomResourceDefinitions that follow from src/api
 	@cargo run -q -p giantnetes -- crds >manifests/crds/giantnetes.io.yaml
 	@cp manifests/crds/giantnetes.io.yaml charts/giantnetes/files/crds.yaml
+
+.PHONY: docs
+docs: ours ## Write docs/metrics.md, which follows from the code
+	@cargo run -q -p giantnetes -- metrics >docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md

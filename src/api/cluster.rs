@@ -78,3 +78,13 @@ pub struct ClusterSpec {
     #[schemars(regex(pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"), length(max = 40), extend("format" = "date-time"))]
     pub paused_until: Option<String>,
 }
+
+impl Cluster {
+    /// Nodes that it asks for, the control plane's among them.
+    pub fn nodes_or_default(&self) -> usize {
+        let of_pools = self.spec.node_pools.iter().map(|pool| pool.replicas);
+        let replicas = [self.spec.control_plane.replicas].into_iter().chain(of_pools);
+        // A stored object may be older than the bounds.
+        replicas.map(|replicas| usize::try_from(replicas.unwrap_or(1)).unwrap_or_default()).sum()
+    }
+}

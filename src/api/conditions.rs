@@ -34,6 +34,35 @@ pub enum ConditionType {
 }
 
 impl ConditionType {
+    /// Every type.
+    pub const ALL: [Self; 11] = [
+        Self::Available,
+        Self::Ready,
+        Self::Progressing,
+        Self::Degraded,
+        Self::NetworkReady,
+        Self::PKIReady,
+        Self::ControlPlaneReady,
+        Self::NodePoolsReady,
+        Self::GuestReady,
+        Self::Paused,
+        Self::Deleting,
+    ];
+
+    /// Its status while nothing is to be done and nothing is wrong.
+    pub fn at_rest(self) -> Status {
+        match self {
+            Self::Progressing | Self::Degraded | Self::Paused | Self::Deleting => Status::False,
+            Self::Available
+            | Self::Ready
+            | Self::NetworkReady
+            | Self::PKIReady
+            | Self::ControlPlaneReady
+            | Self::NodePoolsReady
+            | Self::GuestReady => Status::True,
+        }
+    }
+
     /// The name in the API.
     pub fn name(self) -> &'static str {
         match self {
@@ -96,6 +125,29 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 19] = [
+        Self::AsExpected,
+        Self::Waiting,
+        Self::InvalidSpec,
+        Self::NotSupportedYet,
+        Self::Paused,
+        Self::ProviderPending,
+        Self::VNIInUse,
+        Self::HostInUse,
+        Self::VNIExhausted,
+        Self::ForeignObject,
+        Self::CALost,
+        Self::VaultUnavailable,
+        Self::VaultDenied,
+        Self::Unschedulable,
+        Self::HostDead,
+        Self::ImageNotFound,
+        Self::VMFails,
+        Self::Error,
+        Self::Deleting,
+    ];
+
     /// The word in the API.
     pub fn name(self) -> &'static str {
         match self {
@@ -134,6 +186,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::True, Self::False, Self::Unknown];
+
     /// The word in the API.
     pub fn name(self) -> &'static str {
         match self {
@@ -188,6 +243,29 @@ impl<'a> Conditions<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What docs/api.md lists, and not a variant less, is a label's value of metrics.
+    #[test]
+    fn types_and_reasons_are_those_that_users_are_told() {
+        let docs = include_str!("../../docs/api.md");
+        let quoted = |text: &str| {
+            let mut words: Vec<_> = text.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            words.sort();
+            words
+        };
+        let sorted = |names: Vec<&str>| {
+            let mut names: Vec<_> = names.into_iter().map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        let (_, reasons) = docs.split_once("Reasons are a closed list:").unwrap();
+        let (reasons, _) = reasons.split_once(".\n").unwrap();
+        assert_eq!(quoted(reasons), sorted(Reason::ALL.map(Reason::name).to_vec()));
+        let (_, types) = docs.split_once("| Type | Holds when |\n|---|---|\n").unwrap();
+        let (types, _) = types.split_once("\n\n").unwrap();
+        let first: String = types.lines().filter_map(|row| row.split('|').nth(1)).collect();
+        assert_eq!(quoted(&first), sorted(ConditionType::ALL.map(ConditionType::name).to_vec()));
+    }
 
     #[test]
     fn a_transition_time_moves_only_with_the_status() {

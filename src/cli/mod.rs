@@ -3,6 +3,7 @@
 mod describe;
 mod device_plugin;
 mod kubeconfig;
+mod metrics;
 mod plan;
 mod roll;
 mod run;
@@ -52,6 +53,9 @@ enum Command {
     DevicePlugin(device_plugin::DevicePluginArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
+    /// Print docs/metrics.md.
+    #[command(hide = true)]
+    Metrics,
     /// Print what would be made or changed for a Cluster.
     Plan(plan::PlanArgs),
     /// Draw a Cluster with all that belongs to it, and what it waits for.
@@ -95,6 +99,10 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::DevicePlugin(args) => Ok(crate::device_plugin::run(args.options()).await?),
         Command::Crds => {
             print!("{}", api::crds_yaml()?);
+            Ok(())
+        }
+        Command::Metrics => {
+            print!("{}", metrics::page());
             Ok(())
         }
         Command::Plan(args) => plan::plan(&args).await,

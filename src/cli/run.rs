@@ -19,7 +19,7 @@ use super::Failure;
 use crate::{
     access::{AccessKey, reconcile::AccessOperator},
     api::names,
-    cluster::{ClusterKey, Reports, reconcile::ClusterOperator},
+    cluster::{ClusterKey, Reports, metrics, reconcile::ClusterOperator},
     context::{Cache, Context, Wake},
     guest::reconcile::GuestOperator,
     kvm::reconcile::KvmOperator,
@@ -35,7 +35,7 @@ use crate::{
         operator::{self, Shift},
         queue::Queue,
         set_call_timeout,
-        telemetry::LEADING,
+        telemetry::{self, LEADING},
     },
     settings::Settings,
 };
@@ -121,6 +121,10 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let vault = settings.vault.clone().map(|vault| Vault::new(vault, Some(leadership.clone()))).transpose()?;
     let vault = vault.map(Arc::new);
     let context = Context { client, settings, cache, reports, memory, events, leadership, vault };
+
+    // Who does not lead says so, too: that nobody leads must show.
+    LEADING.set(0);
+    telemetry::register(metrics::Fleet::new(context.cache.clusters.clone())?)?;
 
     let readiness = watches.readiness().clone();
     let waiting = readiness.clone();

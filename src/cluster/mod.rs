@@ -5,10 +5,12 @@
 //! - [`reports`]: what each micro-operator last said
 //! - [`plan`]: the guest's namespace, and which status follows from the reports
 //! - [`news`]: which events follow from it
+//! - [`metrics`]: what Prometheus is told of all Clusters
 //! - `pace`: how often it is written
 //! - [`reconcile`]: the effects
 
 pub mod identity;
+pub mod metrics;
 pub mod news;
 mod pace;
 pub mod plan;

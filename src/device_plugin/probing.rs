@@ -2,11 +2,25 @@
 
 use std::time::Duration;
 
+use prometheus::IntGauge;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::runtime::telemetry::KVM_OFFERED;
+use crate::runtime::telemetry::metric::{Declared, Kind, Metric};
+
+/// 1 while this host offers KVM.
+static KVM_OFFERED: Declared<IntGauge> = Declared::gauge(Metric {
+    name: "giantnetes_kvm_offered",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "1 while a guest starts on KVM on this host, else 0",
+});
+
+/// The metrics of the device plugin.
+pub fn metrics() -> Vec<&'static Metric> {
+    vec![&KVM_OFFERED.metric]
+}
 
 /// A host where no guest started is asked less and less often, up to this many times the usual pause: a guest that hangs
 /// keeps a CPU busy for as long as it is waited for.

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::TryFutureExt as _;
@@ -112,7 +112,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let verb = verb(&request);
+        let (verb, began) = (verb(&request), Instant::now());
+        let watched = (verb == Verb::Watch).then(|| resource(&request).to_owned());
         let permit = match &self.guard.leadership {
             Some(leadership) if verb.writes() => match leadership.begin_write() {
                 Some(permit) => Some(permit),
@@ -140,6 +141,10 @@ where
             };
             let code = answer.as_ref().map_or("none", |answer| class(answer.status()));
             telemetry::API_REQUESTS.with_label_values(&[verb.name(), code]).inc();
+            telemetry::API_REQUEST_SECONDS.with_label_values(&[verb.name()]).observe(began.elapsed().as_secs_f64());
+            if let Some(watched) = watched.filter(|_| code == "2xx") {
+                telemetry::WATCH_AGE.hear(&watched);
+            }
             answer
         })
     }
@@ -184,6 +189,11 @@ fn verb<B>(request: &Request<B>) -> Verb {
         // Whatever else there may be counts as a write.
         _ => Verb::Update,
     }
+}
+
+/// Plural of the kind that a request for all objects of it names.
+fn resource<B>(request: &Request<B>) -> &str {
+    request.uri().path().rsplit('/').next().unwrap_or_default()
 }
 
 /// The answer's class: single codes would make a series each.
@@ -281,5 +291,7 @@ mod tests {
         let of = |uri: &str| verb(&Request::builder().uri(uri).body(()).unwrap());
         assert_eq!(of("/api/v1/pods?limit=5&watch=true"), Verb::Watch);
         assert_eq!(of("/api/v1/pods?labelSelector=watch%3Dtrue"), Verb::Get);
+        let of = |uri: &str| resource(&Request::builder().uri(uri).body(()).unwrap()).to_owned();
+        assert_eq!(of("/apis/giantnetes.io/v1alpha1/clusters?watch=true"), "clusters");
     }
 }

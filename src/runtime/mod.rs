@@ -25,7 +25,7 @@ pub mod telemetry;
 
 use std::{sync::OnceLock, time::Duration};
 
-use self::link::NotLeading;
+use self::{apply::ApplyError, link::NotLeading};
 
 /// Longest time that one call to the API server may take, unless [`set_call_timeout`] said otherwise.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -89,6 +89,35 @@ pub fn is_not_leading(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
+/// Of which sort an error is, in one word of a closed list: what the call came to that it comes of.
+pub fn reason(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(ApplyError::Foreign { .. }) = error.downcast_ref() {
+            return "foreign-object";
+        }
+        match error.downcast_ref() {
+            Some(CallFailure::Refused(status)) => return refusal(status.code),
+            Some(CallFailure::TimedOut(_)) => return "timeout",
+            Some(CallFailure::Kube(_)) => return "no-answer",
+            Some(CallFailure::NotLeading(_)) | None => {}
+        }
+        cause = error.source();
+    }
+    "other"
+}
+
+fn refusal(code: u16) -> &'static str {
+    match code {
+        404 => "not-found",
+        409 => "conflict",
+        400 | 422 => "invalid",
+        429 => "throttled",
+        500.. => "server-error",
+        _ => "refused",
+    }
+}
+
 /// Runs a call within the time that calls may take and says, when it fails, what was tried on which object.
 ///
 /// kube's client has no time-out of its own, and a reconciler that hangs holds up its key for ever.
@@ -136,4 +165,41 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As reconcilers wrap what failed.
+    #[derive(Debug, thiserror::Error)]
+    enum Wrapped {
+        #[error("apply")]
+        Apply(#[source] ApplyError),
+        #[error("something else")]
+        Else,
+    }
+
+    #[test]
+    fn an_error_has_a_reason_however_deep_its_cause_is() {
+        let of = |source: CallFailure| {
+            let call = CallError { action: "get", object: "Pod a/b".into(), source };
+            reason(&Wrapped::Apply(ApplyError::Call(call)))
+        };
+        let refused = |code: u16| CallFailure::Refused(Box::new(kube::core::Status { code, ..Default::default() }));
+        for (code, word) in [
+            (403, "refused"),
+            (404, "not-found"),
+            (409, "conflict"),
+            (422, "invalid"),
+            (429, "throttled"),
+            (503, "server-error"),
+        ] {
+            assert_eq!(of(refused(code)), word, "{code}");
+        }
+        assert_eq!(of(CallFailure::TimedOut(CALL_TIMEOUT)), "timeout");
+        assert_eq!(of(CallFailure::Kube(Box::new(kube::Error::LinesCodecMaxLineLengthExceeded))), "no-answer");
+        assert_eq!(reason(&Wrapped::Apply(ApplyError::Foreign { object: "Pod a/b".into() })), "foreign-object");
+        assert_eq!(reason(&Wrapped::Else), "other");
+    }
 }

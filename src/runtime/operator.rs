@@ -10,6 +10,9 @@ use super::{
     telemetry,
 };
 
+/// What a reconciliation comes to.
+const RESULTS: [&str; 4] = ["ok", "error", "panic", "not leading"];
+
 /// Something that brings one kind of thing about, key by key.
 pub trait Reconciler: Send + Sync + 'static {
     /// The operator's name: field manager, metric label and log target.
@@ -60,6 +63,12 @@ impl Shift {
 ///
 /// A panic in a reconciliation is a defect, but one key's: it is logged and counted, and the key comes back like a failed one.
 pub fn start<R: Reconciler>(reconciler: Arc<R>, queue: &Queue<R::Key>, shift: &Shift) {
+    let keys = queue.clone();
+    telemetry::QUEUE_DEPTH.follow(R::NAME, move || keys.depth() as f64);
+    for result in RESULTS {
+        // From zero on, or Prometheus would not see the first of them as an increase.
+        telemetry::RECONCILES.with_label_values(&[R::NAME, result]);
+    }
     for _ in 0..queue.workers() {
         let (reconciler, queue, stop) = (reconciler.clone(), queue.clone(), shift.stop.clone());
         let (inner, cut_off) = (shift.tasks.clone(), shift.cut_off.clone());
@@ -72,9 +81,6 @@ pub fn start<R: Reconciler>(reconciler: Arc<R>, queue: &Queue<R::Key>, shift: &S
                 };
                 let outcome = once(reconciler.clone(), key.clone(), &inner, &cut_off).await;
                 queue.done(&key, outcome);
-                telemetry::QUEUE_DEPTH
-                    .with_label_values(&[R::NAME])
-                    .set(i64::try_from(queue.depth()).unwrap_or(i64::MAX));
             }
         });
     }
@@ -102,7 +108,9 @@ async fn once<R: Reconciler>(
                 (Outcome::Failed, "not leading")
             }
             Err(error) => {
-                warn!(error = super::chain(&error), "reconciliation failed; it is repeated");
+                let reason = super::reason(&error);
+                warn!(error = super::chain(&error), reason, "reconciliation failed; it is repeated");
+                telemetry::RECONCILE_ERRORS.with_label_values(&[R::NAME, reason]).inc();
                 (Outcome::Failed, "error")
             }
         }

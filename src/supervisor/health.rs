@@ -8,6 +8,7 @@ use std::{
 
 use axum::{Json, Router, routing::get};
 use kube::{Client, Config, client::Body};
+use prometheus::IntGaugeVec;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,10 @@ use crate::{
     api::names,
     node_config::paths::CA,
     pki::kubeconfig::TLS_SERVER_NAME,
-    runtime::{http, telemetry},
+    runtime::{
+        http,
+        telemetry::metric::{Declared, Kind, Metric},
+    },
 };
 
 /// How often the guest is asked.
@@ -33,6 +37,27 @@ const SILENT: Duration = Duration::from_secs(60);
 const LINE_AGE: Duration = Duration::from_secs(300);
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
+
+/// What of the VM is well.
+static VM_UP: Declared<IntGaugeVec> = Declared::gauges(Metric {
+    name: "giantnetes_vm_up",
+    kind: Kind::Gauge,
+    labels: &[("part", "qemu, guest, api, kubelet")],
+    help: "1 if this part of the VM is well, else 0; only control-plane nodes have an api, only workers are asked for kubelet",
+});
+
+/// What QEMU runs the guest by.
+static VM_ACCELERATOR: Declared<IntGaugeVec> = Declared::gauges(Metric {
+    name: "giantnetes_vm_accelerator",
+    kind: Kind::Gauge,
+    labels: &[("accelerator", "kvm, tcg")],
+    help: "1 for the accelerator that QEMU uses",
+});
+
+/// The metrics of a VM pod.
+pub fn metrics() -> Vec<&'static Metric> {
+    vec![&VM_UP.metric, &VM_ACCELERATOR.metric]
+}
 
 /// What `/status` shows.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -75,13 +100,13 @@ impl Health {
             ("kubelet", status.kubelet_ready),
         ];
         for (part, well) in parts {
-            telemetry::VM_UP.with_label_values(&[part]).set(well.into());
+            VM_UP.with_label_values(&[part]).set(well.into());
         }
     }
 
     /// Records the chosen accelerator.
     pub fn chose(&self, choice: &Choice) {
-        telemetry::VM_ACCELERATOR.with_label_values(&[choice.accel.label()]).set(1);
+        VM_ACCELERATOR.with_label_values(&[choice.accel.label()]).set(1);
         self.update(|state| {
             state.status.accelerator = choice.accel.to_string();
             state.status.accelerator_reason.clone_from(&choice.reason);

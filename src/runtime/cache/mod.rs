@@ -84,7 +84,7 @@ impl Watches {
 
     /// Watches those objects of a kind that carry the label `label` (all, if there is none) in all namespaces.
     ///
-    /// `name` is for logs and readiness; `changed` is called for every object that came, changed or went.
+    /// `name`, the plural of the kind, is for logs, metrics and readiness; `changed` is called for every object that came, changed or went.
     pub fn objects<K>(
         &self,
         name: &'static str,

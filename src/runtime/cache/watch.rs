@@ -70,6 +70,11 @@ where
 
     pub(super) async fn run(mut self, begin: impl Fn() -> Events<K>, mut pulse: Pulse, stop: CancellationToken) {
         let mut pauses = Pauses::new();
+        telemetry::WATCH_AGE.begin(self.name);
+        for count in [&telemetry::WATCH_FAILURES, &telemetry::MALFORMED_OBJECTS] {
+            // From zero on, or Prometheus would not see the first of them as an increase.
+            count.with_label_values(&[self.name]);
+        }
         loop {
             match self.follow(begin(), &mut pulse, &mut pauses, &stop).await {
                 End::Stopped => return,
@@ -152,6 +157,10 @@ where
     }
 
     fn handle(&mut self, event: Event<Entry<K>>) {
+        // `Init` comes of us alone.
+        if !matches!(event, Event::Init) {
+            telemetry::WATCH_AGE.hear(self.name);
+        }
         match event {
             Event::Init => {
                 let versions = |object: Arc<K>| {
