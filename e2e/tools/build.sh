@@ -22,11 +22,11 @@ known() { for f in "$here"/*/product.sh; do basename "$(dirname "$f")"; done; }
 # But for those that only a slow test wants: it asks for them by name.
 products() { for product in $(known); do [[ -e $here/$product/on-demand ]] || echo "$product"; done; }
 
-# Sets module, binaries, cgo, ldflags, share and version, hash of a product.
+# Sets module, binaries, cgo, ldflags, tags, share and version, hash of a product.
 load() {
   local dir=$here/$1
   [[ -f $dir/product.sh ]] || die "there is no product $1; known: $(known | xargs)"
-  module='' binaries=() cgo=0 ldflags='' share=()
+  module='' binaries=() cgo=0 ldflags='' tags='' share=()
   version=
   # shellcheck source=/dev/null
   version_of() { awk -v m="$1" '$1 == m && $2 ~ /^v/ {print $2; exit} $1 == "require" && $2 == m {print $3; exit}' "$dir/go.mod"; }
@@ -54,7 +54,7 @@ build() {
     started=$SECONDS
     echo "tools: $product $version: building $name"
     if ! (cd "$here/$product" && CGO_ENABLED=$cgo go build -trimpath -buildvcs=false \
-          -ldflags "-s -w $ldflags" -o "$staging/$name" "$package") >"$log" 2>&1; then
+          -tags "$tags" -ldflags "-s -w $ldflags" -o "$staging/$name" "$package") >"$log" 2>&1; then
       tail -n 20 "$log" >&2
       rm -rf "$staging"
       die "$product: building $name ($package $version) failed; the reason is above, the whole of it in $log"
