@@ -91,5 +91,6 @@ crds: ours ## Write the CustomResourceDefinitions that follow from src/api
 	@cp manifests/crds/giantnetes.io.yaml charts/giantnetes/files/crds.yaml
 
 .PHONY: docs
-docs: ours ## Write docs/metrics.md, which follows from the code
+docs: ours ## Write docs/metrics.md, which follows from the code, and the chart's reference, from values.yaml
 	@cargo run -q -p giantnetes -- metrics >docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	@charts/giantnetes/reference.py

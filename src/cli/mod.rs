@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod check;
 mod describe;
 mod device_plugin;
 mod kubeconfig;
@@ -53,6 +54,9 @@ enum Command {
     DevicePlugin(device_plugin::DevicePluginArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
+    /// Say whether a controller manager is ready and one of its replicas leads.
+    #[command(hide = true)]
+    Check(check::CheckArgs),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     Metrics,
@@ -101,6 +105,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
             print!("{}", api::crds_yaml()?);
             Ok(())
         }
+        Command::Check(args) => check::check(&args).await,
         Command::Metrics => {
             print!("{}", metrics::page());
             Ok(())

@@ -12,6 +12,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/name: giantnetes-device-plugin
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- define "giantnetes.testSelector" -}}
+app.kubernetes.io/name: giantnetes-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
 {{- /* The settings; an empty clusterDNS is looked up. */ -}}
 {{- define "giantnetes.settings" -}}
 {{- $settings := deepCopy .Values.settings }}
