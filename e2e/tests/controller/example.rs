@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     on_servers,
-    servers::spawn,
+    support::processes::spawn,
     world::{SECOND, eventually},
 };
 

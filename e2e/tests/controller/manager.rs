@@ -11,8 +11,11 @@ use tokio::{
 
 use crate::{
     proxy::Proxy,
-    servers::{Process, Servers, free_port, spawn},
-    support::giantnetes,
+    servers::Servers,
+    support::{
+        giantnetes,
+        processes::{Process, free_port, spawn},
+    },
     world::{SECOND, eventually},
 };
 
@@ -91,7 +94,7 @@ impl Manager {
         } else {
             std::fs::write(&kubeconfig, config.to_string()).unwrap();
         }
-        let (listen, log) = (free_port(), folder.join(format!("{name}.log")));
+        let (listen, log) = (free_port().unwrap(), folder.join(format!("{name}.log")));
         let mut command = Command::new(giantnetes());
         command
             .env("KUBECONFIG", &kubeconfig)

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use kube::{Client, client::Body};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use crate::servers::free_port;
+use crate::support::processes::free_port;
 
 /// What the proxy does with connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Proxy {
             dice: AtomicU64::new(0x9E37_79B9_7F4A_7C15),
             graveyard: Mutex::default(),
         });
-        let port = free_port();
+        let port = free_port().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(state.clone(), port));
         Self { port, state, _tasks: tasks }

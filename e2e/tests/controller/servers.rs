@@ -1,13 +1,12 @@
 //! A real etcd, kube-apiserver and namespace controller on the loopback device: what a controller manager needs, and no node.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Client, Config,
@@ -15,36 +14,16 @@ use kube::{
 };
 use lab::{command::Run, tools::Tools};
 
-use crate::support::apiserver::ApiServer;
-
-/// Ends a process when it is dropped.
-#[derive(Debug)]
-pub struct Process(pub Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::support::{
+    apiserver::ApiServer,
+    processes::{Process, spawn},
+};
 
 /// The servers. Dropping them ends them and removes what they wrote.
 pub struct Servers {
     // Dropped first: it is a client of the other.
     _controllers: Process,
     api: ApiServer,
-}
-
-/// A port of the loopback address that nobody listens on.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Starts a program; what it writes goes into a file.
-pub fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-    let child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn();
-    Ok(Process(child.with_context(|| format!("start {:?}", command.get_program()))?))
 }
 
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [

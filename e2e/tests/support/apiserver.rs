@@ -4,7 +4,6 @@
 //! the thread that started them (so start it in the test that uses it, never in a `static`).
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,6 +14,8 @@ use lab::paths::Paths;
 use lab::tools::Tools;
 use lab::{pki, wait_for};
 use serde_json::json;
+
+use super::processes::free_port;
 
 /// How long a server may take to be ready, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(90);
@@ -94,6 +95,20 @@ impl ApiServer {
             ])
             .args(args.iter().copied())
             .timeout(Duration::from_secs(30))
+    }
+
+    /// A line of a shell, whose kubectl is the administrator's.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        let path = format!("PATH={}:{}", self.tools.kubernetes.display(), std::env::var("PATH")?);
+        let cache = format!("KUBECACHEDIR={}", self.folder().join("kubectl-cache").display());
+        Run::new("env")
+            .args([path, cache, format!("KUBECONFIG={}", self.kubeconfig().display())])
+            .args(["bash", "-c", line])
+            .timeout(Duration::from_secs(30))
+            .output()
     }
 
     /// Installs our CustomResourceDefinitions and waits until they are served.
@@ -223,9 +238,4 @@ fn alive(child: Option<&mut Child>, paths: &Paths, name: &str) -> Result<()> {
     let log = std::fs::read_to_string(paths.state.join(format!("{name}.log"))).unwrap_or_default();
     let lines: Vec<_> = log.lines().rev().take(5).collect();
     bail!("{name} ended with {status}: {}", lines.join("\n"))
-}
-
-/// A port that nobody listens on now. Another process may take it before our server does; the server then says so.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
