@@ -21,7 +21,8 @@ use crate::{
 };
 
 /// Every watch of the manager, by the resource that it lists.
-const WATCHES: [&str; 12] = [
+const WATCHES: [&str; 13] = [
+    "clusteraccesses",
     "clusters",
     "configmaps",
     "ingresses",
