@@ -15,6 +15,7 @@ UNIT = ["cargo", "test", "-q", "-p", "giantnetes", "--lib", "--"]
 END_TO_END = ["cargo", "test", "-q", "-p", "giantnetes-e2e", "--test"]
 CONTROLLER = END_TO_END + ["controller", "--", "--test-threads=1"]
 ADMISSION = END_TO_END + ["admission", "--"]
+VAULT = END_TO_END + ["vault", "--", "--test-threads=1"]
 
 # name, kind of rule, what is broken, file, old text, new text, test that must fail
 MUTANTS = [
@@ -54,6 +55,12 @@ MUTANTS = [
      "src/network/holdings.rs", "!self.may_live(key, uid).await?", "{ self.may_live(key, uid).await?; true }", CONTROLLER + ["strangers_are_left_alone"]),
     ("reserved", "access", "a user may be called as Kubernetes' own are",
      "src/access/plan.rs", "RESERVED.iter().find(|prefix| name.starts_with(**prefix))", "RESERVED.iter().find(|prefix| false && name.starts_with(**prefix))", UNIT + ["access"]),
+    ("mount", "Vault", "somebody else's PKI mount is taken for the guest's",
+     "src/pki/vault/mod.rs", "Some(false) => return Err(Error::Foreign(mount)),", "Some(false) => {}", VAULT + ["vault_issues"]),
+    ("exchanged", "Vault", "a certificate of another root than the recorded one is used",
+     "src/pki/vault/check.rs", "certificate.verify_signature(Some(root.public_key())).is_err()", "false", UNIT + ["check"]),
+    ("unaccounted", "Vault", "a deleted Cluster's PKI mounts are left in Vault",
+     "src/pki/reconcile.rs", "if recorded.is_some() {", "if recorded.is_some() && false {", CONTROLLER + ["roots_are_made"]),
     ("secret", "secrets", "a kubeconfig is logged",
      "src/pki/issue.rs", 'info!("kubeconfig issued");', 'info!(text = text.expose_secret(), "kubeconfig issued");', CONTROLLER + ["nothing_is_written"]),
 ]
@@ -128,4 +135,5 @@ def main():
     sys.exit(bool(problems))
 
 
-main()
+if __name__ == "__main__":
+    main()
