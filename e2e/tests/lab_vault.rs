@@ -5,9 +5,7 @@
 
 mod support;
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::process::{Child, Command};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,35 +15,18 @@ use lab::vault::{LOGIN, MANAGER, SERVICE_ACCOUNT, Vault, reviewer};
 use lab::wait_for;
 use serde_json::{Value, json};
 use support::apiserver::ApiServer;
+use support::processes::{Process, free_port, spawn, tied};
 
 /// How long Vault may take to answer, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(60);
 
-/// A process of Vault that dies with the test.
-struct Process(Child);
-
-impl Process {
-    fn start(vault: &Vault<'_>) -> Self {
-        let log = File::options().create(true).append(true).open(vault.paths.state.join("vault.log")).unwrap();
-        // Should the test be killed, the kernel kills the server.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).args(vault.server().argv);
-        let process = Self(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("Vault starts"));
-        wait_for(START, "Vault to answer", || vault.seal_status()).unwrap();
-        process
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that nobody listens on now.
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+/// Starts Vault and waits until it answers.
+fn start(vault: &Vault<'_>) -> Process {
+    let server = vault.server();
+    let (program, words) = server.argv.split_first().unwrap();
+    let process = spawn(tied(program).args(words), &vault.paths.state.join("vault.log")).unwrap();
+    wait_for(START, "Vault to answer", || vault.seal_status()).unwrap();
+    process
 }
 
 #[test]
@@ -53,17 +34,17 @@ fn vault_lets_the_controller_manager_in_and_loses_nothing_but_what_cannot_be_ope
     let api = ApiServer::start("lab-vault", &[]).unwrap();
     let paths = Paths { state: api.folder().into(), cache: api.folder().into() };
     let tools = Tools::locate().unwrap();
-    let vault = Vault { paths: &paths, tools: &tools, address: free_address() };
+    let vault = Vault { paths: &paths, tools: &tools, address: (Ipv4Addr::LOCALHOST, free_port().unwrap()).into() };
     vault.configure().unwrap();
 
-    let process = Process::start(&vault);
+    let process = start(&vault);
     // As by a crash at the moment when the key is known.
     vault.ask(None, "PUT", "sys/init", &json!({"secret_shares": 1, "secret_threshold": 1})).unwrap();
     let error = format!("{:#}", vault.unseal().unwrap_err());
     assert!(error.contains("cannot read Vault's key"), "{error}");
     drop(process);
     vault.drop_data_without_key().unwrap();
-    let process = Process::start(&vault);
+    let process = start(&vault);
     assert!(!vault.seal_status().unwrap().initialized, "it has the data of before");
 
     // A second time everything is there and left as it is.
@@ -87,7 +68,7 @@ fn vault_lets_the_controller_manager_in_and_loses_nothing_but_what_cannot_be_ope
 
     drop(process);
     vault.drop_data_without_key().unwrap();
-    let _process = Process::start(&vault);
+    let _process = start(&vault);
     assert!(vault.seal_status().unwrap().sealed, "it is open after its start");
     vault.unseal().unwrap();
     assert_eq!(there(), 200);

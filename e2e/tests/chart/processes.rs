@@ -1,8 +1,8 @@
 //! A controller manager and a Prometheus on the loopback device, and promtool. They end with the test that started them.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,14 +12,13 @@ use crate::helm::tool;
 use crate::support::{
     self,
     apiserver::ApiServer,
-    processes::{Process, free_port, spawn},
+    processes::{Process, free_port, spawn, tied},
 };
 
-/// Starts a program. Should the test be killed, the kernel kills it.
-fn start(server: &ApiServer, name: &str, words: &[String]) -> Process {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).args(words).env("KUBECONFIG", server.kubeconfig());
-    spawn(&mut command, &server.folder().join(format!("{name}.log"))).unwrap()
+/// Starts a program, with the kubeconfig of `server`.
+fn start(server: &ApiServer, name: &str, program: impl AsRef<OsStr>, words: &[String]) -> Process {
+    let log = server.folder().join(format!("{name}.log"));
+    spawn(tied(program).args(words).env("KUBECONFIG", server.kubeconfig()), &log).unwrap()
 }
 
 pub struct Manager {
@@ -34,14 +33,13 @@ impl Manager {
         let file = server.folder().join("settings.yaml");
         std::fs::write(&file, settings).unwrap();
         let words = [
-            support::giantnetes().display().to_string(),
             "run".into(),
             format!("--settings={}", file.display()),
             format!("--listen={address}"),
             "--namespace=default".into(),
             "--lease-duration=5s".into(),
         ];
-        Self { _process: start(server, "manager", &words), address }
+        Self { _process: start(server, "manager", support::giantnetes(), &words), address }
     }
 
     pub fn url(&self) -> String {
@@ -86,12 +84,14 @@ impl Prometheus {
         // JSON is YAML too.
         std::fs::write(&config, text.to_string()).unwrap();
         let words = [
-            tool("prometheus").join("prometheus").display().to_string(),
             format!("--config.file={}", config.display()),
             format!("--storage.tsdb.path={}", server.folder().join("prometheus").display()),
             format!("--web.listen-address={address}"),
         ];
-        Self { _process: start(server, "prometheus", &words), url: format!("http://{address}") }
+        Self {
+            _process: start(server, "prometheus", tool("prometheus").join("prometheus"), &words),
+            url: format!("http://{address}"),
+        }
     }
 
     /// What an expression comes to: nothing, or a line for each series.

@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -16,7 +15,7 @@ use lab::{command::Run, tools::Tools};
 
 use crate::support::{
     apiserver::ApiServer,
-    processes::{Process, spawn},
+    processes::{Process, spawn, tied},
 };
 
 /// The servers. Dropping them ends them and removes what they wrote.
@@ -45,9 +44,7 @@ impl Servers {
         let _ = std::fs::remove_file(&policy);
         let api = api?;
         let controllers = spawn(
-            Command::new("setpriv")
-                .args(["--pdeathsig", "KILL", "--"])
-                .arg(Tools::locate()?.kubernetes.join("kube-controller-manager"))
+            tied(Tools::locate()?.kubernetes.join("kube-controller-manager"))
                 .arg(format!("--kubeconfig={}", api.kubeconfig().display()))
                 .args([
                     "--controllers=namespace-controller,persistentvolumeclaim-protection-controller",

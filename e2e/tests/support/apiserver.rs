@@ -3,9 +3,7 @@
 //! It needs no root and leaves nothing behind: data and certificates lie in a temporary folder, and both servers die with
 //! the thread that started them (so start it in the test that uses it, never in a `static`).
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +13,7 @@ use lab::tools::Tools;
 use lab::{pki, wait_for};
 use serde_json::json;
 
-use super::processes::free_port;
+use super::processes::{Process, free_port, spawn, tied};
 
 /// How long a server may take to be ready, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(90);
@@ -27,8 +25,8 @@ pub struct ApiServer {
     port: u16,
     etcd_port: u16,
     args: Vec<String>,
-    etcd: Option<Child>,
-    apiserver: Option<Child>,
+    etcd: Option<Process>,
+    apiserver: Option<Process>,
 }
 
 impl ApiServer {
@@ -77,12 +75,12 @@ impl ApiServer {
 
     /// Process id of kube-apiserver, if it runs.
     pub fn apiserver_pid(&self) -> Option<u32> {
-        self.apiserver.as_ref().map(Child::id)
+        self.apiserver.as_ref().map(Process::id)
     }
 
     /// Process ids of both servers.
     pub fn pids(&self) -> Vec<u32> {
-        [&self.etcd, &self.apiserver].into_iter().flatten().map(Child::id).collect()
+        [&self.etcd, &self.apiserver].into_iter().flatten().map(Process::id).collect()
     }
 
     /// kubectl as the administrator.
@@ -129,7 +127,7 @@ impl ApiServer {
     /// # Errors
     /// If it does not run.
     pub fn kill_apiserver(&mut self) -> Result<()> {
-        end(&mut self.apiserver).context("kube-apiserver does not run")
+        self.apiserver.take().map(drop).context("kube-apiserver does not run")
     }
 
     /// Starts kube-apiserver again, at the same address, and waits until it is ready.
@@ -187,19 +185,9 @@ impl ApiServer {
         })
     }
 
-    fn spawn(&self, name: &str, folder: &Path, args: &[String]) -> Result<Child> {
-        let log = File::options().create(true).append(true).open(self.folder().join(format!("{name}.log")))?;
-        // Should the test be killed, the kernel kills the server.
-        Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(folder.join(name))
-            .args(args)
-            .current_dir(self.folder())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))
+    fn spawn(&self, name: &str, folder: &Path, args: &[String]) -> Result<Process> {
+        let mut command = tied(folder.join(name));
+        spawn(command.args(args).current_dir(self.folder()), &self.folder().join(format!("{name}.log")))
     }
 
     fn write_kubeconfig(&self) -> Result<()> {
@@ -216,8 +204,8 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        let _ = end(&mut self.apiserver);
-        let _ = end(&mut self.etcd);
+        self.apiserver = None;
+        self.etcd = None;
         if std::thread::panicking() {
             println!("    what the servers wrote is kept in {}", self.folder().display());
         } else {
@@ -226,15 +214,8 @@ impl Drop for ApiServer {
     }
 }
 
-fn end(child: &mut Option<Child>) -> Option<()> {
-    let mut child = child.take()?;
-    let _ = child.kill();
-    let _ = child.wait();
-    Some(())
-}
-
-fn alive(child: Option<&mut Child>, paths: &Paths, name: &str) -> Result<()> {
-    let Some(status) = child.context("it was not started")?.try_wait()? else { return Ok(()) };
+fn alive(process: Option<&mut Process>, paths: &Paths, name: &str) -> Result<()> {
+    let Some(status) = process.context("it was not started")?.0.try_wait()? else { return Ok(()) };
     let log = std::fs::read_to_string(paths.state.join(format!("{name}.log"))).unwrap_or_default();
     let lines: Vec<_> = log.lines().rev().take(5).collect();
     bail!("{name} ended with {status}: {}", lines.join("\n"))

@@ -1,5 +1,6 @@
 //! Programs that a test starts, and that end with it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
@@ -11,11 +12,24 @@ use anyhow::{Context, Result};
 #[derive(Debug)]
 pub struct Process(pub Child);
 
+impl Process {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A command that runs this program. Should the test be killed, the kernel kills the program.
+pub fn tied(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 /// Starts a program; what it writes goes into a file.

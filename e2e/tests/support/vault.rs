@@ -3,10 +3,7 @@
 //! It leaves nothing behind: what it wrote lies in a temporary folder, and it dies with the thread that started it.
 
 use std::{
-    fs::File,
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -14,21 +11,23 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{
     command::Run,
     paths::{Paths, write_whole},
-    pki, wait_for,
+    pki,
+    vault::MANAGER,
+    wait_for,
 };
 use serde_json::{Value, json};
 
+use super::processes::{Process, free_port, spawn, tied};
+
 /// How long it may take to answer, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(60);
-/// Name of the policy, and of the roles that have it.
-pub const MANAGER: &str = "giantnetes";
 
 /// A running Vault. Dropping it ends it and removes its folder, unless the test failed.
 pub struct VaultServer {
     paths: Paths,
     binary: PathBuf,
     port: u16,
-    process: Option<Child>,
+    process: Option<Process>,
     root: String,
     key: String,
 }
@@ -45,7 +44,7 @@ impl VaultServer {
         let _ = std::fs::remove_dir_all(&state);
         let paths = Paths { cache: state.clone(), state };
         pki::ensure(&paths)?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let mut server = Self { paths, binary, port, process: None, root: String::new(), key: String::new() };
         server.run()?;
         let answer = server.cli(&["operator", "init", "-key-shares=1", "-key-threshold=1", "-format=json"]).output()?;
@@ -170,10 +169,7 @@ impl VaultServer {
 
     /// Kills it, as nothing but `kill -9` does.
     pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        self.process = None;
     }
 
     /// Starts it, at the same address; sealed, as it is whenever it starts.
@@ -193,19 +189,11 @@ impl VaultServer {
             "disable_mlock": true,
         });
         write_whole(&self.file("vault.json"), &config.to_string(), 0o600)?;
-        let log = File::options().create(true).append(true).open(self.file("vault.log"))?;
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&self.binary)
-            .args(["server", "-config"])
-            .arg(self.file("vault.json"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn();
-        self.process = Some(child.context("start Vault")?);
+        let mut command = tied(&self.binary);
+        command.args(["server", "-config"]).arg(self.file("vault.json"));
+        self.process = Some(spawn(&mut command, &self.file("vault.log"))?);
         wait_for(START, "Vault to answer", || {
-            let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
+            let ended = self.process.as_mut().and_then(|process| process.0.try_wait().ok().flatten());
             ensure!(ended.is_none(), "it ended: {}", std::fs::read_to_string(self.file("vault.log"))?);
             match self.cli(&["status"]).output() {
                 // It answers that it is sealed.
