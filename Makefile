@@ -9,7 +9,8 @@ SHELL := /bin/bash
 export GIANTNETES_CACHE ?= $(HOME)/.cache/giantnetes
 # Intermediate results are shared by all checkouts; what is built in the end lies in each checkout's own target/.
 export CARGO_BUILD_BUILD_DIR ?= $(GIANTNETES_CACHE)/build
-export PATH := /usr/sbin:/sbin:$(PATH)
+# The last two are where `make deps` puts Rust and Go if the machine has none.
+export PATH := /usr/sbin:/sbin:$(PATH):$(HOME)/.cargo/bin:$(GIANTNETES_CACHE)/go/bin
 
 LAB := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/lab
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what a Debian 12 machine lacks for the lab, the images and the tests.
-# Rust and Go are not in Debian 12 in the versions needed: those two are asked for in clear words.
+# Installs what a Debian 12 machine lacks for the lab, the images and the tests. Rust and Go are not in Debian 12 in the
+# versions needed: where the machine has none, they come as their projects publish them, Rust into ~/.cargo by rustup, Go
+# into our cache. The Makefile looks for them in both places.
 set -euo pipefail
 
 packages=(
@@ -14,19 +15,52 @@ packages=(
   make git ca-certificates coreutils openssl
 )
 
+# The published archives, and what their projects say of their content.
+rustup=1.28.2 rustup_sha256=20a06e644b0d9bd2fbdbfd52d42540bdde820ea7df86e92e533c073da0cdd43c
+go=1.26.8 go_sha256=d0f743b33e8d8945e6b1f432edd15785c70507121d6e2a723b21285eddf8b57b
+
 die() { echo "deps: $*" >&2; exit 1; }
 
 [[ $(id -u) == 0 ]] || die "the lab and the images need root; run this as root"
-command -v cargo >/dev/null || die "cargo is not installed; install Rust by rustup (https://rustup.rs), the version is in rust-toolchain.toml"
-command -v go >/dev/null || die "go is not installed; install Go 1.26 or newer (https://go.dev/doc/install)"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
-missing=()
-for package in "${packages[@]}"; do
-  [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
-done
-[[ ${#missing[@]} -eq 0 ]] && exit 0
-echo "deps: installing ${missing[*]}"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
-  >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "apt-get could not install ${missing[*]}"; }
+install_packages() {
+  local package missing=()
+  for package in "${packages[@]}"; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+  done
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  echo "deps: installing ${missing[*]}"
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
+    >"$work/apt.log" 2>&1 || { tail -n 20 "$work/apt.log" >&2; die "apt-get could not install ${missing[*]}"; }
+}
+
+# fetch WHAT URL SHA256 FILE
+fetch() {
+  [[ $(uname -m) == x86_64 ]] || die "$1 is not installed, and this script knows it for x86_64 alone; install it by hand"
+  echo "deps: fetching $1 from $2"
+  curl -fsSL --retry 3 --max-time 600 -o "$4" "$2" || die "$1 could not be fetched from $2; install it by hand"
+  echo "$3  $4" | sha256sum --check --status || die "what $2 serves is not the $1 that this script knows: its SHA-256 differs"
+}
+
+install_rust() {
+  fetch "rustup $rustup" "https://static.rust-lang.org/rustup/archive/$rustup/x86_64-unknown-linux-gnu/rustup-init" \
+    "$rustup_sha256" "$work/rustup-init"
+  chmod +x "$work/rustup-init"
+  # Cargo itself installs the version of rust-toolchain.toml when it is first called.
+  "$work/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain none
+}
+
+install_go() {
+  local target=${GIANTNETES_CACHE:-$HOME/.cache/giantnetes}/go
+  fetch "Go $go" "https://go.dev/dl/go$go.linux-amd64.tar.gz" "$go_sha256" "$work/go.tar.gz"
+  tar -xzf "$work/go.tar.gz" -C "$work"
+  mkdir -p "$(dirname "$target")"
+  rm -rf "$target"
+  mv -T "$work/go" "$target"
+}
+
+install_packages
+command -v cargo >/dev/null || install_rust
+command -v go >/dev/null || install_go
