@@ -17,7 +17,7 @@
 #   mutants          breaks the product on purpose, rule by rule: a test must notice each
 #   lab-0 … lab-3    the lab, crashed after every one of its steps: a quarter of them each
 #
-# PATIENCE=1800 gives emulated guests so many seconds instead of 900 for what they do; deadlines are judged all the same.
+# PATIENCE=1800 gives emulated guests so many seconds instead of 900 for what they do.
 # KEEP_GOING=1 goes on after a step of a guest's life that failed, to see what else does.
 #
 # The lab's own tests and the demo raise and remove labs, so they run before the one that the others share; they are left
@@ -79,7 +79,7 @@ step make --no-print-directory images
 
 # These raise what they need themselves: an API server, network namespaces.
 if $fast; then
-  for test in tools admission chart plan vault node_flags overlay; do e2e "$test"; done
+  for test in deps tools admission chart plan vault node_flags etcd overlay; do e2e "$test"; done
 fi
 
 tests_lab=false
@@ -108,7 +108,7 @@ if $fast || [[ $chosen == controller ]]; then
   # A third of its time: what shows in minutes that the core is sound. Outages, leadership, rollouts and the rest have a
   # slow group of their own.
   if $fast && [[ $part != all && $chosen != controller ]]; then
-    quick=(access:: children:: claims:: crash::networks pause:: pools:: steady:: strangers:: told::)
+    quick=(access:: children:: claims:: crash::networks masters:: pause:: pools:: steady:: strangers:: told::)
   fi
   e2e controller "${quick[@]}"
 fi

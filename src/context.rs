@@ -328,6 +328,11 @@ impl Target {
         self.cluster.status.as_ref()?.vault.as_ref()
     }
 
+    /// Whether it is recorded that etcd has held the guest's objects.
+    pub fn has_formed_etcd(&self) -> bool {
+        self.cluster.status.as_ref().is_some_and(|status| status.etcd_formed == Some(true))
+    }
+
     /// How long nothing but renewing certificates is to be done at `now`, deletion included.
     pub fn paused(&self, now: Timestamp) -> Option<Duration> {
         // As it was written: a spec that became invalid is paused nevertheless.

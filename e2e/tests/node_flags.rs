@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use giantnetes::{
     cluster::Valid,
-    node_config::{self, NodeConfig},
+    node_config::{self, Blank, NodeConfig},
     settings::Settings,
 };
 use lab::{command::Run, tools::Tools};
@@ -27,7 +27,7 @@ fn node(spec: &Value) -> NodeConfig {
         "metadata": {"name": "demo", "namespace": "a", "uid": "9f2c6a50-6f3e-4a39-9e0b-0d9f4c1f7a11"},
     }))
     .unwrap();
-    node_config::control_plane(&Valid::new(&cluster, &settings).unwrap(), 0)
+    node_config::control_plane(&Valid::new(&cluster, &settings).unwrap(), 0, Blank::Forms)
 }
 
 /// The spec of an example.

@@ -106,6 +106,8 @@ pub enum Reason {
     ForeignObject,
     /// A root CA that this guest lives on is missing or not the recorded one; it is never made anew.
     CALost,
+    /// Every volume of etcd is gone, and with them the guest's objects; it is never formed anew.
+    EtcdLost,
     /// Vault is sealed, does not answer or fails; the message says which, and of what.
     VaultUnavailable,
     /// Vault refuses; the message names the path.
@@ -126,7 +128,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -138,6 +140,7 @@ impl Reason {
         Self::VNIExhausted,
         Self::ForeignObject,
         Self::CALost,
+        Self::EtcdLost,
         Self::VaultUnavailable,
         Self::VaultDenied,
         Self::Unschedulable,
@@ -162,6 +165,7 @@ impl Reason {
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",
+            Self::EtcdLost => "EtcdLost",
             Self::VaultUnavailable => "VaultUnavailable",
             Self::VaultDenied => "VaultDenied",
             Self::Unschedulable => "Unschedulable",

@@ -49,16 +49,10 @@ pub const ALWAYS: [Fixed; 10] = [
 ];
 
 /// Fixed for as long as the controller manager does not do what a change would ask for, and why.
-pub const FOR_NOW: [(Fixed, &str); 2] = [
-    (
-        fixed(&["controlPlane", "replicas"], Unset::Number(1)),
-        "is immutable for now: this version makes one control-plane node",
-    ),
-    (
-        fixed(&["network", "overlay", "mtu"], Unset::Number(0)),
-        "is immutable for now: this version does not set the overlay's MTU",
-    ),
-];
+pub const FOR_NOW: [(Fixed, &str); 1] = [(
+    fixed(&["network", "overlay", "mtu"], Unset::Number(0)),
+    "is immutable for now: this version does not set the overlay's MTU",
+)];
 
 impl Fixed {
     /// Why a field of [`ALWAYS`] may not change.

@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        node_config,
+        node_config::{self, Blank},
         testing::{example, valid},
     };
 
@@ -205,7 +205,7 @@ mod tests {
             ("kube-proxy", PROXY),
         ];
         for (cluster, of_users) in all {
-            let config = node_config::control_plane(&cluster, 0);
+            let config = node_config::control_plane(&cluster, 0, Blank::Forms);
             let (mut checked, mut foreign) = (0, Vec::new());
             for (component, owned) in owners {
                 for argument in config.argv(component).unwrap() {
@@ -225,7 +225,7 @@ mod tests {
     /// Where a configuration file says what a flag could say too, the flag would win.
     #[test]
     fn every_field_of_a_configuration_file_is_owned_by_its_flag() {
-        let config = node_config::control_plane(&valid(json!({})), 0);
+        let config = node_config::control_plane(&valid(json!({})), 0, Blank::Forms);
         let flags = [
             ("/etc/kubernetes/kubelet.yaml", "tlsCertFile", KUBELET, "tls-cert-file"),
             ("/etc/kubernetes/kubelet.yaml", "tlsPrivateKeyFile", KUBELET, "tls-private-key-file"),

@@ -55,7 +55,8 @@ impl Accelerator {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ControlPlaneSpec {
-    /// Number of nodes: 1, 3 or 5. Default: 1. Changing it: in place, and never to fewer. Immutable for now.
+    /// Number of nodes: 1, 3 or 5, each with a member of etcd. Default: 1. Changing it: in place, and never to fewer; from 1 the
+    /// node that is there is replaced first, and the API is away for as long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5))]
     #[x_kube(validation = rules::odd_replicas())]

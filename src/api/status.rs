@@ -44,6 +44,10 @@ pub struct ClusterStatus {
     /// Where the guest's authorities are, if it is Vault. Recorded before the first of them is made there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vault: Option<VaultPlace>,
+    /// Whether etcd was seen to hold the guest's objects. It is never formed anew after that: a node of the control plane whose
+    /// volume is blank joins the others, and where no volume is left nothing is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd_formed: Option<bool>,
     /// When (RFC 3339) the next certificate is renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_renew_at: Option<String>,

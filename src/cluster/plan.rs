@@ -87,6 +87,7 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
         vault: old.vault.clone().or_else(|| pki.and_then(|facts| facts.vault.clone())),
+        etcd_formed: old.etcd_formed.or_else(|| kvm.filter(|facts| facts.ready > 0).map(|_| true)),
         certificates_renew_at: pki
             .and_then(|facts| facts.renew_at.clone())
             .or_else(|| old.certificates_renew_at.clone()),
@@ -306,6 +307,7 @@ mod tests {
         assert_eq!(condition(&ready, "Ready").observed_generation, Some(3));
         assert_eq!((ready.control_plane.as_deref(), ready.nodes.as_deref()), (Some("1/1"), Some("1/1")));
         assert_eq!(ready.endpoint.as_deref(), Some("https://10.0.0.1:6443"));
+        assert_eq!(ready.etcd_formed, Some(true));
         type Spoil = fn(&mut ClusterReports);
         let spoilers: [Spoil; 5] = [
             |r| r.pools = Some(Report::waiting("x")),
@@ -418,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_and_not_done_is_told() {
-        let checked = valid(json!({"controlPlane": {"replicas": 3}}));
+        let checked = valid(json!({"network": {"overlay": {"mtu": 1400}}}));
         let identity = checked.identity.clone();
         let observed = Observed {
             identity: &identity,
@@ -433,7 +435,7 @@ mod tests {
         let status = status(&observed, Timestamp::UNIX_EPOCH);
         let found = condition(&status, "Ready");
         assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", "NotSupportedYet"));
-        assert!(found.message.contains("spec.controlPlane.replicas"), "{}", found.message);
+        assert!(found.message.contains("spec.network.overlay.mtu"), "{}", found.message);
         assert_eq!(condition(&status, "Available").status, "True");
     }
 

@@ -170,7 +170,8 @@ impl GuestOperator {
         self.tend(&client, valid, &workers, &nodes).await.map_err(Error::Nodes)?;
         let vm_pods = self.context.vm_pods(&valid.identity);
         let drains = drain::tend(&client, &vm_pods, &nodes).await.map_err(Error::Nodes)?;
-        let expected = 1 + workers.len();
+        let masters = usize::try_from(valid.control_plane.replicas).unwrap_or(usize::MAX);
+        let expected = masters.saturating_add(workers.len());
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
         let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);

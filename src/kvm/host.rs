@@ -159,7 +159,8 @@ mod tests {
 
     fn pod(spec: serde_json::Value) -> Pod {
         let (settings, api_address) = (settings(), [10, 96, 7, 7].into());
-        let around = Surroundings { vni: 1234, api_address, namespace_uid: "ns-uid", settings: &settings };
+        let around =
+            Surroundings { vni: 1234, api_address, namespace_uid: "ns-uid", etcd_formed: false, settings: &settings };
         control_plane_node(&valid(spec), 0, around).unwrap().pod
     }
 

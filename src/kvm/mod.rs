@@ -3,13 +3,14 @@
 //! - [`plan`]: the objects of a node, and which workers there should be; pure
 //! - [`pod`]: the VM pod's specification
 //! - [`vm_pod`]: the slim type that the cache keeps of it; [`host`]: that of the hosts
-//! - [`reconcile`]: the effects; `workers`: those of node pools; `leave`: nodes that are replaced or
+//! - [`reconcile`]: the effects; `masters`: those on the control plane, `workers`: on node pools; `leave`: nodes that are replaced or
 //!   removed; `lost`: those whose host is dead
 //! - `survey`: what decisions need, as the cache has it
 
 pub mod host;
 mod leave;
 mod lost;
+mod masters;
 pub mod plan;
 pub mod pod;
 pub mod reconcile;

@@ -30,7 +30,7 @@ use crate::{
         addresses::{self, EGRESS_MAC, NodeAddress},
         places::Place,
     },
-    node_config::{self, NodeConfig, RENDER_REVISION, cloud_init},
+    node_config::{self, Blank, NodeConfig, RENDER_REVISION, cloud_init},
     rollout::wish,
     runtime::apply::hash,
     settings::Settings,
@@ -58,6 +58,8 @@ pub struct Surroundings<'a> {
     pub api_address: IpAddr,
     /// UID of the guest's namespace, which the VM pod names as its controller.
     pub namespace_uid: &'a str,
+    /// Whether etcd was seen to hold the guest's objects: it is never formed again.
+    pub etcd_formed: bool,
     /// The operator's settings.
     pub settings: &'a Settings,
 }
@@ -73,7 +75,9 @@ pub fn control_plane_node(cluster: &Valid, index: u32, around: Surroundings) -> 
         etcd_bytes: Some(usable(cluster.etcd.bytes)),
         ..vm_config(cluster, &node, cluster.control_plane.machine, address, around)
     };
-    let config = config_map(cluster, &node, node_config::control_plane(cluster, index), &vm)?;
+    // Two that form one each would be two guests of one name.
+    let blank = if index == 0 && !around.etcd_formed { Blank::Forms } else { Blank::Joins };
+    let config = config_map(cluster, &node, node_config::control_plane(cluster, index, blank), &vm)?;
     let zones: Vec<_> = if cluster.control_plane.zones.is_empty() {
         around.settings.kvm.control_plane_zones.iter().map(String::as_str).collect()
     } else {
@@ -115,13 +119,16 @@ pub fn worker_node(
 }
 
 /// What refuses evictions of VM pods: whoever drains a host cordons it first, and then the nodes on it are moved one by one.
-/// `nodes` is how many there should be. A number and no share of them: the pods have no controller with a scale.
-pub fn budget(cluster: &Valid, nodes: usize) -> PodDisruptionBudget {
+/// Beside the control plane there should be so many workers. A number and no share of them: the pods have no controller with
+/// a scale.
+pub fn budget(cluster: &Valid, workers: usize) -> PodDisruptionBudget {
+    let masters = i32::try_from(cluster.control_plane.replicas).unwrap_or(i32::MAX);
+    let nodes = masters.saturating_add(i32::try_from(workers).unwrap_or(i32::MAX));
     let selector = [(names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone())].into();
     PodDisruptionBudget {
         metadata: metadata(cluster, names::BUDGET.into()),
         spec: Some(PodDisruptionBudgetSpec {
-            min_available: Some(IntOrString::Int(i32::try_from(nodes).unwrap_or(i32::MAX))),
+            min_available: Some(IntOrString::Int(nodes)),
             selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
             ..PodDisruptionBudgetSpec::default()
         }),
@@ -305,7 +312,13 @@ mod tests {
     use crate::testing::{settings, valid};
 
     fn around(settings: &Settings) -> Surroundings<'_> {
-        Surroundings { vni: 1234, api_address: [10, 96, 7, 7].into(), namespace_uid: "ns-uid", settings }
+        Surroundings {
+            vni: 1234,
+            api_address: [10, 96, 7, 7].into(),
+            namespace_uid: "ns-uid",
+            etcd_formed: false,
+            settings,
+        }
     }
 
     fn objects(spec: serde_json::Value) -> NodeObjects {

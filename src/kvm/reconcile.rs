@@ -78,6 +78,9 @@ pub enum Error {
         #[source]
         source: CallError,
     },
+    /// Whether etcd's volumes are there.
+    #[error("look for etcd's volumes")]
+    Volumes(#[source] CallError),
     /// Which places are taken.
     #[error("list the places of workers")]
     Places(#[source] CallError),
@@ -94,7 +97,7 @@ impl Blames for Error {
     }
 }
 
-type Answer = (Report<KvmFacts>, Outcome);
+pub(super) type Answer = (Report<KvmFacts>, Outcome);
 
 /// The kvm operator.
 pub struct KvmOperator {
@@ -109,42 +112,6 @@ impl KvmOperator {
         Self { context, applier }
     }
 
-    async fn look(&self, target: &Target, survey: Option<&Survey<'_>>) -> Result<Answer, Error> {
-        if target.is_deleting() {
-            return self.delete(&target.identity).await;
-        }
-        let (Some(valid), Some(survey)) = (target.workable(), survey) else {
-            return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
-        };
-        if !self.context.settings.kvm.enabled {
-            let message = "kvm is switched off in the controller manager's settings".to_owned();
-            return Ok((Report::Pending { reason: Reason::ProviderPending, message }, Outcome::AwaitChange));
-        }
-        let identity = &valid.identity;
-        let waiting = |what: &str| Ok((Report::waiting(what), Outcome::AwaitChange));
-        let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
-        let reports = self.context.reports.of(identity);
-        let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
-        self.ensure_budget(valid, 1 + survey.workers.len()).await.map_err(Error::Budget)?;
-        let node = names::master(0);
-        if !self.has_keys(identity, &node) {
-            return waiting("the certificates");
-        }
-        let around = self.around(&namespace, network);
-        let state = self.node(target, survey, &node, plan::control_plane_node(valid, 0, around)?).await?;
-        let facts = KvmFacts {
-            ready: usize::from(state.is_ready()),
-            wanted: 1,
-            runs: survey.has_arrived().then(|| valid.version.clone()),
-            changing: survey.is_changing(true),
-        };
-        let report = match state.waits_for().or_else(|| survey.waits(true)) {
-            None => Report::Ready(facts),
-            Some(what) => Report::held_up(state.obstacle(), what, Some(facts)),
-        };
-        Ok((report, after(survey.next)))
-    }
-
     pub(super) fn around<'a>(
         &'a self,
         namespace: &'a PartialObjectMeta<Namespace>,
@@ -154,6 +121,7 @@ impl KvmOperator {
             vni: network.vni,
             api_address: network.api_address,
             namespace_uid: namespace.metadata.uid.as_deref().unwrap_or_default(),
+            etcd_formed: false,
             settings: &self.context.settings,
         }
     }
@@ -260,7 +228,7 @@ impl KvmOperator {
         self.applier.ensure(&self.config_maps(identity), &identity.owner(), config, cached.as_ref()).await
     }
 
-    async fn ensure_budget(&self, valid: &Valid, nodes: usize) -> Result<Applied, ApplyError> {
+    pub(super) async fn ensure_budget(&self, valid: &Valid, nodes: usize) -> Result<Applied, ApplyError> {
         let identity = &valid.identity;
         let api = Api::<PodDisruptionBudget>::namespaced(self.context.client.clone(), &identity.namespace);
         let cached = self.context.meta(&self.context.cache.budgets, &identity.namespace, names::BUDGET);
@@ -270,7 +238,7 @@ impl KvmOperator {
     }
 
     /// Deletes the VM pods and answers `Gone` when the server itself lists none.
-    async fn delete(&self, identity: &Identity) -> Result<Answer, Error> {
+    pub(super) async fn delete(&self, identity: &Identity) -> Result<Answer, Error> {
         let (api, owner) = (self.pods(identity), identity.owner());
         let left = apply::prune(&api, &identity.selector(), &owner, Some(DELETION_GRACE), |_| false)
             .await
@@ -354,6 +322,16 @@ fn state_of(pod: &VmPod, node: &str) -> State {
     State::Waits { what: format!("VM pod {node}: {}", pod.trouble()), obstacle: pod.obstacle() }
 }
 
+/// What there is to say of nodes, and of which sort that is. What nobody but a person can mend is said first, then who is
+/// replaced, and before all that just takes its time what holds a replacement up.
+pub(super) fn foremost(states: &[State], waits: Option<String>) -> Option<(String, Option<Reason>)> {
+    let changes = states.iter().find(|state| matches!(state, State::Changes { .. }));
+    let mend = states.iter().find(|state| state.obstacle().is_some());
+    let rest = || states.iter().find_map(State::waits_for);
+    let what = mend.or(changes).and_then(State::waits_for).or(waits).or_else(rest)?;
+    Some((what, mend.and_then(State::obstacle)))
+}
+
 /// The outcome of a look after which nothing happens by itself before `next`.
 pub(super) fn after(next: Option<Duration>) -> Outcome {
     next.map_or(Outcome::AwaitChange, Outcome::After)
@@ -384,7 +362,7 @@ impl Reconciler for KvmOperator {
         let (reports, identity) = (&self.context.reports, &target.identity);
         let workable = target.workable().filter(|_| !target.is_deleting());
         let survey = workable.map(|valid| self.survey(valid, Timestamp::now()));
-        let look = self.look(&target, survey.as_ref()).await;
+        let look = self.look_at_masters(&target, survey.as_ref()).await;
         let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, look);
         let look = self.look_at_pools(&target, survey.as_ref()).await;
         let pools = reports.conclude(identity, |reports| &mut reports.pools, look);

@@ -24,6 +24,8 @@ const SHORTEST: Duration = Duration::from_millis(200);
 /// A guest's nodes.
 #[derive(Debug)]
 pub(super) struct Survey<'a> {
+    /// Nodes of the control plane that there should be now, in order.
+    pub masters: Vec<(u32, String)>,
     /// Workers that there should be, with their pools.
     pub workers: Vec<(&'a NodePool, String)>,
     /// Workers that something of is there and that are wanted no more.
@@ -113,9 +115,17 @@ impl KvmOperator {
             let lost = is_dead(name) || known.iter().any(|known| known.lost && known.node == name);
             Some(self.vm(pod, wish, lost))
         };
-        let master = names::master(0);
-        let own = vm(&master, &wish::control_plane(valid));
-        let mut nodes = vec![Node { name: master, control_plane: true, wanted: true, vm: own }];
+        let wish = wish::control_plane(valid);
+        let master = |index| {
+            let name = names::master(index);
+            (index, Node { vm: vm(&name, &wish), name, control_plane: true, wanted: true })
+        };
+        let mut masters: Vec<_> = (0..valid.control_plane.replicas).map(master).collect();
+        if !rollout::may_grow(masters.iter().map(|(_, node)| node)) {
+            masters.retain(|(index, node)| *index == 0 || self.has_volume(identity, &node.name));
+        }
+        let mut nodes: Vec<_> = masters.iter().map(|(_, node)| node.clone()).collect();
+        let masters = masters.into_iter().map(|(index, node)| (index, node.name)).collect();
         let wishes: Vec<_> = valid.pools.iter().map(|pool| (&pool.name, wish::worker(valid, pool))).collect();
         for (pool, name) in &workers {
             let wish = wishes.iter().find(|(of, _)| **of == pool.name).map(|(_, wish)| wish.as_str());
@@ -131,7 +141,7 @@ impl KvmOperator {
         let rollout = rollout::plan(&nodes);
         let next = pods.iter().flat_map(|pod| [self.drains_in(pod, now), self.dies_in(pod, now)]).flatten().min();
         let next = next.map(|left| Duration::try_from(left).unwrap_or_default().max(SHORTEST));
-        Survey { workers, unwanted, known, nodes, rollout, trouble, now, next }
+        Survey { masters, workers, unwanted, known, nodes, rollout, trouble, now, next }
     }
 
     fn vm(&self, pod: &VmPod, wish: &str, lost: bool) -> Vm {
@@ -163,6 +173,13 @@ impl KvmOperator {
         // Where all are silent it is more likely that they are not heard, and there is nowhere to go.
         let elsewhere = || self.context.cache.hosts.state().iter().any(|host| host.state().silent_since.is_none());
         (is_over && elsewhere()).then_some(Trouble::Dead { host, since })
+    }
+
+    /// Whether there is a volume of etcd for a node.
+    pub(super) fn has_volume(&self, identity: &Identity, node: &str) -> bool {
+        let name = names::etcd_claim(node);
+        let found = self.context.meta(&self.context.cache.volume_claims, &identity.namespace, &name);
+        found.is_some_and(|meta| identity.owner().owns(&meta))
     }
 
     /// The ConfigMap of a worker.

@@ -9,7 +9,7 @@ use tracing::info;
 use super::{
     PoolFacts,
     plan::{self, Known, Surroundings},
-    reconcile::{Error, KvmOperator, State, after, sooner},
+    reconcile::{Error, KvmOperator, State, after, foremost, sooner},
     survey::{Survey, Trouble},
     vm_pod::VmPod,
 };
@@ -103,7 +103,7 @@ impl KvmOperator {
         let taken = placed(&survey.known);
         let all: BTreeMap<_, _> = taken.iter().map(|(node, place)| (node, place)).collect();
         let wanted = || survey.workers.iter().map(|(_, node)| node.as_str());
-        let room = places::room(&valid.ranges);
+        let room = places::room(valid);
         if survey.workers.iter().all(|(_, node)| all.contains_key(node)) {
             return Ok(places::plan(wanted(), taken, room));
         }
@@ -173,13 +173,8 @@ fn report(facts: PoolFacts, homeless: &[String], states: &[State], waits: Option
         );
         return Report::Failed { reason: Reason::InvalidSpec, message, facts: Some(facts) };
     }
-    // What nobody but a person can mend is said first, then who is replaced, and before all that just takes its time what
-    // holds a replacement up.
-    let changes = states.iter().find(|state| matches!(state, State::Changes { .. }));
-    let mend = states.iter().find(|state| state.obstacle().is_some());
-    let rest = || states.iter().find_map(State::waits_for);
-    match mend.or(changes).and_then(State::waits_for).or(waits).or_else(rest) {
-        Some(what) => Report::held_up(mend.and_then(State::obstacle), what, Some(facts)),
+    match foremost(states, waits) {
+        Some((what, obstacle)) => Report::held_up(obstacle, what, Some(facts)),
         None => Report::Ready(facts),
     }
 }

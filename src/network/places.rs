@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::{api::names, cluster::valid::Ranges};
+use crate::{api::names, cluster::Valid};
 
 /// First place of workers. Those below are the control plane's, and reserved.
 const FIRST: u32 = 64;
@@ -44,13 +44,15 @@ impl Place {
 }
 
 /// The places that a guest has room for. Each needs an address of the overlay and a block of the pods' range; the first
-/// block is for `master-0`.
-pub fn room(ranges: &Ranges) -> RangeInclusive<u32> {
+/// blocks are for the control plane.
+pub fn room(cluster: &Valid) -> RangeInclusive<u32> {
+    let ranges = &cluster.ranges;
     // Neither the network's own address nor the broadcast.
     let last_address = (1_u64 << (32 - ranges.overlay.prefix_len())).saturating_sub(2);
     let blocks = 1_u64 << BLOCK_PREFIX.saturating_sub(ranges.pods.prefix_len());
-    let last_block = u64::from(FIRST) + blocks.saturating_sub(2);
-    let none = blocks < 2 || last_address < u64::from(FIRST);
+    let masters = u64::from(cluster.control_plane.replicas);
+    let last_block = u64::from(FIRST) + blocks.saturating_sub(masters + 1);
+    let none = blocks <= masters || last_address < u64::from(FIRST);
     let last = if none { FIRST - 1 } else { u32::try_from(last_address.min(last_block)).unwrap_or(u32::MAX) };
     FIRST..=last
 }
@@ -100,13 +102,14 @@ mod tests {
     use crate::testing::valid;
 
     fn room_of(spec: serde_json::Value) -> RangeInclusive<u32> {
-        room(&valid(spec).ranges)
+        room(&valid(spec))
     }
 
     #[test]
     fn there_is_room_where_both_ranges_have_it() {
         // 4,096 addresses, but 1,024 blocks for pods, of which master-0 has one.
         assert_eq!(room_of(serde_json::json!({})), 64..=1086);
+        assert_eq!(room_of(serde_json::json!({"controlPlane": {"replicas": 3}})), 64..=1084);
         assert_eq!(room_of(serde_json::json!({"network": {"overlay": {"cidr": "172.26.0.0/24"}}})), 64..=254);
     }
 

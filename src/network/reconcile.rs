@@ -130,7 +130,7 @@ impl NetworkOperator {
             .await
             .map_err(Error::Service)?;
         // A guest of one node has no peers to find.
-        if !valid.pools.is_empty() {
+        if valid.has_peers() {
             let cached = self.context.meta(&self.context.cache.services, &identity.namespace, names::NODES_SERVICE);
             let exact = ["/spec/selector"];
             self.ensure(identity, &plan::nodes_service(valid), cached, &exact).await.map_err(Error::Nodes)?;

@@ -83,11 +83,14 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{node_config::control_plane, testing::valid};
+    use crate::{
+        node_config::{Blank, control_plane},
+        testing::valid,
+    };
 
     #[test]
     fn what_is_rendered_parses_back_to_the_same() {
-        let config = control_plane(&valid(json!({})), 0);
+        let config = control_plane(&valid(json!({})), 0, Blank::Forms);
         let seed = render(&config, "i-1").unwrap();
         let parsed: Value = serde_saphyr::from_str(&seed.user_data).unwrap();
         assert_eq!(parsed["hostname"], "master-0");
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn user_data_holds_no_secret() {
-        let seed = render(&control_plane(&valid(json!({})), 0), "i-1").unwrap();
+        let seed = render(&control_plane(&valid(json!({})), 0, Blank::Forms), "i-1").unwrap();
         for text in [&seed.user_data, &seed.meta_data, &seed.network_config] {
             for word in ["PRIVATE KEY", "BEGIN CERTIFICATE", "token:", "password", "client-key-data"] {
                 assert!(!text.contains(word), "{word}");

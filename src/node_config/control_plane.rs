@@ -3,9 +3,9 @@
 use super::{
     File, Node, api_serves, audit, authentication,
     component::{Component, Started, kubeconfig, kubeconfig_path},
+    etcd::{self, Blank},
     paths::{
-        CA, ENCRYPTION, ETCD_CA, ETCD_DISK_SERIAL, FRONT_PROXY_CA, SERVICE_ACCOUNT_KEY, SERVICE_ACCOUNT_PUB,
-        certificate, in_pki, key,
+        CA, ENCRYPTION, ETCD_CA, FRONT_PROXY_CA, SERVICE_ACCOUNT_KEY, SERVICE_ACCOUNT_PUB, certificate, in_pki, key,
     },
 };
 use crate::api::names::API_PORT;
@@ -19,72 +19,23 @@ pub(super) fn components(node: &Node) -> Vec<Component> {
     let wishes = &node.cluster.kubernetes;
     let gates = &wishes.feature_gates;
     vec![
-        etcd(node),
+        etcd::component(node),
         api_server(node).with_gates(gates).with_flags(&wishes.api_server.flags),
         controller_manager(node).with_gates(gates).with_flags(&wishes.controller_manager),
         scheduler(node).with_gates(gates).with_flags(&wishes.scheduler),
     ]
 }
 
-pub(super) fn files(node: &Node) -> Vec<File> {
+pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
     let wishes = &node.cluster.kubernetes.api_server;
-    vec![
+    let mut files = vec![
         File::new(AUDIT_POLICY, audit::policy(wishes.audit)),
         File::new(AUTHENTICATION, authentication::configuration(wishes.oidc.as_ref())),
-        File::new("/etc/systemd/system/giantnetes-etcd-disk.service", etcd_disk_unit()),
-        File::new("/etc/systemd/system/var-lib-etcd.mount", etcd_mount_unit()),
-        kubeconfig("controller-manager", LOCAL_API),
-        kubeconfig("scheduler", LOCAL_API),
-    ]
-}
-
-/// Makes a file system only where there is none: what systemd-makefs promises.
-fn etcd_disk_unit() -> String {
-    format!(
-        "[Unit]\nDescription=A file system for etcd, if its disk is blank\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/lib/systemd/systemd-makefs ext4 /dev/disk/by-id/virtio-{ETCD_DISK_SERIAL}\nTimeoutStartSec=300\n"
-    )
-}
-
-fn etcd_mount_unit() -> String {
-    format!(
-        "[Unit]\nDescription=etcd's data\nRequires=giantnetes-etcd-disk.service\nAfter=giantnetes-etcd-disk.service\n\n[Mount]\nWhat=/dev/disk/by-id/virtio-{ETCD_DISK_SERIAL}\nWhere=/var/lib/etcd\nType=ext4\nOptions=noatime,nosuid,nodev,noexec\nDirectoryMode=0700\n"
-    )
-}
-
-fn etcd(node: &Node) -> Component {
-    let (name, ip) = (&node.name, node.address.ip.addr());
-    Component {
-        name: "etcd",
-        description: "etcd",
-        argv: vec![
-            "/usr/local/bin/etcd".into(),
-            format!("--name={name}"),
-            "--data-dir=/var/lib/etcd/data".into(),
-            format!("--listen-client-urls=https://127.0.0.1:2379,https://{ip}:2379"),
-            format!("--advertise-client-urls=https://{ip}:2379"),
-            format!("--listen-peer-urls=https://{ip}:2380"),
-            format!("--initial-advertise-peer-urls=https://{ip}:2380"),
-            format!("--initial-cluster={name}=https://{ip}:2380"),
-            format!("--initial-cluster-token={}", node.cluster.identity.id),
-            "--initial-cluster-state=new".into(),
-            format!("--cert-file={}", in_pki(certificate("etcd-server"))),
-            format!("--key-file={}", in_pki(key("etcd-server"))),
-            "--client-cert-auth".into(),
-            format!("--trusted-ca-file={}", in_pki(ETCD_CA)),
-            format!("--peer-cert-file={}", in_pki(certificate("etcd-peer"))),
-            format!("--peer-key-file={}", in_pki(key("etcd-peer"))),
-            "--peer-client-cert-auth".into(),
-            format!("--peer-trusted-ca-file={}", in_pki(ETCD_CA)),
-            "--tls-min-version=TLS1.2".into(),
-            "--listen-metrics-urls=http://127.0.0.1:2381".into(),
-            "--auto-compaction-retention=8h".into(),
-            "--quota-backend-bytes=4294967296".into(),
-        ],
-        started: Started::Notify,
-        after: vec!["var-lib-etcd.mount", "giantnetes-pki.service"],
-        waits_for: None,
-        service: vec!["OOMScoreAdjust=-999", "LimitNOFILE=65536"],
-    }
+    ];
+    files.extend(etcd::files(node, blank));
+    files.push(kubeconfig("controller-manager", LOCAL_API));
+    files.push(kubeconfig("scheduler", LOCAL_API));
+    files
 }
 
 fn api_server(node: &Node) -> Component {

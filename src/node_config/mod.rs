@@ -9,11 +9,13 @@ mod authentication;
 pub mod cloud_init;
 mod component;
 mod control_plane;
+mod etcd;
 pub mod exec;
 mod node;
 pub mod paths;
 mod pki_mount;
 
+pub use etcd::Blank;
 use ipnet::Ipv4Net;
 
 use crate::{
@@ -102,8 +104,8 @@ struct Node<'a> {
     pool: Option<&'a NodePool>,
 }
 
-/// The configuration of the `index`-th control-plane node.
-pub fn control_plane(cluster: &Valid, index: u32) -> NodeConfig {
+/// The configuration of the `index`-th control-plane node. `blank` is what its etcd does if its disk is.
+pub fn control_plane(cluster: &Valid, index: u32, blank: Blank) -> NodeConfig {
     let name = names::master(index);
     let address = addresses::master(&cluster.identity, cluster.ranges.overlay, index);
     let api = control_plane::LOCAL_API.to_owned();
@@ -112,7 +114,7 @@ pub fn control_plane(cluster: &Valid, index: u32) -> NodeConfig {
     components.extend(control_plane::components(&node));
     let mut files = pki_mount::files();
     files.extend(node::files(&node));
-    files.extend(control_plane::files(&node));
+    files.extend(control_plane::files(&node, blank));
     files.extend(components.iter().map(component::Component::unit));
     files.push(component::target(&components));
     NodeConfig { hostname: name, files, interfaces: interfaces(address), target: component::TARGET }
@@ -156,12 +158,12 @@ mod tests {
     /// Without a wish of a user nothing of this may move: every node would be outdated.
     #[test]
     fn the_control_plane_node_is_golden() {
-        insta::assert_snapshot!(shown(&control_plane(&valid(json!({})), 0)));
+        insta::assert_snapshot!(shown(&control_plane(&valid(json!({})), 0, Blank::Forms)));
     }
 
     #[test]
     fn the_control_plane_node_with_every_wish_is_golden() {
-        insta::assert_snapshot!(shown(&control_plane(&example("maximal.yaml"), 0)));
+        insta::assert_snapshot!(shown(&control_plane(&example("maximal.yaml"), 0, Blank::Forms)));
     }
 
     fn flag(config: &NodeConfig, component: &str, name: &str) -> Option<String> {
@@ -185,19 +187,20 @@ mod tests {
                 "apiServer": args, "controllerManager": args, "scheduler": args, "kubelet": args, "proxy": args,
             }})),
             0,
+            Blank::Forms,
         );
         for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"] {
             let argv = config.argv(component).unwrap();
             let last = ["--empty=".into(), "--logging-format=json".into(), "--v=4".into(), format!("--x={nasty}")];
             assert_eq!(argv[argv.len() - 4..], last, "{component}");
         }
-        assert_eq!(config.argv("etcd"), control_plane(&valid(json!({})), 0).argv("etcd"));
+        assert_eq!(config.argv("etcd"), control_plane(&valid(json!({})), 0, Blank::Forms).argv("etcd"));
     }
 
     #[test]
     fn feature_gates_reach_every_component_in_order() {
         let gates = json!({"Zebra": true, "AllAlpha": false, "No": true});
-        let of = |spec| control_plane(&valid(json!({"kubernetes": spec})), 0);
+        let of = |spec| control_plane(&valid(json!({"kubernetes": spec})), 0, Blank::Forms);
         let config = of(json!({"featureGates": gates}));
         for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
             let flag = flag(&config, component, "feature-gates");
@@ -217,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_node_is_as_closed_as_it_was_designed() {
-        let all: Vec<_> = ["minimal.yaml", "maximal.yaml"].map(|name| control_plane(&example(name), 0)).into();
+        let all: Vec<_> =
+            ["minimal.yaml", "maximal.yaml"].map(|name| control_plane(&example(name), 0, Blank::Forms)).into();
         for config in &all {
             let flag = |component, name| flag(config, component, name).unwrap();
             assert_eq!(flag("kube-apiserver", "authorization-mode"), "Node,RBAC");
@@ -262,14 +266,14 @@ mod tests {
     #[test]
     fn pools_change_nothing_of_the_control_plane_node() {
         let with_pools = valid(json!({"nodePools": [{"name": "a"}]}));
-        assert_eq!(control_plane(&with_pools, 0), control_plane(&valid(json!({})), 0));
+        assert_eq!(control_plane(&with_pools, 0, Blank::Forms), control_plane(&valid(json!({})), 0, Blank::Forms));
     }
 
     #[test]
     fn rendering_is_deterministic_and_paths_are_unique() {
         let valid = valid(json!({}));
-        let config = control_plane(&valid, 0);
-        assert_eq!(config, control_plane(&valid, 0));
+        let config = control_plane(&valid, 0, Blank::Forms);
+        assert_eq!(config, control_plane(&valid, 0, Blank::Forms));
         let mut paths: Vec<_> = config.files.iter().map(|file| &file.path).collect();
         let count = paths.len();
         paths.sort();

@@ -195,12 +195,13 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
 }
 
 fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
-    let node = names::master(0);
-    let leaves = leaf::of_master(cluster, 0);
     let ttl = cluster.pki.leaf_ttl;
-    let hash = wish(json!({"leaves": leaves, "roots": world.records}), ttl);
-    if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
-        plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false });
+    for index in 0..cluster.control_plane.replicas {
+        let (node, leaves) = (names::master(index), leaf::of_master(cluster, index));
+        let hash = wish(json!({"leaves": leaves, "roots": world.records}), ttl);
+        if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
+            plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false });
+        }
     }
     workers(cluster, world, now, plan);
     match &world.endpoint {

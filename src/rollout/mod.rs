@@ -12,4 +12,4 @@
 pub mod plan;
 pub mod wish;
 
-pub use plan::{Fit, Gate, Leaving, Node, Plan, Vm, Why, gate, plan};
+pub use plan::{Fit, Gate, Leaving, Node, Plan, Vm, Why, gate, may_grow, plan};

@@ -143,6 +143,12 @@ impl Node {
     }
 }
 
+/// Whether nodes of the control plane may come that nothing was made of yet: not before those that are there are as they should
+/// be. One that was made to be alone finds no others, and its controllers elect no leader.
+pub fn may_grow<'a>(masters: impl IntoIterator<Item = &'a Node>) -> bool {
+    !masters.into_iter().any(Node::holds_workers)
+}
+
 /// Who begins to leave now. The order of `nodes` is that in which equals do.
 pub fn plan(nodes: &[Node]) -> Plan {
     let mut plan = Plan { holds_workers: nodes.iter().any(Node::holds_workers), ..Plan::default() };
@@ -320,6 +326,25 @@ mod tests {
         ] {
             assert_eq!(plan_of(nodes).holds_workers, held, "{nodes}");
         }
+    }
+
+    #[test]
+    fn a_control_plane_grows_when_what_is_there_was_replaced() {
+        for (masters, expected) in [
+            ("m-0 none, m-1 none, m-2 none", true),
+            ("m-0 old, m-1 none, m-2 none", false),
+            ("m-0 old leaving, m-1 none, m-2 none", false),
+            ("m-0 none, m-1 none, m-2 none", true),
+            ("m-0, m-1 !, m-2 none", true),
+        ] {
+            let masters: Vec<_> = masters.split(", ").map(node).collect();
+            assert_eq!(may_grow(&masters), expected);
+        }
+        // Those that are there wait for each other: etcd keeps its quorum.
+        assert_eq!(plan_of("m-0 old, m-1 !, m-2").waits.unwrap().until, "node m-1 to be ready");
+        assert_eq!(plan_of("m-0 old, m-1 none, m-2").waits.unwrap().until, "node m-1 to be ready");
+        assert_eq!(plan_of("m-0 old, m-1 old, m-2").leave.unwrap().0, "m-0");
+        assert_eq!(plan_of("m-0, m-1 old, m-2 ! old").leave.unwrap().0, "m-2");
     }
 
     #[test]

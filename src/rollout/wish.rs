@@ -26,6 +26,8 @@ pub fn control_plane(cluster: &Valid) -> String {
     let mut wish = Wish::of_any(cluster);
     wish.machine(cluster.control_plane.machine);
     wish.zones(&cluster.control_plane.zones);
+    // One that is alone does not look for others, and its controllers elect no leader.
+    wish.unless("alone", cluster.control_plane.replicas == 1, true);
     let kubernetes = &cluster.kubernetes;
     wish.unless("apiServer", &kubernetes.api_server.flags, &BTreeMap::new());
     wish.unless("controllerManager", &kubernetes.controller_manager, &BTreeMap::new());
@@ -143,6 +145,7 @@ mod tests {
             (json!({"controlPlane": {"machine": {"memory": "5Gi"}}}), true, false),
             (json!({"controlPlane": {"machine": {"disk": "30Gi"}}}), true, false),
             (json!({"controlPlane": {"zones": ["a"]}}), true, false),
+            (json!({"controlPlane": {"replicas": 3}}), true, false),
             (json!({"nodePools": [{"name": "a", "machine": {"cpus": 1}}]}), false, true),
             (json!({"nodePools": [{"name": "a", "machine": {"memory": "2Gi"}}]}), false, true),
             (json!({"nodePools": [{"name": "a", "machine": {"disk": "9Gi"}}]}), false, true),
@@ -155,6 +158,12 @@ mod tests {
             let (before, after) = (wishes(json!({})), wishes(spec.clone()));
             assert_eq!((before.0 != after.0, before.1 != after.1), (master, worker), "{spec}");
         }
+    }
+
+    #[test]
+    fn more_nodes_beside_several_replace_none() {
+        let of = |replicas: i32| wishes(json!({"controlPlane": {"replicas": replicas}}));
+        assert_eq!(of(3), of(5));
     }
 
     #[test]

@@ -198,7 +198,8 @@ mod tests {
     fn the_arguments_are_golden() {
         let settings = settings();
         let api_address = [10, 96, 7, 7].into();
-        let around = Surroundings { vni: 1234, api_address, namespace_uid: "ns", settings: &settings };
+        let around =
+            Surroundings { vni: 1234, api_address, namespace_uid: "ns", etcd_formed: false, settings: &settings };
         let objects = control_plane_node(&valid(serde_json::json!({})), 0, around).unwrap();
         let vm: VmConfig = serde_json::from_str(&objects.config.data.unwrap()[config::FILE]).unwrap();
         let etcd = std::fs::File::open("/dev/null").unwrap();

@@ -15,6 +15,7 @@ mod crash;
 mod example;
 mod leadership;
 mod manager;
+mod masters;
 mod nodes;
 mod outage;
 mod pause;

@@ -22,39 +22,45 @@ use crate::{
 
 const LEAVING: &str = "giantnetes.io/leaving-since";
 
-/// A guest `a/demo` of one control-plane node and two workers, as the test plays its kubelets.
-struct Guest<'a> {
+/// A guest `a/demo`, as the test plays its kubelets.
+pub struct Guest<'a> {
     world: &'a World,
-    pods: Api<Pod>,
-    namespace: String,
+    pub pods: Api<Pod>,
+    pub namespace: String,
 }
 
 type Uids = BTreeMap<String, String>;
 
 impl<'a> Guest<'a> {
-    /// Makes it and waits for its pods.
+    /// One of one control-plane node and two workers, when its pods are there.
     async fn create(world: &'a World) -> Self {
+        let spec = json!({"nodePools": [{"name": "x", "replicas": 2}]});
+        Self::of(world, spec, &["master-0", "x-0", "x-1"]).await
+    }
+
+    /// Makes it and waits for its pods.
+    pub async fn of(world: &'a World, spec: Value, nodes: &[&str]) -> Self {
         world.namespace("a").await.unwrap();
-        world.create("a", "demo", json!({"nodePools": [{"name": "x", "replicas": 2}]})).await.unwrap();
+        world.create("a", "demo", spec).await.unwrap();
         let id = async || {
             let found = world.clusters("a").get("demo").await?.status.and_then(|status| status.id);
             found.context("no id yet")
         };
         let namespace = format!("g8s-{}", eventually(SECOND * 30, "an id", id).await.unwrap().0);
         let guest = Self { world, pods: Api::namespaced(world.client.clone(), &namespace), namespace };
-        for node in ["master-0", "x-0", "x-1"] {
+        for node in nodes {
             guest.comes(node, "").await;
         }
         guest
     }
 
-    async fn uids(&self) -> Result<Uids> {
+    pub async fn uids(&self) -> Result<Uids> {
         let pods = self.pods.list(&ListParams::default()).await?;
         Ok(pods.items.iter().map(|pod| (pod.name_any(), pod.uid().unwrap_or_default())).collect())
     }
 
     /// Waits for a pod of this name with another UID.
-    async fn comes(&self, node: &str, before: &str) -> Pod {
+    pub async fn comes(&self, node: &str, before: &str) -> Pod {
         let look = async || {
             let pod = self.pods.get(node).await?;
             ensure!(pod.uid().as_deref() != Some(before), "it is the one before");
@@ -64,7 +70,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Waits until a node is to leave.
-    async fn leaves(&self, node: &str) -> String {
+    pub async fn leaves(&self, node: &str) -> String {
         let look = async || {
             let pod = self.pods.get(node).await?;
             ensure!(pod.annotations().contains_key(LEAVING), "nobody wants it to");
@@ -74,7 +80,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Says as its kubelet that the VM in a pod answers.
-    async fn ready(&self, node: &str) {
+    pub async fn ready(&self, node: &str) {
         let status = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
         self.pods.patch_status(node, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     }
@@ -98,13 +104,13 @@ impl<'a> Guest<'a> {
         self.pods.delete(node, &DeleteParams::default().grace_period(0)).await.unwrap();
     }
 
-    async fn change(&self, spec: Value) {
+    pub async fn change(&self, spec: Value) {
         let patch = json!({"spec": spec});
         self.world.clusters("a").patch("demo", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     }
 
     /// Waits until a condition's message has these words.
-    async fn says(&self, type_: &str, words: &str) -> String {
+    pub async fn says(&self, type_: &str, words: &str) -> String {
         let look = async || {
             let found = condition(&self.world.clusters("a").get("demo").await?, type_).context("no condition yet")?;
             ensure!(found.2.contains(words), "it says {found:?}");
@@ -114,7 +120,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Checks for a while that no pod but `others` is another one, and that none of the rest is to leave.
-    async fn nobody_else_moves(&self, before: &Uids, others: &[&str]) {
+    pub async fn nobody_else_moves(&self, before: &Uids, others: &[&str]) {
         for _ in 0..6 {
             tokio::time::sleep(SECOND / 2).await;
             for pod in self.pods.list(&ListParams::default()).await.unwrap() {
@@ -167,7 +173,8 @@ fn image(pod: &Pod) -> String {
 #[test]
 fn another_version_replaces_one_node_at_a_time_and_the_control_plane_first() {
     on_servers("version", async |servers, world| {
-        let manager = Manager::start(servers, "one", options("2s")).await;
+        // Longer than a status waits that has other words alone: what is said meanwhile is looked for.
+        let manager = Manager::start(servers, "one", options("6s")).await;
         let guest = Guest::create(&world).await;
         for node in ["master-0", "x-0", "x-1"] {
             guest.ready(node).await;

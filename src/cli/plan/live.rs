@@ -53,6 +53,8 @@ pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timest
     if let VniChoice::Held(vni) | VniChoice::Claim(vni) | VniChoice::InUse(vni, _) = &vni {
         known.vni = *vni;
     }
+    let status = there.as_ref().and_then(|old| old.status.as_ref());
+    known.etcd_formed = status.is_some_and(|status| status.etcd_formed == Some(true));
     let found = match there {
         Some(_) => observe(&client, &valid, &mut known, settings).await?,
         None => Vec::new(),

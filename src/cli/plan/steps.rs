@@ -71,6 +71,8 @@ pub(super) struct Known {
     pub endpoint: String,
     /// Address of the guest's API inside the management cluster.
     pub api_address: IpAddr,
+    /// Whether etcd was seen to hold the guest's objects.
+    pub etcd_formed: bool,
     /// Workers that are there.
     pub workers: Vec<kvm::Known>,
 }
@@ -84,7 +86,7 @@ impl Known {
     /// The places that all workers get.
     fn all_places(&self, valid: &Valid) -> Places {
         let workers = kvm::workers(valid, &self.workers);
-        places::plan(workers.iter().map(|(_, node)| node.as_str()), self.places(), places::room(&valid.ranges))
+        places::plan(workers.iter().map(|(_, node)| node.as_str()), self.places(), places::room(valid))
     }
 
     /// What is assumed if nothing exists.
@@ -95,6 +97,7 @@ impl Known {
                 namespace_uid: "<uid of the namespace>".into(),
                 endpoint: "https://<address of Service master>:6443".into(),
                 api_address: Ipv4Addr::UNSPECIFIED.into(),
+                etcd_formed: false,
                 workers: Vec::new(),
             }),
             VniChoice::InUse(..) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
@@ -117,26 +120,32 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
         steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
     }
-    if !valid.pools.is_empty() {
+    if valid.has_peers() {
         let purpose = "the Service by which nodes find each other";
         steps.push(step("network", purpose, &network::nodes_service(valid), &[&namespace])?);
     }
     steps.extend(pki_steps(valid, &namespace, known));
-    let around =
-        Surroundings { vni: known.vni, api_address: known.api_address, namespace_uid: &known.namespace_uid, settings };
-    let NodeObjects { claim, config, pod } = control_plane_node(valid, 0, around)?;
-    let node = names::master(0);
+    let around = Surroundings {
+        vni: known.vni,
+        api_address: known.api_address,
+        namespace_uid: &known.namespace_uid,
+        etcd_formed: known.etcd_formed,
+        settings,
+    };
     let mut needs = vec!["the VNI", "the certificates"];
     if !settings.kvm.enabled {
         needs.push("the KVM provider, which is off in the operator's settings");
     }
-    let budget = kvm::budget(valid, 1 + kvm::workers(valid, &known.workers).len());
+    let budget = kvm::budget(valid, kvm::workers(valid, &known.workers).len());
     steps.push(step("kvm", "what refuses evictions of VMs", &budget, &["the VNI"])?);
-    if let Some(claim) = claim {
-        steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
+    for index in 0..valid.control_plane.replicas {
+        let NodeObjects { claim, config, pod } = control_plane_node(valid, index, around)?;
+        if let Some(claim) = claim {
+            steps.push(step("kvm", "etcd's volume", &claim, &needs)?);
+        }
+        steps.push(step("kvm", "the node's configuration", &config, &needs)?);
+        steps.push(Step { rolls: Some(names::master(index)), ..step("kvm", "the node", &pod, &needs)? });
     }
-    steps.push(step("kvm", "the node's configuration", &config, &needs)?);
-    steps.push(Step { rolls: Some(node), ..step("kvm", "the node", &pod, &needs)? });
     let places = known.all_places(valid);
     for (pool, node) in kvm::workers(valid, &known.workers) {
         let Some(place) = places.given.get(&node) else { continue };

@@ -5,10 +5,7 @@ use super::{Valid, Violation};
 /// Every field that asks for more than the controller manager can do. What it can do goes out of here with the change that
 /// does it.
 pub(super) fn of(valid: &Valid) -> Vec<Violation> {
-    let asked = [
-        (valid.control_plane.replicas > 1, "spec.controlPlane.replicas", "more than one control-plane node is"),
-        (valid.mtu.overlay.is_some(), "spec.network.overlay.mtu", "another MTU is"),
-    ];
+    let asked = [(valid.mtu.overlay.is_some(), "spec.network.overlay.mtu", "another MTU is")];
     asked
         .into_iter()
         .filter(|(asked, _, _)| *asked)

@@ -1,0 +1,154 @@
+//! Control planes of several nodes, and etcd that is formed once. No VM runs: the test plays the kubelets.
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    manager::{Manager, Options},
+    on_servers,
+    rollout::Guest,
+    world::{SECOND, World, eventually},
+};
+
+/// What a node is told that may form a cluster of etcd.
+const FORMS: &str = "begin \"$name=$peer\" new";
+
+fn options() -> Options {
+    Options { kvm: true, ..Options::default() }
+}
+
+fn volumes(world: &World, guest: &Guest) -> Api<PersistentVolumeClaim> {
+    Api::namespaced(world.client.clone(), &guest.namespace)
+}
+
+/// Loses a node's VM pod and etcd's volume.
+async fn lose(world: &World, guest: &Guest<'_>, node: &str) {
+    let (volumes, name) = (volumes(world, guest), format!("{node}-etcd"));
+    volumes.delete(&name, &DeleteParams::default()).await.unwrap();
+    // Nobody is here who would see that no pod uses it.
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    volumes.patch(&name, &PatchParams::default(), &free).await.unwrap();
+    guest.pods.delete(node, &DeleteParams::default().grace_period(0)).await.unwrap();
+}
+
+/// Sets what must be seen to before a VM pod goes.
+async fn hold(guest: &Guest<'_>, node: &str, finalizers: Value) {
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+    guest.pods.patch(node, &PatchParams::default(), &patch).await.unwrap();
+}
+
+async fn is_formed(world: &World) {
+    let look = async || {
+        let status = world.clusters("a").get("demo").await?.status.context("no status")?;
+        ensure!(status.etcd_formed == Some(true), "it is not recorded");
+        Ok(())
+    };
+    eventually(SECOND * 20, "etcd to be recorded as formed", look).await.unwrap();
+}
+
+/// Whether the configuration of a node lets it form a cluster of etcd.
+async fn forms(world: &World, guest: &Guest<'_>, node: &str) -> bool {
+    let maps = Api::<ConfigMap>::namespaced(world.client.clone(), &guest.namespace);
+    let config = maps.get(&format!("{node}-config")).await.unwrap();
+    config.data.unwrap()["user-data"].contains(FORMS)
+}
+
+#[test]
+fn three_are_made_at_once_and_the_first_one_alone_may_form_etcd_and_only_once() {
+    on_servers("masters", async |servers, world| {
+        let _manager = Manager::start(servers, "one", options()).await;
+        let all = ["master-0", "master-1", "master-2"];
+        let guest = Guest::of(&world, json!({"controlPlane": {"replicas": 3}}), &all).await;
+        let claims = volumes(&world, &guest).list(&ListParams::default()).await.unwrap();
+        let claims: Vec<_> = claims.iter().map(ResourceExt::name_any).collect();
+        assert_eq!(claims, ["master-0-etcd", "master-1-etcd", "master-2-etcd"]);
+        let services = Api::<Service>::namespaced(world.client.clone(), &guest.namespace);
+        let service = services.get("master").await.unwrap().spec.unwrap();
+        assert_eq!(service.publish_not_ready_addresses, None, "who is not ready has others to stand in");
+        services.get("nodes").await.unwrap();
+        let mut may = Vec::new();
+        for node in all {
+            may.push(forms(&world, &guest, node).await);
+        }
+        assert_eq!(may, [true, false, false]);
+        guest.ready("master-0").await;
+        is_formed(&world).await;
+        guest.says("ControlPlaneReady", "master-1").await;
+
+        let before = guest.uids().await.unwrap();
+        lose(&world, &guest, "master-0").await;
+        guest.comes("master-0", &before["master-0"]).await;
+        assert!(!forms(&world, &guest, "master-0").await, "it may form another one");
+        volumes(&world, &guest).get("master-0-etcd").await.unwrap();
+        guest.nobody_else_moves(&before, &["master-0"]).await;
+
+        // Two that are outdated: one goes, and the other waits until it is back.
+        for node in all {
+            guest.ready(node).await;
+        }
+        let before = guest.uids().await.unwrap();
+        guest.change(json!({"controlPlane": {"machine": {"cpus": 3}}})).await;
+        guest.comes("master-0", &before["master-0"]).await;
+        guest.nobody_else_moves(&before, &["master-0"]).await;
+        guest.ready("master-0").await;
+        guest.comes("master-1", &before["master-1"]).await;
+        guest.nobody_else_moves(&before, &["master-0", "master-1"]).await;
+    });
+}
+
+#[test]
+fn a_lone_one_is_replaced_before_others_come() {
+    on_servers("grown", async |servers, world| {
+        let _manager = Manager::start(servers, "one", options()).await;
+        let guest = Guest::of(&world, json!({}), &["master-0"]).await;
+        guest.ready("master-0").await;
+        is_formed(&world).await;
+        // A finalizer of the test holds the old one, so that it is seen what waits for it.
+        hold(&guest, "master-0", json!(["example.com/held"])).await;
+        let before = guest.uids().await.unwrap();
+        guest.change(json!({"controlPlane": {"replicas": 3}})).await;
+        guest.leaves("master-0").await;
+        tokio::time::sleep(SECOND * 2).await;
+        assert_eq!(guest.uids().await.unwrap(), before, "others come while it still elects no leader");
+        hold(&guest, "master-0", json!(null)).await;
+        guest.comes("master-0", &before["master-0"]).await;
+        assert!(!forms(&world, &guest, "master-0").await);
+        for node in ["master-1", "master-2"] {
+            guest.comes(node, "").await;
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_has_lost_etcd_is_not_made_anew() {
+    on_servers("etcd-lost", async |servers, world| {
+        let mut manager = Manager::start(servers, "one", options()).await;
+        let guest = Guest::of(&world, json!({}), &["master-0"]).await;
+        // Nothing is lost with a volume that nothing was written to.
+        let before = guest.uids().await.unwrap();
+        lose(&world, &guest, "master-0").await;
+        guest.comes("master-0", &before["master-0"]).await;
+        let restored = volumes(&world, &guest).get("master-0-etcd").await.unwrap();
+        guest.ready("master-0").await;
+        is_formed(&world).await;
+
+        manager.process.0.kill().unwrap();
+        lose(&world, &guest, "master-0").await;
+        manager.restart();
+        println!("    {}", guest.says("ControlPlaneReady", "master-0-etcd is gone").await);
+        tokio::time::sleep(SECOND * 2).await;
+        assert!(guest.uids().await.unwrap().is_empty(), "a VM was made for it");
+        assert!(volumes(&world, &guest).list(&ListParams::default()).await.unwrap().items.is_empty());
+
+        let mut claim = restored;
+        claim.metadata.resource_version = None;
+        claim.metadata.uid = None;
+        volumes(&world, &guest).create(&PostParams::default(), &claim).await.unwrap();
+        guest.comes("master-0", "").await;
+    });
+}
