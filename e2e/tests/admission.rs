@@ -84,6 +84,50 @@ fn the_api_server_and_the_plan_give_every_case_its_verdict() {
     assert!(bad >= 60);
 }
 
+/// The YAML of the documents, with where it is.
+fn yaml_of_documents() -> Vec<(String, String)> {
+    let root = support::root();
+    let mut files = vec![root.join("README.md")];
+    files.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut found = Vec::new();
+    for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "md")) {
+        let text = std::fs::read_to_string(file).unwrap();
+        for block in text.split("```yaml\n").skip(1) {
+            let name = format!("{}, block {}", file.display(), found.len());
+            found.push((name, block.split("```").next().unwrap().to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn what_the_documents_show_is_accepted() {
+    let server = ApiServer::start("documents", &[]).unwrap();
+    server.install_crds().unwrap();
+    server.kubectl(&["create", "namespace", "team-a"]).output().unwrap();
+    let (mut applied, mut values) = (0, 0);
+    for (name, yaml) in yaml_of_documents() {
+        if yaml.contains("\nkind: ") {
+            let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+            let said = server.kubectl(&apply).input(&yaml).output();
+            said.unwrap_or_else(|error| panic!("{name}: {error:#}\n{yaml}"));
+            applied += 1;
+        } else {
+            // Values of the chart, which its schema judges.
+            let file = server.folder().join("values.yaml");
+            std::fs::write(&file, &yaml).unwrap();
+            let chart = support::root().join("charts/giantnetes").display().to_string();
+            let said = helm()
+                .args(["template", "x", &chart, "--kube-version", "1.36.3", "-f", &file.display().to_string()])
+                .output();
+            said.unwrap_or_else(|error| panic!("{name}: {error:#}\n{yaml}"));
+            values += 1;
+        }
+    }
+    println!("{applied} objects and {values} files of values");
+    assert!(applied >= 5 && values >= 1);
+}
+
 #[test]
 fn a_protected_cluster_cannot_be_deleted() {
     let server = ApiServer::start("protection", &[]).unwrap();
@@ -210,16 +254,20 @@ fn a_namespace_uses_what_it_is_allowed_to() {
     server.kubectl(&["delete", "-n", "free", "clusters.giantnetes.io", "one"]).output().unwrap();
 }
 
-/// A template of the chart, as helm renders it.
-fn rendered(template: &str) -> String {
+/// The project's helm.
+fn helm() -> Run {
     let script = support::root().join("e2e/tools/build.sh");
     let folder = Run::new(script).args(["--dir", "helm"]).output().unwrap();
+    Run::new(PathBuf::from(folder.trim()).join("helm")).timeout(Duration::from_secs(60))
+}
+
+/// A template of the chart, as helm renders it.
+fn rendered(template: &str) -> String {
     let chart = support::root().join("charts/giantnetes").display().to_string();
-    Run::new(PathBuf::from(folder.trim()).join("helm"))
+    helm()
         .args(["template", "giantnetes", &chart, "--show-only", &format!("templates/{template}")])
         // Without a cluster helm takes its own library's age for Kubernetes' version.
         .args(["--kube-version", "1.36.3"])
-        .timeout(Duration::from_secs(60))
         .output()
         .unwrap()
 }

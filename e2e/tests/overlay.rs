@@ -41,6 +41,7 @@ fn overlay(vni: u32, place: u8, name: &str) -> OverlayConfig {
         vni,
         gateway: "172.26.0.1/20".parse().unwrap(),
         node: NodeAddress { ip: format!("172.26.0.{place}/20").parse().unwrap(), mac: Mac([2, 0, 0, 0, 0x77, place]) },
+        mtu: None,
         peers: Some(PeersConfig { name: name.into(), server: DNS.into(), allowed: Vec::new() }),
     }
 }

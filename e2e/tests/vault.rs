@@ -47,7 +47,11 @@ fn planned(cluster: &Valid) -> Vec<(String, Leaf)> {
     all.extend(leaf::of_worker(cluster, "a-0", Place(64)).into_iter().map(of("a-0")));
     all.push(of("administrator")(leaf::administrator()));
     all.push(of("manager")(leaf::bootstrapper()));
-    for (holder, user, groups) in [("one", "alice", vec![]), ("two", "bob@example.com", vec!["dev".to_owned()])] {
+    for (holder, user, groups) in [
+        ("one", "alice", vec![]),
+        ("two", "bob@example.com", vec!["dev".to_owned()]),
+        ("three", "carol", vec!["ops".to_owned(), "dev".to_owned(), "audit".to_owned()]),
+    ] {
         all.push(of(holder)(leaf::user(user, &groups)));
     }
     all

@@ -28,8 +28,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub const DEFAULT_TTL: Duration = Duration::from_secs(8 * 3600);
 /// Longest name of a user or group: what X.509 has room for (RFC 5280, ub-common-name and ub-organization-name).
 const LONGEST_NAME: usize = 64;
-/// rcgen, which makes our certificates, writes one organisation into a subject.
-const MOST_GROUPS: usize = 1;
+/// More would make certificates that some clients refuse.
+const MOST_GROUPS: usize = 16;
 /// As the CRD has it.
 const MOST_NAMESPACES: usize = 32;
 
@@ -62,6 +62,10 @@ impl Wish {
         }
         if spec.groups.len() > MOST_GROUPS {
             fail("spec.groups", format!("has {} entries and may have {MOST_GROUPS}", spec.groups.len()));
+        } else if let Some(group) =
+            (1..).zip(&spec.groups).find_map(|(next, group)| spec.groups[next..].iter().find(|other| *other == group))
+        {
+            fail("spec.groups", format!("names {group} twice"));
         }
         for (place, group) in spec.groups.iter().take(MOST_GROUPS).enumerate() {
             if let Err(problem) = check_name(group) {
@@ -299,7 +303,8 @@ mod tests {
             (json!({"user": "a".repeat(65)}), "spec.user: must have at most 64"),
             (json!({"groups": ["system:masters"]}), "spec.groups[0]: must not begin with system:"),
             (json!({"groups": ["giantnetes:cluster-admins"]}), "spec.groups[0]"),
-            (json!({"groups": ["dev", "ops"]}), "spec.groups: has 2"),
+            (json!({"groups": vec!["dev"; 17]}), "spec.groups: has 17"),
+            (json!({"groups": ["dev", "dev"]}), "spec.groups: names dev twice"),
             (json!({"ttl": "9m"}), "spec.ttl: must be between"),
             (json!({"ttl": "721h"}), "spec.ttl: must be between"),
             (json!({"ttl": "25h"}), "spec.ttl: must be at most 1440m"),

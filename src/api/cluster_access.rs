@@ -64,10 +64,10 @@ pub struct ClusterAccessSpec {
     #[schemars(regex(pattern = rules::USER_NAME), length(max = 64))]
     #[x_kube(validation = rules::not_reserved())]
     pub user: String,
-    /// Groups of the user, as the guest's RBAC knows them; not `system:…` or `giantnetes:…`. At most one for now. Default: none.
+    /// Groups of the user, as the guest's RBAC knows them; not `system:…` or `giantnetes:…`; at most 16. Default: none.
     /// Changing them: in place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1), inner(length(max = 64), regex(pattern = rules::USER_NAME)))]
+    #[schemars(length(max = 16), inner(length(max = 64), regex(pattern = rules::USER_NAME)))]
     #[x_kube(merge_strategy = ListMerge::Set, validation = rules::none_is_reserved())]
     pub groups: Vec<String>,
     /// Lifetime of the certificate in hours or minutes, such as `8h`; 10m to 720h, and at most what the operator of the

@@ -90,8 +90,6 @@ pub enum Reason {
     Waiting,
     /// The spec cannot be fulfilled; the message names the field.
     InvalidSpec,
-    /// The spec asks for something that this version does not do yet; the message names the field.
-    NotSupportedYet,
     /// The Cluster is paused; the message says until when.
     Paused,
     /// No provider makes the guest's nodes; the message says why.
@@ -128,11 +126,10 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 19] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
-        Self::NotSupportedYet,
         Self::Paused,
         Self::ProviderPending,
         Self::VNIInUse,
@@ -157,7 +154,6 @@ impl Reason {
             Self::AsExpected => "AsExpected",
             Self::Waiting => "Waiting",
             Self::InvalidSpec => "InvalidSpec",
-            Self::NotSupportedYet => "NotSupportedYet",
             Self::Paused => "Paused",
             Self::ProviderPending => "ProviderPending",
             Self::VNIInUse => "VNIInUse",

@@ -15,6 +15,8 @@ pub struct Fixed {
     pub path: &'static [&'static str],
     /// What a missing value means.
     pub unset: Unset,
+    /// Why, as it is told.
+    pub why: &'static str,
 }
 
 /// What a missing value means, and so how values are compared.
@@ -31,11 +33,11 @@ pub enum Unset {
 }
 
 const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
-    Fixed { path, unset }
+    Fixed { path, unset, why: "is immutable" }
 }
 
-/// Fixed for a Cluster's whole life. (There is one provider, so its kind is fixed without a rule.)
-pub const ALWAYS: [Fixed; 10] = [
+/// What is fixed for a Cluster's whole life. (There is one provider, so its kind is fixed without a rule.)
+pub const FIXED: [Fixed; 10] = [
     fixed(&["kubernetes", "podCIDR"], Unset::Text("10.200.0.0/16")),
     fixed(&["kubernetes", "serviceCIDR"], Unset::Text("10.96.0.0/16")),
     fixed(&["network", "overlay", "backend"], Unset::Text("Native")),
@@ -44,19 +46,17 @@ pub const ALWAYS: [Fixed; 10] = [
     fixed(&["etcd", "mode"], Unset::Text("Stacked")),
     fixed(&["etcd", "storage", "size"], Unset::Size("8Gi")),
     fixed(&["etcd", "storage", "className"], Unset::Text("")),
-    fixed(&["pki", "backend"], Unset::Text("Embedded")),
+    fixed(&["pki", "backend"], Unset::Text("Embedded")).because(
+        "is immutable: keys that were made in Vault never leave it, and a guest lives by the authorities that it began with; make \
+         a new Cluster",
+    ),
     fixed(&["pki", "ca", "ttl"], Unset::Lifetime("87600h")),
 ];
 
-/// Fixed for as long as the controller manager does not do what a change would ask for, and why.
-pub const FOR_NOW: [(Fixed, &str); 1] = [(
-    fixed(&["network", "overlay", "mtu"], Unset::Number(0)),
-    "is immutable for now: this version does not set the overlay's MTU",
-)];
-
 impl Fixed {
-    /// Why a field of [`ALWAYS`] may not change.
-    pub const FOR_GOOD: &'static str = "is immutable";
+    const fn because(self, why: &'static str) -> Self {
+        Self { why, ..self }
+    }
 
     /// The whole path, such as `spec.etcd.mode`.
     pub fn field(&self) -> String {

@@ -38,7 +38,7 @@ pub struct OverlaySpec {
     #[x_kube(validation = rules::not_calicos_vni())]
     pub vni: Option<i32>,
     /// Largest packet between nodes in bytes, 1280 to 8950. Default: what the pods' own network leaves after VXLAN's 50.
-    /// Changing it: rolls the control plane and the pools. Immutable for now.
+    /// One that is larger keeps the nodes from starting. Changing it: rolls the control plane and the pools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 8950))]
     pub mtu: Option<i32>,

@@ -6,7 +6,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::ValidationRule;
 use kube::core::{Message, Rule};
 
-use super::fixed::{ALWAYS, FOR_NOW, Fixed};
+use super::fixed::FIXED;
 
 /// An amount of bytes, without fractions.
 pub(super) const SIZE: &str = "^[0-9]{1,15}(Ki|Mi|Gi|Ti|k|M|G|T)?$";
@@ -221,8 +221,7 @@ pub(super) fn of_spec() -> Vec<ValidationRule> {
         "must not be fewer than before",
         Some(".controlPlane.replicas"),
     ));
-    rules.extend(ALWAYS.iter().map(|fixed| rule(&fixed.cel(), Fixed::FOR_GOOD, Some(&fixed.field_path()))));
-    rules.extend(FOR_NOW.iter().map(|(fixed, why)| rule(&fixed.cel(), why, Some(&fixed.field_path()))));
+    rules.extend(FIXED.iter().map(|fixed| rule(&fixed.cel(), fixed.why, Some(&fixed.field_path()))));
     rules
 }
 

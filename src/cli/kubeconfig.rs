@@ -8,7 +8,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 
-use super::Failure;
+use super::{Failure, named::Named};
 use crate::{
     api::{AccessRights, AccessedCluster, ClusterAccess, ClusterAccessSpec, Reason, names},
     runtime::{apply::hash, call},
@@ -19,11 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct KubeconfigArgs {
-    /// Name of the Cluster.
-    name: String,
-    /// Its namespace. Default: that of the current context.
-    #[arg(long, short)]
-    namespace: Option<String>,
+    #[command(flatten)]
+    cluster: Named,
     /// A user of the guest, instead of its administrator. A ClusterAccess is made, and renewed for as long as it is there.
     #[arg(long)]
     user: Option<String>,
@@ -43,16 +40,15 @@ pub(super) struct KubeconfigArgs {
 }
 
 pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
-    let client = Client::try_default().await?;
-    let namespace = args.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let (client, namespace) = args.cluster.place.connect().await?;
     let secret = match &args.user {
-        None => names::kubeconfig_secret(&args.name),
+        None => names::kubeconfig_secret(&args.cluster.name),
         Some(user) => let_in(&client, &namespace, args, user).await?,
     };
     let secrets = Api::<Secret>::namespaced(client, &namespace);
     let found = call("get", format!("Secret {namespace}/{secret}"), secrets.get_opt(&secret)).await?;
     let found = found.ok_or_else(|| {
-        format!("Cluster {namespace}/{} has no kubeconfig yet: there is no Secret {secret}", args.name)
+        format!("Cluster {namespace}/{} has no kubeconfig yet: there is no Secret {secret}", args.cluster.name)
     })?;
     let value = found.data.and_then(|mut data| data.remove("value"));
     let value = value.ok_or_else(|| format!("Secret {namespace}/{secret} has no key `value`"))?;
@@ -62,7 +58,7 @@ pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
 
 /// Makes the user's ClusterAccess, or changes it, and waits for its kubeconfig. Answers the Secret's name.
 async fn let_in(client: &Client, namespace: &str, args: &KubeconfigArgs, user: &str) -> Result<String, Failure> {
-    let name = access_name(&args.name, user);
+    let name = access_name(&args.cluster.name, user);
     let api = Api::<ClusterAccess>::namespaced(client.clone(), namespace);
     let object = format!("ClusterAccess {namespace}/{name}");
     let before = call("get", &object, api.get_opt(&name)).await?;
@@ -92,7 +88,7 @@ async fn let_in(client: &Client, namespace: &str, args: &KubeconfigArgs, user: &
 /// What is asked for: what was asked for before, but for what is said now.
 fn wish(args: &KubeconfigArgs, user: &str, before: Option<ClusterAccessSpec>) -> ClusterAccessSpec {
     let mut spec = before.unwrap_or_else(|| ClusterAccessSpec {
-        cluster_ref: AccessedCluster { name: args.name.clone() },
+        cluster_ref: AccessedCluster { name: args.cluster.name.clone() },
         user: user.to_owned(),
         groups: Vec::new(),
         ttl: None,
@@ -134,8 +130,7 @@ mod tests {
     #[test]
     fn what_is_not_said_stays_as_it_was() {
         let args = |role: Option<&str>, namespaces: &[&str]| KubeconfigArgs {
-            name: "demo".into(),
-            namespace: None,
+            cluster: Named { name: "demo".into(), ..Named::default() },
             user: Some("alice".into()),
             groups: vec![],
             ttl: None,

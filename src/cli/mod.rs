@@ -1,17 +1,22 @@
 //! The subcommands.
 
 mod check;
+mod console;
 mod describe;
 mod device_plugin;
+mod events;
+mod help;
 mod kubeconfig;
 mod metrics;
+mod named;
 mod plan;
 mod roll;
 mod run;
+mod support_bundle;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 
 use crate::{
     api::{self, Accelerator},
@@ -68,6 +73,22 @@ enum Command {
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Replace all nodes of a guest cluster, one at a time.
     Roll(roll::RollArgs),
+    /// Tell what happened to a Cluster, the oldest first.
+    Events(events::EventsArgs),
+    /// Print what a node wrote to its serial console.
+    Console(console::ConsoleArgs),
+    /// Collect what is known of a Cluster in one file, without Secrets, for whoever is to say what is wrong.
+    SupportBundle(support_bundle::SupportBundleArgs),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual's pages into a folder.
+    Man {
+        /// The folder, which must be there.
+        folder: PathBuf,
+    },
     /// Boot a probe guest and say whether an accelerator can be trusted on this machine.
     Probe {
         /// Say instead what a VM with `accelerator: Auto` would run on here, and why.
@@ -86,6 +107,14 @@ enum Command {
         #[arg(long, default_value_t = supervisor::QEMU_ID)]
         user: u32,
     },
+}
+
+impl Args {
+    /// Reads the command line. Under the name of a plugin of kubectl, people are told that name.
+    pub fn of_command_line() -> Self {
+        let matches = help::command(std::env::args().next().as_deref()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// Why a subcommand failed.
@@ -114,6 +143,14 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::Describe(args) => describe::describe(&args).await,
         Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
         Command::Roll(args) => roll::roll(&args).await,
+        Command::Events(args) => events::events(&args).await,
+        Command::Console(args) => console::console(&args).await,
+        Command::SupportBundle(args) => support_bundle::support_bundle(&args).await,
+        Command::Completions { shell } => {
+            help::completions(shell);
+            Ok(())
+        }
+        Command::Man { folder } => help::man(&folder),
         Command::Probe { choose: true, node, user, .. } => {
             let choice = accelerator::choose(Accelerator::Auto, &NodeImage::in_folder(&node), user).await?;
             println!("{}: {}", choice.accel, choice.reason);

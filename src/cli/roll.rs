@@ -2,12 +2,12 @@
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Client,
+    Api,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
 
-use super::Failure;
+use super::{Failure, named::Named};
 use crate::{
     api::{Cluster, names},
     runtime::call,
@@ -15,23 +15,20 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RollArgs {
-    /// Name of the Cluster.
-    name: String,
-    /// Its namespace. Default: that of the current context.
-    #[arg(long, short)]
-    namespace: Option<String>,
+    #[command(flatten)]
+    cluster: Named,
 }
 
 /// Asks for it and returns: the controller manager replaces the nodes, one at a time.
 pub(super) async fn roll(args: &RollArgs) -> Result<(), Failure> {
-    let client = Client::try_default().await?;
-    let namespace = args.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let (client, namespace) = args.cluster.place.connect().await?;
+    let name = args.cluster.name.as_str();
     let asked = Timestamp::now();
     let patch = json!({"metadata": {"annotations": {names::ROLL_ANNOTATION: format!("{asked:.0}")}}});
     let api = Api::<Cluster>::namespaced(client, &namespace);
-    let object = format!("Cluster {namespace}/{}", args.name);
+    let object = format!("Cluster {namespace}/{name}");
     let params = PatchParams::default();
-    call("patch", object.clone(), api.patch_metadata(&args.name, &params, &Patch::Merge(patch))).await?;
+    call("patch", object.clone(), api.patch_metadata(name, &params, &Patch::Merge(patch))).await?;
     println!("{object}: all nodes will be replaced, one at a time; `kubectl get gcl` tells how far that is");
     Ok(())
 }

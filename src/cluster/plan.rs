@@ -146,7 +146,6 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
         (ConditionType::GuestReady, judge(guest.as_ref())),
     ];
-    let not_yet = valid.as_ref().map(Valid::not_yet).unwrap_or_default();
     let mut trouble = failure.clone();
     if let Err(violations) = valid {
         let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
@@ -162,10 +161,6 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
             }
             _ => trouble = trouble.or_else(|| Some((*reason, format!("{}: {message}", type_.name())))),
         }
-    }
-    if !not_yet.is_empty() {
-        let list: Vec<_> = not_yet.iter().map(ToString::to_string).collect();
-        waiting = waiting.or_else(|| Some((Reason::NotSupportedYet, list.join("; "))));
     }
     // A control plane that has to be replaced, or waits for that, answers nevertheless.
     let answers = kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.ready > 0);
@@ -415,27 +410,6 @@ mod tests {
         assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "CALost"));
         assert_eq!(status.message.as_deref(), Some("PKIReady: ca-kubernetes-1 is missing"));
         // The guest still answers.
-        assert_eq!(condition(&status, "Available").status, "True");
-    }
-
-    #[test]
-    fn what_is_asked_for_and_not_done_is_told() {
-        let checked = valid(json!({"network": {"overlay": {"mtu": 1400}}}));
-        let identity = checked.identity.clone();
-        let observed = Observed {
-            identity: &identity,
-            generation: 3,
-            old: &ClusterStatus::default(),
-            valid: &Ok(checked),
-            reports: &good(),
-            deleting: None,
-            namespace_uid: None,
-            failure: None,
-        };
-        let status = status(&observed, Timestamp::UNIX_EPOCH);
-        let found = condition(&status, "Ready");
-        assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", "NotSupportedYet"));
-        assert!(found.message.contains("spec.network.overlay.mtu"), "{}", found.message);
         assert_eq!(condition(&status, "Available").status, "True");
     }
 

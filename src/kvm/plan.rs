@@ -250,7 +250,7 @@ fn vm_config(cluster: &Valid, node: &str, machine: Machine, address: NodeAddress
         disk_bytes: machine.disk_bytes,
         etcd_bytes: None,
         accelerator: cluster.accelerator,
-        overlay: OverlayConfig { vni: around.vni, gateway, node: address, peers },
+        overlay: OverlayConfig { vni: around.vni, gateway, node: address, mtu: cluster.mtu.overlay, peers },
         egress_mac: EGRESS_MAC,
         api_address: None,
     }

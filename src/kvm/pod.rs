@@ -31,6 +31,9 @@ use crate::{
 /// Annotation of a VM pod: hash over all that was rendered for its node.
 pub const NODE_HASH_ANNOTATION: &str = "giantnetes.io/node-hash";
 
+/// The container that the VM runs in.
+pub const CONTAINER: &str = "vm";
+
 /// Seconds that a guest has to shut down.
 const GRACE_SECONDS: i64 = 120;
 
@@ -165,7 +168,7 @@ fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
     }
     mounts.extend([mount("work", paths::WORK, false), mount("tun", paths::TUN, false)]);
     Container {
-        name: "vm".into(),
+        name: CONTAINER.into(),
         image: Some(cluster.version.image.clone()),
         image_pull_policy: Some("IfNotPresent".into()),
         args: Some(vec!["supervise".into(), format!("--config={}/{}", paths::CONFIG, crate::supervisor::config::FILE)]),

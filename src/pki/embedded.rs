@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, SanType, SigningKey as _,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
@@ -47,9 +47,9 @@ pub enum PkiError {
     /// A root's time is over, so that nothing is left to issue from it.
     #[error("the certificate authority expired at {0}, and with it the guest's certificates")]
     Expired(Timestamp),
-    /// rcgen keeps one organisation of a subject, and would drop the others without a word.
-    #[error("{0} has {1} organisations, and a certificate can have one")]
-    Organisations(String, usize),
+    /// A certificate that rcgen made cannot be read, which would be a defect of ours.
+    #[error("read a certificate that was just made")]
+    Reread(#[source] yasna::ASN1Error),
     /// The system gives no random bytes.
     #[error("get random bytes from the system")]
     Random,
@@ -94,9 +94,6 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
     if roots_end <= now {
         return Err(PkiError::Expired(roots_end));
     }
-    if leaf.organisations.len() > 1 {
-        return Err(PkiError::Organisations(leaf.common_name.clone(), leaf.organisations.len()));
-    }
     let ca_key = make("the root's key", KeyPair::from_pem(root.key.expose_secret()))?;
     let issuer = make("the root's certificate", Issuer::from_ca_cert_pem(&root.certificate, ca_key))?;
     let mut params = named(leaf)?;
@@ -109,8 +106,69 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
     params.use_authority_key_identifier_extension = true;
     validity(&mut params, now, end_of(now, ttl)?.min(roots_end))?;
     let key = make(leaf.name, KeyPair::generate())?;
-    let certificate = make(leaf.name, params.signed_by(&key, &issuer))?;
-    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
+    let made = make(leaf.name, params.signed_by(&key, &issuer))?;
+    let certificate = match leaf.organisations.len() {
+        0 | 1 => made.pem(),
+        _ => with_every_organisation(made.der(), leaf, issuer.key())?,
+    };
+    Ok(Pair { certificate, key: key.serialize_pem().into() })
+}
+
+/// A certificate (PEM) as it was made, but for its subject, and signed anew: rcgen keeps one organisation of a subject.
+fn with_every_organisation(made: &[u8], leaf: &Leaf, signer: &KeyPair) -> Result<String, PkiError> {
+    // RFC 5280, 4.1: a certificate is what is signed, the algorithm and the signature. What is signed begins with version,
+    // serial number, algorithm, issuer, validity and subject; then come the public key and the extensions, which all of ours
+    // have.
+    const PARTS: usize = 8;
+    const SUBJECT: usize = 5;
+    let read = yasna::parse_der(made, |reader| {
+        reader.read_sequence(|reader| {
+            let parts = reader
+                .next()
+                .read_sequence(|reader| (0..PARTS).map(|_| reader.next().read_der()).collect::<Result<Vec<_>, _>>())?;
+            let algorithm = reader.next().read_der()?;
+            reader.next().read_der()?;
+            Ok((parts, algorithm))
+        })
+    });
+    let (mut parts, algorithm) = read.map_err(PkiError::Reread)?;
+    parts[SUBJECT] = subject_der(leaf);
+    let signed = sequence(&parts);
+    let signature = make(leaf.name, signer.sign(&signed))?;
+    let certificate = yasna::construct_der(|writer| {
+        writer.write_sequence(|writer| {
+            writer.next().write_der(&signed);
+            writer.next().write_der(&algorithm);
+            writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
+        });
+    });
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    Ok(pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate), lines))
+}
+
+/// The organisations of a leaf, in order, and its common name.
+fn subject_der(leaf: &Leaf) -> Vec<u8> {
+    // RFC 5280, appendix A.1.
+    const COMMON_NAME: [u64; 4] = [2, 5, 4, 3];
+    const ORGANISATION: [u64; 4] = [2, 5, 4, 10];
+    let organisations = leaf.organisations.iter().map(|name| (ORGANISATION, name));
+    let names = organisations.chain([(COMMON_NAME, &leaf.common_name)]).map(|(kind, name)| {
+        yasna::construct_der(|writer| {
+            writer.write_set(|writer| {
+                writer.next().write_sequence(|writer| {
+                    writer.next().write_oid(&yasna::models::ObjectIdentifier::from_slice(&kind));
+                    writer.next().write_utf8_string(name);
+                });
+            });
+        })
+    });
+    sequence(&names.collect::<Vec<_>>())
+}
+
+fn sequence(parts: &[Vec<u8>]) -> Vec<u8> {
+    yasna::construct_der(|writer| {
+        writer.write_sequence(|writer| parts.iter().for_each(|part| writer.next().write_der(part)))
+    })
 }
 
 /// Makes a key and asks for its certificate: the request (PEM, PKCS#10) and the key. Who signs
@@ -238,13 +296,23 @@ mod tests {
     }
 
     #[test]
-    fn no_group_is_dropped_in_silence() {
+    fn every_group_is_in_a_users_certificate() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let root = root("kubernetes", "team-a/demo", now, DEFAULT_CA_TTL).unwrap();
-        let groups = ["dev".to_owned(), "ops".to_owned()];
-        assert!(sign(&root, &leaf::user("alice", &groups[..1]), now, DEFAULT_LEAF_TTL).is_ok());
-        let refused = sign(&root, &leaf::user("alice", &groups), now, DEFAULT_LEAF_TTL);
-        assert!(matches!(refused, Err(PkiError::Organisations(user, 2)) if user == "alice"));
+        let groups = ["ops".to_owned(), "dev".to_owned(), "Prüfung".to_owned()];
+        for count in 0..=3 {
+            let pair = sign(&root, &leaf::user("alice", &groups[..count]), now, DEFAULT_LEAF_TTL).unwrap();
+            let (_, pem) = parse_x509_pem(pair.certificate.as_bytes()).unwrap();
+            let certificate = pem.parse_x509().unwrap();
+            let subject = certificate.subject();
+            let found: Vec<_> = subject.iter_organization().map(|name| name.as_str().unwrap()).collect();
+            assert_eq!(found, groups[..count]);
+            assert_eq!(subject.iter_common_name().next().unwrap().as_str().unwrap(), "alice");
+            let (_, root) = parse_x509_pem(root.certificate.as_bytes()).unwrap();
+            let signer = root.parse_x509().unwrap();
+            certificate.verify_signature(Some(signer.public_key())).unwrap();
+            assert_eq!(certificate.issuer(), signer.subject());
+        }
     }
 
     #[test]

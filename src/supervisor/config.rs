@@ -48,6 +48,9 @@ pub struct OverlayConfig {
     pub gateway: Ipv4Net,
     /// The VM's place.
     pub node: NodeAddress,
+    /// Size of its packets that the user asked for. None: as large as the pod's interface allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// How the guest's other VM pods are found. None: this pod has no peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<PeersConfig>,

@@ -59,6 +59,16 @@ pub enum Error {
     /// The pod's interface is too small.
     #[error("the pod's interface has an MTU of {0}, which leaves the guest less than {LEAST_MTU}")]
     Mtu(u32),
+    /// The user asked for larger packets than fit.
+    #[error(
+        "spec.network.overlay.mtu asks for {wanted}, and the pod's interface leaves {possible}; ask for that at most"
+    )]
+    MtuTooLarge {
+        /// What is asked for.
+        wanted: u32,
+        /// What VXLAN leaves of the interface's.
+        possible: u32,
+    },
     /// The pod's interface cannot be read.
     #[error("read the MTU of the pod's interface")]
     ReadMtu(#[source] std::io::Error),
@@ -78,7 +88,8 @@ pub struct Network {
 /// # Errors
 /// [`Error`]
 pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Network, Error> {
-    let mtu = overlay_mtu(&std::fs::read_to_string("/sys/class/net/eth0/mtu").map_err(Error::ReadMtu)?)?;
+    let pod_mtu = std::fs::read_to_string("/sys/class/net/eth0/mtu").map_err(Error::ReadMtu)?;
+    let mtu = overlay_mtu(&pod_mtu, overlay.mtu)?;
     // Whatever a former life of this container left: the devices, then the rules (whose table `nft` replaces as a whole).
     for device in [BRIDGE.to_owned(), vxlan_name(overlay.vni), TAP.to_owned()] {
         let _ = run("ip", &["link", "delete", &device], "").await;
@@ -91,9 +102,13 @@ pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Netw
     Ok(Network { tap, mtu })
 }
 
-fn overlay_mtu(pod_mtu: &str) -> Result<u32, Error> {
+fn overlay_mtu(pod_mtu: &str, wanted: Option<u32>) -> Result<u32, Error> {
     let pod_mtu: u32 = pod_mtu.trim().parse().unwrap_or(0);
-    pod_mtu.checked_sub(VXLAN_OVERHEAD).filter(|mtu| *mtu >= LEAST_MTU).ok_or(Error::Mtu(pod_mtu))
+    let possible = pod_mtu.checked_sub(VXLAN_OVERHEAD).filter(|mtu| *mtu >= LEAST_MTU).ok_or(Error::Mtu(pod_mtu))?;
+    match wanted {
+        Some(wanted) if wanted > possible => Err(Error::MtuTooLarge { wanted, possible }),
+        wanted => Ok(wanted.unwrap_or(possible)),
+    }
 }
 
 fn make_tap() -> Result<OwnedFd, Error> {
@@ -263,6 +278,7 @@ mod tests {
             vni: 1234,
             gateway: "172.26.0.1/20".parse().unwrap(),
             node: NodeAddress { ip: "172.26.0.10/20".parse().unwrap(), mac: Mac([2, 1, 2, 3, 0, 10]) },
+            mtu: None,
             peers: None,
         }
     }
@@ -283,9 +299,13 @@ mod tests {
     }
 
     #[test]
-    fn a_small_mtu_is_refused() {
-        assert_eq!(overlay_mtu("1500\n").unwrap(), 1450);
-        assert!(matches!(overlay_mtu("1300"), Err(Error::Mtu(1300))));
-        assert!(matches!(overlay_mtu("x"), Err(Error::Mtu(0))));
+    fn an_mtu_that_cannot_be_is_refused() {
+        assert_eq!(overlay_mtu("1500\n", None).unwrap(), 1450);
+        assert_eq!(overlay_mtu("1500\n", Some(1450)).unwrap(), 1450);
+        assert_eq!(overlay_mtu("9000\n", Some(1400)).unwrap(), 1400);
+        let too_large = overlay_mtu("1500", Some(1451));
+        assert!(matches!(too_large, Err(Error::MtuTooLarge { wanted: 1451, possible: 1450 })));
+        assert!(matches!(overlay_mtu("1300", None), Err(Error::Mtu(1300))));
+        assert!(matches!(overlay_mtu("x", None), Err(Error::Mtu(0))));
     }
 }

@@ -38,6 +38,8 @@ const QEMU_PERIOD: Duration = Duration::from_secs(2);
 const POWER_OFF: Duration = Duration::from_secs(100);
 /// Longest piece of the console's output that is held at a time, in bytes.
 const CONSOLE_LINE: u64 = 4096;
+/// What a line of the console begins with in our log.
+pub const CONSOLE_PREFIX: &str = "console: ";
 /// A guest that has not yet started the service that hears the power button misses it: it is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
 
@@ -132,7 +134,7 @@ async fn show_console(console: ChildStdout, health: Health) {
         if line.contains(UP_LINE) {
             health.guest_is_up();
         }
-        println!("console: {}", line.trim_end());
+        println!("{CONSOLE_PREFIX}{}", line.trim_end());
     }
 }
 

@@ -19,6 +19,7 @@ mod masters;
 mod nodes;
 mod outage;
 mod pause;
+mod people;
 mod pools;
 mod proxy;
 mod rollout;

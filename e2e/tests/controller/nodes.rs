@@ -96,7 +96,7 @@ fn described(kubeconfig: &Path, settings: Option<&Path>) -> String {
 }
 
 /// A kubeconfig of somebody who may look at Clusters, and at nothing else.
-async fn tenant(servers: &Servers, world: &World) -> PathBuf {
+pub async fn tenant(servers: &Servers, world: &World) -> PathBuf {
     let role = json!({
         "metadata": {"name": "tenant"},
         "rules": [{"apiGroups": ["giantnetes.io"], "resources": ["clusters"], "verbs": ["get"]}],

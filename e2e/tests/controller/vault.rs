@@ -1,6 +1,16 @@
 //! A real Vault keeps the authorities: what a Cluster gets of it, and what becomes of Clusters on its bad days.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
@@ -326,5 +336,133 @@ fn what_could_not_be_stored_is_not_signed_again() {
         assert_eq!(signed() - count, 3, "each was signed once");
         let list = world.secrets(&home(&world, "one").await).list(&ListParams::default()).await.unwrap();
         assert!(list.iter().any(|secret| secret.name_any() == "master-0-pki"));
+    });
+}
+
+/// How many calls Vault has answered, by its own record.
+fn calls(record: &Path) -> usize {
+    let text = std::fs::read_to_string(record).unwrap_or_default();
+    text.lines().filter(|line| line.contains("\"type\":\"response\"")).count()
+}
+
+/// Waits until Vault has answered so many calls more, or all is done. Answers whether it was the calls.
+async fn has_answered(record: &Path, count: usize, is_done: impl AsyncFn() -> bool) -> bool {
+    let before = calls(record);
+    for look in 0_usize.. {
+        if calls(record) >= before + count {
+            return true;
+        }
+        if look % 50 == 0 && is_done().await {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    unreachable!("looks do not end");
+}
+
+/// In creation, after every k-th call. (In deletion Vault has a limit of its own, which docs/vault.md tells.)
+#[test]
+fn a_manager_that_dies_after_any_call_to_vault_makes_nothing_twice() {
+    on_servers("vault-crash", async |servers, world| {
+        let (vault, settings) = vault(servers, "crash");
+        let record = servers.folder().join("vault-audit.log");
+        vault.root(&["audit", "enable", "file", &format!("file_path={}", record.display())]).unwrap();
+        let mut manager = Manager::start(servers, "one", Options { vault: Some(settings), ..Options::default() }).await;
+        world.namespace("a").await.unwrap();
+        let step = if crate::asked_for("all") { 1 } else { 9 };
+        let mut deaths = 0;
+        for k in (1..).step_by(step) {
+            let name = format!("c{k}");
+            let converged = async || world.converged(Duration::ZERO, "a", &name).await.is_ok();
+            world.create("a", &name, in_vault()).await.unwrap();
+            let dies = has_answered(&record, k, converged).await;
+            if dies {
+                manager.restart();
+                deaths += 1;
+            }
+            world.converged(SECOND * 60, "a", &name).await.unwrap();
+            assert_eq!(roots(&vault).len(), 3, "after {k} calls");
+            world.delete("a", &name).await.unwrap();
+            world.gone(SECOND * 60, "a", &name).await.unwrap();
+            assert_eq!(vault.mounts().unwrap(), Vec::<String>::new(), "after {k} calls");
+            if !dies {
+                break;
+            }
+        }
+        println!("    died {deaths} times");
+        assert!(deaths >= 30 / step, "{deaths}");
+    });
+}
+
+/// A line to Vault that can fall silent: what is said then is taken, and never answered.
+struct Line {
+    address: SocketAddr,
+    silent: Arc<AtomicBool>,
+}
+
+impl Line {
+    fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, silent) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+        let quiet = silent.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok((client, server)) =
+                    client.and_then(|client| Ok((client, TcpStream::connect(("127.0.0.1", port))?)))
+                else {
+                    continue;
+                };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to, quiet) = (from.try_clone().unwrap(), to.try_clone().unwrap(), quiet.clone());
+                    std::thread::spawn(move || pass(from, to, &quiet));
+                }
+            }
+        });
+        Self { address, silent }
+    }
+}
+
+/// Passes on what comes, unless the line is silent: what was connected then never hears anything again.
+fn pass(mut from: TcpStream, mut to: TcpStream, silent: &AtomicBool) {
+    let (mut buffer, mut fell_silent) = ([0; 16 << 10], false);
+    while let Ok(length) = from.read(&mut buffer) {
+        fell_silent |= silent.load(Ordering::Relaxed);
+        if length == 0 || (!fell_silent && to.write_all(&buffer[..length]).is_err()) {
+            break;
+        }
+    }
+    if !fell_silent {
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_silent_vault_is_told_and_holds_up_nobody_else() {
+    on_servers("vault-silent", async |servers, world| {
+        let (vault, mut settings) = vault(servers, "silent");
+        let port = settings["address"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+        let line = Line::to(port);
+        settings["address"] = json!(format!("https://{}", line.address));
+        let options = Options { vault: Some(settings), ..Options::default() };
+        let _manager = Manager::start(servers, "one", options).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "one", in_vault()).await.unwrap();
+        world.converged(SECOND * 60, "a", "one").await.unwrap();
+        let made = roots(&vault);
+
+        line.silent.store(true, Ordering::Relaxed);
+        let (before, asked) = (ask_for_another(&world, "one", "silent.example.com").await, Instant::now());
+        let message = not_ready(&world, "VaultUnavailable").await;
+        println!("    told after {:.1?}: {message}", asked.elapsed());
+        world.create("a", "later", in_vault()).await.unwrap();
+        world.create("a", "here", json!({})).await.unwrap();
+        let took = world.converged(SECOND * 30, "a", "here").await.unwrap();
+        println!("    another converged in {took:.1?} while Vault was silent");
+        line.silent.store(false, Ordering::Relaxed);
+        let took = another(&world, "one", &before, RECOVERY * 3).await;
+        println!("    silent: {took:.1?} after it spoke again");
+        world.converged(RECOVERY * 3, "a", "later").await.unwrap();
+        let now = roots(&vault);
+        assert!(made.iter().all(|(mount, root)| now.get(mount) == Some(root)), "a root was made anew");
     });
 }

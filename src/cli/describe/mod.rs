@@ -13,18 +13,15 @@ mod tree;
 use std::path::PathBuf;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, Client};
+use kube::Client;
 
-use super::Failure;
-use crate::{api::Cluster, runtime::call, settings::Settings};
+use super::{Failure, named::Named};
+use crate::{api::Cluster, settings::Settings};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DescribeArgs {
-    /// Name of the Cluster.
-    name: String,
-    /// Its namespace. Default: that of the current context.
-    #[arg(long, short)]
-    namespace: Option<String>,
+    #[command(flatten)]
+    cluster: Named,
     /// The operator's settings: the chart's values as the controller manager gets them. With them it is also said which nodes
     /// are not as the Cluster now asks for.
     #[arg(long, env = "GIANTNETES_SETTINGS")]
@@ -33,11 +30,13 @@ pub(super) struct DescribeArgs {
 
 pub(super) async fn describe(args: &DescribeArgs) -> Result<(), Failure> {
     let settings = args.settings.as_deref().map(Settings::read).transpose()?;
-    let client = Client::try_default().await?;
-    let namespace = args.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    let api = Api::<Cluster>::namespaced(client.clone(), &namespace);
-    let cluster = call("get", format!("Cluster {namespace}/{}", args.name), api.get(&args.name)).await?;
-    let observed = observe::observe(&client, cluster, settings.as_ref()).await;
-    print!("{}", draw::draw(&tree::tree(&observed, Timestamp::now())));
+    let (client, cluster) = args.cluster.get().await?;
+    print!("{}", drawn(&client, cluster, settings.as_ref()).await);
     Ok(())
+}
+
+/// The tree of a Cluster as it is now.
+pub(super) async fn drawn(client: &Client, cluster: Cluster, settings: Option<&Settings>) -> String {
+    let observed = observe::observe(client, cluster, settings).await;
+    draw::draw(&tree::tree(&observed, Timestamp::now()))
 }

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{core::v1::Pod, events::v1::Event},
-    jiff::{SignedDuration, Timestamp},
+    jiff::Timestamp,
 };
 use kube::ResourceExt as _;
 
 use super::{draw::Branch, observe::Observed};
 use crate::{
     api::{ClusterStatus, Condition, ConditionType, names},
+    cli::events,
     kvm::vm_pod::VmPod,
 };
 
@@ -211,35 +212,17 @@ fn holdings(observed: &Observed) -> Option<Branch> {
 
 fn events(observed: &Observed, now: Timestamp) -> Option<Branch> {
     let events = observed.events.as_ref().ok()?;
-    let mut events: Vec<_> = events.iter().map(|event| (last_seen(event), event)).collect();
-    events.sort_by_key(|(at, _)| *at);
+    let mut events: Vec<_> = events.iter().collect();
+    events.sort_by_key(|event| events::last_seen(event));
     let last = events.split_off(events.len().saturating_sub(EVENTS));
-    let lines: Vec<_> = last.into_iter().map(|(at, event)| happened(event, at, now)).collect();
+    let lines: Vec<_> = last.into_iter().map(|event| happened(event, now)).collect();
     Some(Branch::of(if lines.is_empty() { "events: none" } else { "events" }, lines))
 }
 
-fn happened(event: &Event, at: Option<Timestamp>, now: Timestamp) -> Branch {
+fn happened(event: &Event, now: Timestamp) -> Branch {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let ago = at.map_or_else(|| "at some time".into(), |at| format!("{} ago", age(now.duration_since(at))));
-    let times = event.series.as_ref().map(|series| format!(" ({} times)", series.count)).unwrap_or_default();
-    Branch::leaf(format!("{ago}{times}: {} {}: {}", text(&event.type_), text(&event.reason), text(&event.note)))
-}
-
-fn last_seen(event: &Event) -> Option<Timestamp> {
-    let series = event.series.as_ref().map(|series| series.last_observed_time.0);
-    let once = event.event_time.as_ref().map(|at| at.0);
-    series.or(once).or_else(|| event.metadata.creation_timestamp.as_ref().map(|at| at.0))
-}
-
-/// The largest unit alone.
-fn age(duration: SignedDuration) -> String {
-    let seconds = duration.as_secs().max(0);
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86_400 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
+    let when = events::ago(event, now);
+    Branch::leaf(format!("{when}: {} {}: {}", text(&event.type_), text(&event.reason), text(&event.note)))
 }
 
 /// What could not be looked at: it is missing above for that reason and no other.

@@ -207,7 +207,7 @@ mod tests {
     fn a_change_says_what_it_changes_which_nodes_roll_and_why_it_is_refused() {
         let old = cluster(json!({}));
         let mut new = cluster(json!({
-            "controlPlane": {"machine": {"memory": "8Gi"}, "replicas": 3}, "network": {"overlay": {"mtu": 1400}},
+            "controlPlane": {"machine": {"memory": "8Gi"}, "replicas": 3}, "etcd": {"storage": {"size": "9Gi"}},
         }));
         let (outcome, forbidden) = against(&old, &mut new, &settings()).unwrap();
         assert_eq!(forbidden.len(), 1, "{forbidden:?}");

@@ -18,9 +18,8 @@ pub(super) fn yaml(outcome: &Outcome) -> Result<String, Failure> {
         }
         write!(out, "\n{}", serde_saphyr::to_string(&step.body)?)?;
     }
-    let open = open(outcome);
-    if !open.is_empty() {
-        write!(out, "--- # what is not done\n{}", serde_saphyr::to_string(&open)?)?;
+    if let Some(paused) = paused(outcome) {
+        writeln!(out, "--- # {paused}")?;
     }
     Ok(out)
 }
@@ -45,7 +44,7 @@ pub(super) fn summary(outcome: &Outcome) -> String {
             lines.push(format!("             waits for: {}", step.waits_for.join(", ")));
         }
     }
-    lines.extend(open(outcome).into_iter().map(|what| format!("? {what}")));
+    lines.extend(paused(outcome).map(|paused| format!("? {paused}")));
     let rolling = outcome.changes.iter().filter(|change| change.state == State::Changed);
     let rolling: Vec<_> = rolling.filter_map(|change| change.step.rolls.as_deref()).collect();
     lines.push(match rolling.as_slice() {
@@ -55,9 +54,6 @@ pub(super) fn summary(outcome: &Outcome) -> String {
     lines.join("\n") + "\n"
 }
 
-/// What the spec asks for and no step does.
-fn open(outcome: &Outcome) -> Vec<String> {
-    let not_yet = outcome.valid.not_yet().into_iter().map(|violation| violation.to_string());
-    let paused = outcome.valid.paused_until.map(|until| format!("spec.pausedUntil: nothing is done before {until}"));
-    not_yet.chain(paused).collect()
+fn paused(outcome: &Outcome) -> Option<String> {
+    outcome.valid.paused_until.map(|until| format!("spec.pausedUntil: nothing is done before {until}"))
 }

@@ -7,7 +7,6 @@ mod check;
 mod kubernetes;
 mod machine;
 mod network;
-mod not_yet;
 mod text;
 mod update;
 
@@ -98,11 +97,6 @@ impl Valid {
             identity,
         };
         check.finish(valid)
-    }
-
-    /// What the spec asks for and this version cannot do yet: the guest is made without it.
-    pub fn not_yet(&self) -> Vec<Violation> {
-        not_yet::of(self)
     }
 }
 
@@ -226,18 +220,5 @@ mod tests {
                 "pausedUntil": any,
             }));
         }
-    }
-
-    #[test]
-    fn what_is_not_done_yet_is_listed_and_the_rest_is_not() {
-        let not_yet = |spec| Valid::new(&cluster(spec), &settings()).unwrap().not_yet();
-        assert_eq!(not_yet(json!({"kubernetes": {"podCIDR": "10.128.0.0/14"}, "deletionProtection": true})), []);
-        assert_eq!(
-            not_yet(json!({"controlPlane": {"zones": ["a"]}, "nodePools": [{"name": "a", "zones": ["b"]}]})),
-            []
-        );
-        let found = not_yet(json!({"controlPlane": {"replicas": 3}, "network": {"overlay": {"mtu": 1400}}}));
-        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["spec.network.overlay.mtu: another MTU is not supported by this version yet"]);
     }
 }

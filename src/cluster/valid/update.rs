@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Violation, kubernetes::numbers, machine::parse_bytes, network::parse_lifetime};
 use crate::api::{
     Cluster,
-    fixed::{ALWAYS, FOR_NOW, Fixed, Unset},
+    fixed::{FIXED, Fixed, Unset},
 };
 
 /// What forbids that `old` becomes `new`. The status is `old`'s: an update of a spec does not touch it.
@@ -17,10 +17,8 @@ pub fn update(old: &Cluster, new: &Cluster) -> Vec<Violation> {
         violations.push(Violation::new("spec.controlPlane.replicas", problem));
     }
     let [old, new] = [old, new].map(|cluster| serde_json::to_value(&cluster.spec).unwrap_or_default());
-    let for_good = ALWAYS.iter().map(|fixed| (fixed, Fixed::FOR_GOOD));
-    let all = for_good.chain(FOR_NOW.iter().map(|(fixed, why)| (fixed, *why)));
-    let changed = all.filter(|(fixed, _)| comparable(fixed, &old) != comparable(fixed, &new));
-    violations.extend(changed.map(|(fixed, why)| Violation::new(fixed.field(), why)));
+    let changed = FIXED.iter().filter(|fixed| comparable(fixed, &old) != comparable(fixed, &new));
+    violations.extend(changed.map(|fixed| Violation::new(fixed.field(), fixed.why)));
     violations
 }
 

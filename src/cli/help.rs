@@ -1,0 +1,48 @@
+//! What tells people and shells about the command line.
+
+use std::{io, path::Path};
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+
+use super::{Args, Failure};
+
+/// What a file on the PATH is called that kubectl runs as `kubectl g8s`.
+const PLUGIN: &str = "kubectl-g8s";
+
+/// The command, as it is called by who was called by this name.
+pub(super) fn command(called: Option<&str>) -> clap::Command {
+    let name = called.and_then(|path| Path::new(path).file_name());
+    match name.and_then(|name| name.to_str()) {
+        Some(PLUGIN) => Args::command().bin_name("kubectl g8s"),
+        _ => Args::command(),
+    }
+}
+
+/// Prints completions.
+pub(super) fn completions(shell: Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "giantnetes", &mut io::stdout());
+}
+
+/// Writes a page for the command and for each of its subcommands.
+pub(super) fn man(folder: &Path) -> Result<(), Failure> {
+    clap_mangen::generate_to(Args::command(), folder)
+        .map_err(|error| format!("write the manual into {}: {error}", folder.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_told_by_the_name_that_people_type() {
+        let usage = |called| command(Some(called)).render_usage().to_string();
+        assert!(usage("/usr/local/bin/kubectl-g8s").contains("kubectl g8s [OPTIONS] <COMMAND>"));
+        assert!(usage("giantnetes").contains("giantnetes [OPTIONS] <COMMAND>"));
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command(None).debug_assert();
+    }
+}

@@ -1,0 +1,221 @@
+//! `giantnetes support-bundle NAME`: what a person needs who is to say what is wrong with a Cluster, in one file. Secrets are
+//! listed by name and never read, and what looks like a key or token is left out of everything else ([`strip`]).
+
+mod strip;
+
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use flate2::{Compression, write::GzEncoder};
+use k8s_openapi::{
+    api::{
+        core::v1::{ConfigMap, Event, Node, PersistentVolumeClaim, Pod, Secret, Service},
+        networking::v1::{Ingress, NetworkPolicy},
+        policy::v1::PodDisruptionBudget,
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{ListParams, LogParams},
+    core::{ClusterResourceScope, NamespaceResourceScope},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{Failure, describe, events, named::Named};
+use crate::{
+    api::{Cluster, ClusterAccess, NetworkClaim},
+    cluster::Identity,
+    runtime::{call, chain},
+};
+
+/// Lines that are taken of each log.
+const LOG_LINES: i64 = 5000;
+/// Bytes that are taken of each log.
+const LOG_BYTES: i64 = 2 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SupportBundleArgs {
+    #[command(flatten)]
+    cluster: Named,
+    /// The file. Default: NAME-support.tar.gz. One that is there is not overwritten.
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Namespace of the controller manager, whose logs are taken, too.
+    #[arg(long, default_value = "giantnetes-system")]
+    system_namespace: String,
+}
+
+pub(super) async fn support_bundle(args: &SupportBundleArgs) -> Result<(), Failure> {
+    let (client, cluster) = args.cluster.get().await?;
+    let output = args.output.clone().unwrap_or_else(|| format!("{}-support.tar.gz", cluster.name_any()).into());
+    let mut bundle = Bundle::create(&output, &cluster.name_any())?;
+    collect(&client, cluster, &args.system_namespace, &mut bundle).await?;
+    let left_out = bundle.finish()?;
+    println!("{}: {left_out}", output.display());
+    Ok(())
+}
+
+async fn collect(client: &Client, cluster: Cluster, system: &str, bundle: &mut Bundle) -> Result<(), Failure> {
+    let identity = Identity::of(&cluster);
+    let (guest, beside) = (identity.namespace.as_str(), identity.key.namespace.as_str());
+    bundle.add("version.txt", &format!("giantnetes {}\n", env!("CARGO_PKG_VERSION")))?;
+    bundle.objects("cluster.yaml", Ok(vec![cluster.clone()]))?;
+    let (events, refused) = events::of_cluster(client, &identity).await?;
+    let now = Timestamp::now();
+    let lines: String = events.iter().map(|event| events::line(event, now) + "\n").collect();
+    bundle.add("events.txt", &lines)?;
+    if let Some(error) = refused {
+        bundle.left_out("events of its VM pods", &chain(&error));
+    }
+    bundle.add("tree.txt", &describe::drawn(client, cluster, None).await)?;
+    bundle.objects("accesses.yaml", namespaced::<ClusterAccess>(client, beside).await)?;
+    let claims = global::<NetworkClaim>(client).await;
+    let ours = claims.map(|all| all.into_iter().filter(|claim| claim.spec.cluster_ref.uid == identity.uid).collect());
+    bundle.objects("claims.yaml", ours)?;
+    bundle.objects("hosts.yaml", global::<Node>(client).await)?;
+
+    bundle.objects("guest/pods.yaml", namespaced::<Pod>(client, guest).await)?;
+    bundle.objects("guest/services.yaml", namespaced::<Service>(client, guest).await)?;
+    bundle.objects("guest/config-maps.yaml", namespaced::<ConfigMap>(client, guest).await)?;
+    bundle.objects("guest/volumes.yaml", namespaced::<PersistentVolumeClaim>(client, guest).await)?;
+    bundle.objects("guest/ingresses.yaml", namespaced::<Ingress>(client, guest).await)?;
+    bundle.objects("guest/network-policies.yaml", namespaced::<NetworkPolicy>(client, guest).await)?;
+    bundle.objects("guest/disruption-budgets.yaml", namespaced::<PodDisruptionBudget>(client, guest).await)?;
+    bundle.objects("guest/events.yaml", namespaced::<Event>(client, guest).await)?;
+    // By their names alone: what they hold is asked of nobody.
+    let api = Api::<Secret>::namespaced(client.clone(), guest);
+    let secrets = call("list", format!("names of Secrets of {guest}"), api.list_metadata(&ListParams::default())).await;
+    bundle.objects("guest/secrets.yaml", secrets.map(|list| list.items).map_err(|error| chain(&error)))?;
+    logs(client, guest, "guest", bundle).await?;
+    logs(client, system, "manager", bundle).await
+}
+
+type Seen<T> = Result<Vec<T>, String>;
+
+async fn namespaced<K>(client: &Client, namespace: &str) -> Seen<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    listed(Api::<K>::namespaced(client.clone(), namespace), &format!("{} of {namespace}", K::plural(&()))).await
+}
+
+async fn global<K>(client: &Client) -> Seen<K>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    listed(Api::<K>::all(client.clone()), &K::plural(&())).await
+}
+
+async fn listed<K: Clone + std::fmt::Debug + DeserializeOwned>(api: Api<K>, what: &str) -> Seen<K> {
+    eprintln!("{what}");
+    call("list", what, api.list(&ListParams::default())).await.map(|list| list.items).map_err(|error| chain(&error))
+}
+
+/// The logs of a namespace's pods, and of what ran in them before.
+async fn logs(client: &Client, namespace: &str, folder: &str, bundle: &mut Bundle) -> Result<(), Failure> {
+    let pods = match namespaced::<Pod>(client, namespace).await {
+        Ok(pods) => pods,
+        Err(error) => {
+            bundle.left_out(&format!("logs of {namespace}"), &error);
+            return Ok(());
+        }
+    };
+    let api = Api::<Pod>::namespaced(client.clone(), namespace);
+    for pod in &pods {
+        let name = pod.name_any();
+        for (previous, file) in
+            [(false, format!("{folder}/logs/{name}.log")), (true, format!("{folder}/logs/{name}.previous.log"))]
+        {
+            let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+            if previous && statuses.map(|status| status.restart_count).sum::<i32>() == 0 {
+                continue;
+            }
+            let object = format!("the log of pod {namespace}/{name}");
+            eprintln!("{object}");
+            let params = LogParams {
+                previous,
+                tail_lines: Some(LOG_LINES),
+                limit_bytes: Some(LOG_BYTES),
+                timestamps: true,
+                ..LogParams::default()
+            };
+            match call("read", &object, api.logs(&name, &params)).await {
+                Ok(text) => bundle.add(&file, &text)?,
+                Err(error) => bundle.left_out(&object, &chain(&error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The file that is made.
+struct Bundle {
+    archive: tar::Builder<GzEncoder<std::fs::File>>,
+    /// The folder that all of it is in.
+    root: String,
+    files: usize,
+    left_out: Vec<String>,
+}
+
+impl Bundle {
+    /// Begins a file that only its owner reads.
+    fn create(path: &Path, cluster: &str) -> Result<Self, Failure> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(|error| format!("write {}: {error}", path.display()))?;
+        let archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
+        Ok(Self { archive, root: format!("{cluster}-support"), files: 0, left_out: Vec::new() })
+    }
+
+    fn add(&mut self, name: &str, content: &str) -> Result<(), Failure> {
+        let content = strip::text(content);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(u64::try_from(content.len())?);
+        header.set_mode(0o600);
+        header.set_mtime(u64::try_from(Timestamp::now().as_second()).unwrap_or_default());
+        self.archive.append_data(&mut header, format!("{}/{name}", self.root), content.as_bytes())?;
+        self.files += 1;
+        Ok(())
+    }
+
+    /// Adds objects as YAML, or why they are not there.
+    fn objects<K: Serialize>(&mut self, name: &str, objects: Seen<K>) -> Result<(), Failure> {
+        let objects = match objects {
+            Ok(objects) => objects,
+            Err(error) => {
+                self.left_out(name, &error);
+                return Ok(());
+            }
+        };
+        let mut text = String::new();
+        for object in &objects {
+            let mut value: Value = serde_json::to_value(object)?;
+            strip::object(&mut value);
+            text.push_str("---\n");
+            text.push_str(&serde_saphyr::to_string(&value)?);
+        }
+        self.add(name, &text)
+    }
+
+    fn left_out(&mut self, what: &str, why: &str) {
+        self.left_out.push(format!("{what}: {why}"));
+    }
+
+    /// Writes the rest, and answers what there is to say of it.
+    fn finish(mut self) -> Result<String, Failure> {
+        let left_out = std::mem::take(&mut self.left_out);
+        if !left_out.is_empty() {
+            self.add("left-out.txt", &(left_out.join("\n") + "\n"))?;
+        }
+        let said = match left_out.len() {
+            0 => format!("{} files", self.files),
+            some => format!("{} files; {some} could not be had, left-out.txt says why", self.files),
+        };
+        self.archive.into_inner()?.finish()?;
+        Ok(said)
+    }
+}
