@@ -10,55 +10,38 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::Path,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use giantnetes::{
-    cluster::Valid,
-    node_config::{self, Blank},
-    pki::{
-        embedded::{self, Pair},
-        leaf::{self, Authority},
-    },
-    settings::Settings,
-};
-use k8s_openapi::jiff::Timestamp;
-use lab::{command::Run, tools::Tools, wait_for};
-use secrecy::ExposeSecret as _;
+use giantnetes::node_config::{self, Blank};
+use lab::{command::Run, wait_for};
 use serde_json::{Value, json};
-use support::processes::{Process, spawn};
+use support::{
+    node::{Authorities, NodeHome, cluster, ip},
+    processes::{Process, spawn},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a member is watched that must not do something.
 const WATCHED: Duration = Duration::from_secs(8);
 
-fn cluster(masters: u32) -> Valid {
-    let settings: Settings =
-        serde_saphyr::from_str("kubernetes: {defaultVersion: v1.36.3, images: {v1.36.3: a}}").unwrap();
-    let cluster = serde_json::from_value(json!({
-        "apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster", "spec": {"controlPlane": {"replicas": masters}},
-        "metadata": {"name": "demo", "namespace": "a", "uid": "9f2c6a50-6f3e-4a39-9e0b-0d9f4c1f7a11"},
-    }))
-    .unwrap();
-    Valid::new(&cluster, &settings).unwrap()
+fn control_plane(masters: u32) -> Value {
+    json!({"controlPlane": {"replicas": masters}})
 }
 
-fn ip(index: u32) -> String {
+fn address(index: u32) -> String {
     format!("172.26.0.{}", 10 + index)
 }
 
 /// A network with a namespace for each of three nodes. It goes when this is dropped, and all that runs there with it.
 struct World {
-    prefix: String,
-    folder: PathBuf,
-    etcd: PathBuf,
-    authority: Pair,
     /// Those that were booted, by their index.
     members: BTreeMap<u32, Member>,
+    homes: Vec<NodeHome>,
+    net: String,
 }
 
 /// One node's etcd.
@@ -71,65 +54,35 @@ struct Member {
 
 impl World {
     fn new(name: &str) -> Self {
-        let prefix = format!("etcd{}{}", name.chars().next().unwrap(), std::process::id() % 10_000);
-        let folder = std::env::temp_dir().join(format!("giantnetes-{prefix}"));
-        let authority = embedded::root("etcd", "a/demo", Timestamp::now(), 10 * DAY).unwrap();
-        let etcd = Tools::locate().unwrap().etcd;
-        let world = Self { prefix, folder, etcd, authority, members: BTreeMap::new() };
-        let net = world.namespace("net");
-        world.ip(&format!("-n {net} link add name net0 type bridge"));
-        world.ip(&format!("-n {net} link set net0 up"));
-        for index in 0..3 {
-            let namespace = world.namespace(&index.to_string());
-            world.ip(&format!("-n {net} link add name p{index} type veth peer name overlay netns {namespace}"));
-            world.ip(&format!("-n {net} link set dev p{index} master net0 up"));
-            world.ip(&format!("-n {namespace} addr add {}/20 dev overlay", ip(index)));
-            world.ip(&format!("-n {namespace} link set overlay up"));
-            world.give_keys(index);
+        let prefix = format!("etcd-{name}-{}", std::process::id());
+        let net = format!("{prefix}-net");
+        ip(&format!("netns add {net}"));
+        ip(&format!("-n {net} link add name net0 type bridge"));
+        ip(&format!("-n {net} link set net0 up"));
+        let homes = (0..3).map(|index| NodeHome::new(&format!("{prefix}-{index}"))).collect();
+        let world = Self { members: BTreeMap::new(), homes, net };
+        let (net, authorities) = (&world.net, Authorities::new("a/demo"));
+        for (index, home) in (0..).zip(&world.homes) {
+            let namespace = &home.namespace;
+            ip(&format!("-n {net} link add name p{index} type veth peer name overlay netns {namespace}"));
+            ip(&format!("-n {net} link set dev p{index} master net0 up"));
+            ip(&format!("-n {namespace} addr add {}/20 dev overlay", address(index)));
+            ip(&format!("-n {namespace} link set overlay up"));
+            home.keep_masters_keys(&cluster("demo", &control_plane(3)), index, &authorities);
         }
         world
     }
 
-    fn namespace(&self, name: &str) -> String {
-        let namespace = format!("{}-{name}", self.prefix);
-        self.ip(&format!("netns add {namespace}"));
-        self.ip(&format!("-n {namespace} link set lo up"));
-        namespace
-    }
-
-    fn ip(&self, words: &str) {
-        Run::new("ip").args(words.split(' ')).output().unwrap();
-    }
-
-    fn path(&self, index: u32, name: &str) -> PathBuf {
-        self.folder.join(index.to_string()).join(name)
-    }
-
-    fn give_keys(&self, index: u32) {
-        let pki = self.path(index, "pki");
-        fs::create_dir_all(&pki).unwrap();
-        fs::write(pki.join("etcd-ca.crt"), &self.authority.certificate).unwrap();
-        for leaf in leaf::of_master(&cluster(3), index).iter().filter(|leaf| leaf.authority == Authority::Etcd) {
-            let pair = embedded::sign(&self.authority, leaf, Timestamp::now(), DAY).unwrap();
-            fs::write(pki.join(format!("{}.crt", leaf.name)), pair.certificate).unwrap();
-            fs::write(pki.join(format!("{}.key", leaf.name)), pair.key.expose_secret()).unwrap();
-        }
-    }
-
-    /// What is rendered, with this node's folder in the place of a VM's paths.
-    fn here(&self, index: u32, text: &str) -> String {
-        let of = |name: &str| self.path(index, name).display().to_string();
-        text.replace("/etc/kubernetes/pki", &of("pki"))
-            .replace("/var/lib/etcd/data", &of("data"))
-            .replace("/run/giantnetes-etcd-place", &of("environment"))
-            .replace("/usr/local/bin/etcd", &self.etcd.join("etcd").display().to_string())
+    fn home(&self, index: u32) -> &NodeHome {
+        &self.homes[usize::try_from(index).unwrap()]
     }
 
     /// Boots a node of a control plane of so many.
     fn boot(&mut self, masters: u32, index: u32, blank: Blank) {
-        let config = node_config::control_plane(&cluster(masters), index, blank);
+        let home = self.home(index);
+        let config = node_config::control_plane(&cluster("demo", &control_plane(masters)), index, blank);
         let unit = &config.file("/etc/systemd/system/etcd.service").unwrap().content;
-        let script = self.path(index, "place");
+        let script = home.path("place");
         let find = match config.file("/usr/local/sbin/giantnetes-etcd-place") {
             None => "true".to_owned(),
             Some(file) => {
@@ -137,36 +90,27 @@ impl World {
                 {
                     assert!(unit.contains(line), "{unit}");
                 }
-                fs::write(&script, self.here(index, &file.content)).unwrap();
+                fs::write(&script, home.here(&file.content)).unwrap();
                 fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
                 format!("{} find", script.display())
             }
         };
         // What is in /run goes when a machine does.
-        let environment = self.path(index, "environment");
+        let environment = home.path("environment");
         let _ = fs::remove_file(&environment);
-        let socket = self.path(index, "notify");
+        let socket = home.path("notify");
         let _ = fs::remove_file(&socket);
         let notify = UnixDatagram::bind(&socket).unwrap();
         notify.set_nonblocking(true).unwrap();
         let read = format!("[ ! -e {0} ] || . {0}", environment.display());
-        let argv: Vec<_> = config.argv("etcd").unwrap().iter().map(|word| self.here(index, word)).collect();
-        let mut command = self.command(index, "sh");
+        let argv: Vec<_> = config.argv("etcd").unwrap().iter().map(|word| home.here(word)).collect();
+        let mut command = home.command("sh");
         command
             .args(["-c", &format!("{find} && set -a && {{ {read}; }} && set +a && exec \"$@\"")])
             .args([&["sh".to_owned()], &argv[..]].concat());
         command.env("NOTIFY_SOCKET", &socket);
-        let process = spawn(&mut command, &self.path(index, "log")).unwrap();
+        let process = spawn(&mut command, &home.path("log")).unwrap();
         self.members.insert(index, Member { _process: process, notify });
-    }
-
-    /// A program in a node's namespace, which ends with this test.
-    fn command(&self, index: u32, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}-{index}", self.prefix), "setpriv", "--pdeathsig", "KILL", "--"]);
-        let path = format!("{}:{}", self.etcd.display(), std::env::var("PATH").unwrap());
-        command.arg(program).env("PATH", path);
-        command
     }
 
     /// Waits until a member is up and has a vote, as its unit does.
@@ -180,10 +124,9 @@ impl World {
             Ok(())
         })
         .with_context(|| self.last_words(index))?;
-        if self.path(index, "place").exists() {
-            let script = self.path(index, "place");
-            let mut vote = self.command(index, "timeout");
-            let output = vote.arg("60").arg(script).arg("vote").output()?;
+        let script = self.home(index).path("place");
+        if script.exists() {
+            let output = self.home(index).command("timeout").arg("60").arg(script).arg("vote").output()?;
             ensure!(output.status.success(), "no vote for {index}: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
@@ -198,7 +141,7 @@ impl World {
     }
 
     fn last_words(&self, index: u32) -> String {
-        let log = fs::read_to_string(self.path(index, "log")).unwrap_or_default();
+        let log = fs::read_to_string(self.home(index).path("log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().rev().take(12).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
@@ -209,17 +152,17 @@ impl World {
 
     fn lose_volume(&mut self, index: u32) {
         self.kill(index);
-        fs::remove_dir_all(self.path(index, "data")).unwrap();
+        fs::remove_dir_all(self.home(index).path("data")).unwrap();
     }
 
     fn has_data(&self, index: u32) -> bool {
-        self.path(index, "data").exists()
+        self.home(index).path("data").exists()
     }
 
     /// etcdctl, asking one member.
     fn ask(&self, index: u32, words: &[&str]) -> Result<String> {
-        let mut command = self.command(index, "etcdctl");
-        let (pki, url) = (self.path(index, "pki"), format!("https://{}:2379", ip(index)));
+        let mut command = self.home(index).command("etcdctl");
+        let (pki, url) = (self.home(index).path("pki"), format!("https://{}:2379", address(index)));
         for (option, value) in [("endpoints", Path::new(&url)), ("cacert", &pki.join("etcd-ca.crt"))] {
             command.arg(format!("--{option}={}", value.display()));
         }
@@ -259,10 +202,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.members.clear();
-        for name in ["0", "1", "2", "net"] {
-            let _ = Run::new("ip").args(["netns", "del", &format!("{}-{name}", self.prefix)]).output();
-        }
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = Run::new("ip").args(["netns", "del", &self.net]).output();
     }
 }
 
@@ -315,8 +255,8 @@ fn three_find_each_other_and_a_lost_volume_comes_back_empty_handed() {
     // Killed between the word that it comes and its start.
     timed("a member that died on its way in", || {
         world.lose_volume(1);
-        let script = world.path(1, "place");
-        let found = world.command(1, "timeout").arg("60").arg(script).arg("find").output()?;
+        let script = world.home(1).path("place");
+        let found = world.home(1).command("timeout").arg("60").arg(script).arg("find").output()?;
         ensure!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
         let list = world.ask(0, &["member", "list"])?;
         ensure!(list.contains(", unstarted, ") && !world.has_data(1), "{list}");

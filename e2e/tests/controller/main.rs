@@ -22,6 +22,7 @@ mod pause;
 mod people;
 mod pools;
 mod proxy;
+mod rights;
 mod rollout;
 mod servers;
 mod steady;
@@ -39,10 +40,15 @@ fn asked_for(what: &str) -> bool {
 
 /// Runs a test on servers of its own.
 fn on_servers(name: &str, test: impl AsyncFnOnce(&servers::Servers, world::World)) {
+    on_servers_that(servers::Record::Writes, name, test);
+}
+
+/// Runs a test on servers of its own that keep this record.
+fn on_servers_that(record: servers::Record, name: &str, test: impl AsyncFnOnce(&servers::Servers, world::World)) {
     // The client's TLS must know which of the built-in implementations to take.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let started = std::time::Instant::now();
-    let servers = servers::Servers::start(name).unwrap();
+    let servers = servers::Servers::start(name, record).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let world = world::World { client: servers.client().await };

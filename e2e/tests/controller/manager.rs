@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     proxy::Proxy,
-    servers::Servers,
+    servers::{Servers, client_of},
     support::{
         giantnetes,
         processes::{Process, free_port, spawn},
@@ -74,7 +74,8 @@ impl Manager {
     /// Starts a manager called `name`.
     pub async fn start(servers: &Servers, name: &str, options: Options) -> Self {
         let folder = servers.folder();
-        let proxy = Proxy::start(name, servers.client().await);
+        let rights = servers.managers_kubeconfig(options.lease);
+        let proxy = Proxy::start(name, client_of(&rights).await);
         let settings = folder.join(format!("{name}-settings.yaml"));
         let text = format!(
             "kubernetes: {{defaultVersion: v1.36.3, images: {{v1.36.3: 'giantnetes/vm:v1.36.3', v1.36.4: 'giantnetes/vm:v1.36.4'}}}}\n\
@@ -90,7 +91,7 @@ impl Manager {
             "contexts": [{"name": "core", "context": {"cluster": "core", "user": "", "namespace": "default"}}],
         });
         if options.direct {
-            std::fs::copy(servers.kubeconfig(), &kubeconfig).unwrap();
+            std::fs::copy(&rights, &kubeconfig).unwrap();
         } else {
             std::fs::write(&kubeconfig, config.to_string()).unwrap();
         }

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -9,13 +10,14 @@ use anyhow::Result;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use lab::{command::Run, tools::Tools};
 
 use crate::support::{
     apiserver::ApiServer,
     processes::{Process, spawn, tied},
+    root,
 };
 
 /// The servers. Dropping them ends them and removes what they wrote.
@@ -25,14 +27,31 @@ pub struct Servers {
     api: ApiServer,
 }
 
-const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
-    {"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}]}"#;
+/// What is put on record.
+#[derive(Clone, Copy, Debug)]
+pub enum Record {
+    /// Everything but reads.
+    Writes,
+    /// Everything.
+    All,
+}
+
+impl Record {
+    fn policy(self) -> String {
+        let reads = match self {
+            Self::Writes => r#"{"level": "None", "verbs": ["get", "list", "watch"]}, "#,
+            Self::All => "",
+        };
+        let kind = r#""apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"]"#;
+        format!(r#"{{{kind}, "rules": [{reads}{{"level": "Metadata"}}]}}"#)
+    }
+}
 
 impl Servers {
     /// Starts the servers and installs the CustomResourceDefinitions.
-    pub fn start(test: &str) -> Result<Self> {
+    pub fn start(test: &str, record: Record) -> Result<Self> {
         let policy = std::env::temp_dir().join(format!("giantnetes-audit-{}.json", std::process::id()));
-        std::fs::write(&policy, AUDIT_POLICY)?;
+        std::fs::write(&policy, record.policy())?;
         let args = [
             // Service accounts are made by a controller that does not run here.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
@@ -82,16 +101,31 @@ impl Servers {
         self.api.kubectl(args)
     }
 
-    /// The administrator's client, straight to the API server.
-    pub async fn client(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        config.default_retry = false;
-        config.read_timeout = Some(Duration::from_secs(600));
-        Client::try_from(config).unwrap()
+    /// A kubeconfig of a controller manager with the rights that the chart gives it, and no more. Its ServiceAccount is called
+    /// like its lease.
+    pub fn managers_kubeconfig(&self, lease: &str) -> PathBuf {
+        let path = self.folder().join(format!("{lease}-rights.kubeconfig"));
+        if path.exists() {
+            return path;
+        }
+        let account = "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: core, namespace: default}\n";
+        let objects = (chart_rights().to_owned() + account).replace("core", lease);
+        self.kubectl(&["apply", "-f", "-"]).input(objects).output().unwrap();
+        let token = self.kubectl(&["create", "token", lease, "--duration=24h"]).output().unwrap();
+        let mut kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+        for user in &mut kubeconfig.auth_infos {
+            user.auth_info = Some(AuthInfo { token: Some(token.trim().to_owned().into()), ..AuthInfo::default() });
+        }
+        std::fs::write(&path, serde_saphyr::to_string(&kubeconfig).unwrap()).unwrap();
+        path
     }
 
-    /// What the API server put on record: everything but reads.
+    /// The administrator's client, straight to the API server.
+    pub async fn client(&self) -> Client {
+        client_of(&self.kubeconfig()).await
+    }
+
+    /// What the API server put on record.
     pub fn audit(&self) -> Vec<Audited> {
         let text = std::fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -107,10 +141,42 @@ impl Servers {
     }
 }
 
-/// A write as the API server put it on record.
+/// A client as it is told by a kubeconfig.
+pub async fn client_of(kubeconfig: &Path) -> Client {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    config.default_retry = false;
+    config.read_timeout = Some(Duration::from_secs(600));
+    Client::try_from(config).unwrap()
+}
+
+/// The chart's RBAC, as helm renders it for a release called `core`.
+fn chart_rights() -> &'static str {
+    static RENDERED: OnceLock<String> = OnceLock::new();
+    RENDERED.get_or_init(|| {
+        let script = root().join("e2e/tools/build.sh");
+        let helm = Run::new(script).args(["--dir", "helm"]).output().unwrap();
+        Run::new(PathBuf::from(helm.trim()).join("helm"))
+            .args(["template", "core", &root().join("charts/giantnetes").display().to_string()])
+            .args(["--namespace", "default", "--kube-version", "1.36.3", "--show-only", "templates/rbac.yaml"])
+            .timeout(Duration::from_secs(60))
+            .output()
+            .unwrap()
+    })
+}
+
+/// A call as the API server put it on record.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Audited {
+    #[serde(default)]
+    pub verb: String,
+    #[serde(default)]
+    pub user: serde_json::Value,
+    #[serde(default)]
+    pub object_ref: serde_json::Value,
+    #[serde(default)]
+    pub response_status: serde_json::Value,
     #[serde(rename = "requestURI")]
     pub uri: String,
     #[serde(default)]

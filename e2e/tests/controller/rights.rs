@@ -1,0 +1,183 @@
+//! The rights that the chart gives the controller manager are those that it uses. Every manager of these tests has them and no
+//! others; here it is seen that each of them is used.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::ensure;
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
+use kube::Api;
+use serde_json::json;
+
+use crate::{
+    manager::{Manager, Options},
+    on_servers_that,
+    rollout::Guest,
+    servers::{Audited, Record, Servers},
+    world::{SECOND, World, eventually},
+};
+
+/// Resource and verb.
+type Right = (String, String);
+
+/// Rights that this life does not use, and what does.
+const ELSEWHERE: [(&str, &str, &str); 3] = [
+    ("events.events.k8s.io", "patch", "what happens again is counted on the event that is there"),
+    ("clusters.giantnetes.io", "get", "a claim's Cluster that the cache does not know is looked for once more"),
+    ("networkclaims.giantnetes.io", "get", "a claim that is there already when it is made: whose is it"),
+];
+
+fn granted(rules: impl IntoIterator<Item = PolicyRule>) -> BTreeSet<Right> {
+    let mut rights = BTreeSet::new();
+    for rule in rules {
+        for group in rule.api_groups.iter().flatten() {
+            for resource in rule.resources.iter().flatten() {
+                rights.extend(rule.verbs.iter().map(|verb| (name(group, resource), verb.clone())));
+            }
+        }
+    }
+    rights
+}
+
+fn name(group: &str, resource: &str) -> String {
+    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+}
+
+/// What the manager asked for, and of that what it was refused.
+fn used(servers: &Servers) -> (BTreeSet<Right>, Vec<String>) {
+    let (mut rights, mut refused) = (BTreeSet::new(), Vec::new());
+    for call in servers.audit() {
+        if call.user["username"] != "system:serviceaccount:default:core" || call.object_ref.is_null() {
+            continue;
+        }
+        let text = |key: &str| call.object_ref[key].as_str().unwrap_or_default();
+        let resource = match text("subresource") {
+            "" => text("resource").to_owned(),
+            part => format!("{}/{part}", text("resource")),
+        };
+        if call.response_status["code"] == 403 {
+            refused.push(format!("{} {}", call.verb, call.uri));
+        }
+        rights.insert((name(text("apiGroup"), &resource), call.verb));
+    }
+    (rights, refused)
+}
+
+/// Changes objects of a guest as nobody should, one of each kind, and waits until all is as it was.
+async fn spoil(servers: &Servers, manager: &Manager, guest: &Guest<'_>, vni: &str) {
+    let nobody = json!({"matchLabels": {"nobody": "has-it"}});
+    let deeds = [
+        ("service", "master", json!({"spec": {"selector": {"nobody": "has-it"}}})),
+        ("networkpolicy", "guest", json!({"spec": {"podSelector": nobody}})),
+        ("ingress", "master", json!({"spec": {"rules": [{"host": "other.example.com"}]}})),
+        ("poddisruptionbudget", "nodes", json!({"spec": {"selector": nobody}})),
+        ("secret", "x-0-pki", json!({"data": {"kubelet.key": "AAAA"}})),
+        ("configmap", "x-0-config", json!({"data": {"user-data": "x"}})),
+    ];
+    for (kind, name, patch) in deeds {
+        let patch = patch.to_string();
+        let words = ["-n", guest.namespace.as_str(), "patch", kind, name, "--type=merge", "-p", patch.as_str()];
+        servers.kubectl(&words).output().unwrap();
+    }
+    // What the cache does not see any more is met when it is made.
+    for object in ["service/master", "networkpolicy/guest", "ingress/master", "pvc/master-0-etcd"] {
+        let words = ["-n", guest.namespace.as_str(), "label", object, "giantnetes.io/cluster-"];
+        servers.kubectl(&words).output().unwrap();
+    }
+    let namespace =
+        ["label", "namespace", &guest.namespace, "pod-security.kubernetes.io/enforce=restricted", "--overwrite"];
+    servers.kubectl(&namespace).output().unwrap();
+    let claim = ["patch", "networkclaim", vni, "--type=merge", "-p", r#"{"spec": {"value": 1}}"#];
+    servers.kubectl(&claim).output().unwrap();
+    let all_is_well = async || {
+        let value = servers.kubectl(&["get", "networkclaim", vni, "-o", "jsonpath={.spec.value}"]).output()?;
+        ensure!(vni == format!("vni-{value}"), "{vni} says {value}");
+        for object in ["service/master", "networkpolicy/guest", "ingress/master", "pvc/master-0-etcd"] {
+            let label = "jsonpath={.metadata.labels.giantnetes\\.io/cluster}";
+            let found = servers.kubectl(&["-n", &guest.namespace, "get", object, "-o", label]).output()?;
+            ensure!(!found.is_empty(), "{object} has no label");
+        }
+        Ok(())
+    };
+    eventually(SECOND * 30, "all to be put right", all_is_well).await.unwrap();
+    manager.settled().await;
+}
+
+async fn a_life(servers: &Servers, manager: &Manager, world: &World) {
+    let spec = json!({
+        "exposure": {"type": "Ingress", "host": "one.example.com"}, "nodePools": [{"name": "x", "replicas": 1}],
+    });
+    let guest = Guest::of(world, spec, &["master-0", "x-0"]).await;
+    let access = json!({
+        "apiVersion": "giantnetes.io/v1alpha1", "kind": "ClusterAccess", "metadata": {"name": "alice", "namespace": "a"},
+        "spec": {"clusterRef": {"name": "demo"}, "user": "alice"},
+    });
+    servers.kubectl(&["apply", "-f", "-"]).input(access.to_string()).output().unwrap();
+    let secret = async || Ok(world.secrets("a").get("alice-access").await?);
+    eventually(SECOND * 20, "alice's kubeconfig", secret).await.unwrap();
+    for node in ["master-0", "x-0"] {
+        guest.ready(node).await;
+    }
+    manager.settled().await;
+    let vni = world.clusters("a").get("demo").await.unwrap().status.unwrap().vni.unwrap();
+    spoil(servers, manager, &guest, &format!("vni-{vni}")).await;
+    // A machine is changed, the way from outside and the pool are given up.
+    guest.change(json!({"controlPlane": {"machine": {"cpus": 3}}, "exposure": null, "nodePools": []})).await;
+    let fewer = async || {
+        let uids = guest.uids().await?;
+        ensure!(!uids.contains_key("x-0"), "{uids:?}");
+        Ok(())
+    };
+    eventually(SECOND * 60, "the pool to be gone", fewer).await.unwrap();
+    servers.kubectl(&["-n", "a", "delete", "clusteraccess", "alice"]).output().unwrap();
+    manager.settled().await;
+    world.delete("a", "demo").await.unwrap();
+    world.gone(SECOND * 60, "a", "demo").await.unwrap();
+    let none = async || {
+        let claims = world.claims().await?.len();
+        ensure!(claims == 0, "{claims} are left");
+        Ok(())
+    };
+    eventually(SECOND * 20, "the claims to be gone", none).await.unwrap();
+}
+
+#[test]
+fn every_right_is_used_and_none_is_missing() {
+    on_servers_that(Record::All, "rights", async |servers, world| {
+        let options = Options { kvm: true, drain_timeout: "1s", ..Options::default() };
+        let mut manager = Manager::start(servers, "one", options).await;
+        a_life(servers, &manager, &world).await;
+        // Another replica waits for its turn, and takes it.
+        let second = Manager::start(servers, "two", Options { kvm: true, ..Options::default() }).await;
+        let watches = async || {
+            let mut calls = servers.audit().into_iter();
+            let is_it =
+                |call: &Audited| call.user_agent == "two" && call.verb == "watch" && call.uri.contains("/leases");
+            ensure!(calls.any(|call| is_it(&call)), "it does not watch the lease");
+            Ok(())
+        };
+        eventually(SECOND * 20, "the second replica to wait", watches).await.unwrap();
+        manager.signal("TERM");
+        manager.ended(SECOND * 20).unwrap();
+        let leads = async || {
+            ensure!(
+                second.get("/metrics").await?.lines().any(|line| line == "giantnetes_leading 1"),
+                "it does not lead"
+            );
+            Ok(())
+        };
+        eventually(SECOND * 20, "the second replica to lead", leads).await.unwrap();
+
+        let (used, refused) = used(servers);
+        assert_eq!(refused, Vec::<String>::new());
+        let cluster = Api::<ClusterRole>::all(world.client.clone()).get("core").await.unwrap();
+        let role = Api::<Role>::namespaced(world.client.clone(), "default").get("core").await.unwrap();
+        let granted = granted(cluster.rules.into_iter().flatten().chain(role.rules.into_iter().flatten()));
+        let elsewhere: BTreeMap<_, _> =
+            ELSEWHERE.iter().map(|(what, verb, why)| (((*what).to_owned(), (*verb).to_owned()), why)).collect();
+        let idle: Vec<_> = granted.difference(&used).filter(|right| !elsewhere.contains_key(right)).collect();
+        assert!(idle.is_empty(), "granted and not used: {idle:?}");
+        let stale: Vec<_> = elsewhere.keys().filter(|right| !granted.contains(right)).collect();
+        assert!(stale.is_empty(), "said to be used elsewhere, and not granted: {stale:?}");
+        println!("    {} rights, {} of them used in this life", granted.len(), granted.intersection(&used).count());
+    });
+}
