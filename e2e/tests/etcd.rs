@@ -86,8 +86,12 @@ impl World {
         let find = match config.file("/usr/local/sbin/giantnetes-etcd-place") {
             None => "true".to_owned(),
             Some(file) => {
-                for line in ["ExecStartPre=/usr/local/sbin/giantnetes-etcd-place find\n", "EnvironmentFile=-/run/gian"]
-                {
+                for line in [
+                    "EnvironmentFile=-/run/giantnetes-etcd-place\n",
+                    "ExecStartPre=/usr/local/sbin/giantnetes-etcd-place find\n",
+                    "ExecStartPost=/usr/local/sbin/giantnetes-etcd-place vote\n",
+                    "TimeoutStartSec=infinity\n",
+                ] {
                     assert!(unit.contains(line), "{unit}");
                 }
                 fs::write(&script, home.here(&file.content)).unwrap();

@@ -38,6 +38,9 @@ pub const ENDS_AT_ANNOTATION: &str = "giantnetes.io/ends-at";
 /// A CA with a record is never made a second time.
 pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 
+/// Annotation of the claim on a volume of etcd that its member has yet to fill from the others.
+pub const ETCD_JOINS_ANNOTATION: &str = "giantnetes.io/etcd-joins";
+
 /// Annotation on a worker's ConfigMap and VM pod: its place on the overlay, a number. Kept as long as one of them is there.
 pub const PLACE_ANNOTATION: &str = "giantnetes.io/place";
 

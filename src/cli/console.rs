@@ -8,7 +8,7 @@ use futures::{AsyncBufReadExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::LogParams};
 
-use super::{Failure, named::Named};
+use super::{Failure, events::printable, named::Named};
 use crate::{api::names, cluster::Identity, kvm::pod::CONTAINER, runtime::call, supervisor::vm::CONSOLE_PREFIX};
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,7 @@ pub(super) async fn console(args: &ConsoleArgs) -> Result<(), Failure> {
     while let Some(line) = lines.next().await {
         // The supervisor's own log is in the same stream.
         if let Some(line) = line?.strip_prefix(CONSOLE_PREFIX) {
-            writeln!(std::io::stdout(), "{line}")?;
+            writeln!(std::io::stdout(), "{}", printable(line))?;
         }
     }
     Ok(())

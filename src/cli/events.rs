@@ -99,9 +99,14 @@ fn age(duration: SignedDuration) -> String {
     }
 }
 
+/// A text that others wrote, without what moves cursors and changes colours.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\t').collect()
+}
+
 /// An event as a line. What others wrote into it stays one: a note may have line breaks.
 pub(super) fn line(event: &Event, now: Timestamp) -> String {
-    let text = |text: Option<&String>| text.map(String::as_str).unwrap_or_default().replace('\n', " ");
+    let text = |text: Option<&String>| printable(&text.map(String::as_str).unwrap_or_default().replace('\n', " "));
     let regarding = event.regarding.as_ref();
     let kind = text(regarding.and_then(|object| object.kind.as_ref()));
     let name = text(regarding.and_then(|object| object.name.as_ref()));

@@ -1,6 +1,9 @@
 //! What tells people and shells about the command line.
 
-use std::{io, path::Path};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
@@ -20,8 +23,10 @@ pub(super) fn command(called: Option<&str>) -> clap::Command {
 }
 
 /// Prints completions.
-pub(super) fn completions(shell: Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "giantnetes", &mut io::stdout());
+pub(super) fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "giantnetes", &mut text);
+    Ok(io::stdout().write_all(&text)?)
 }
 
 /// Writes a page for the command and for each of its subcommands.

@@ -146,10 +146,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::Events(args) => events::events(&args).await,
         Command::Console(args) => console::console(&args).await,
         Command::SupportBundle(args) => support_bundle::support_bundle(&args).await,
-        Command::Completions { shell } => {
-            help::completions(shell);
-            Ok(())
-        }
+        Command::Completions { shell } => help::completions(shell),
         Command::Man { folder } => help::man(&folder),
         Command::Probe { choose: true, node, user, .. } => {
             let choice = accelerator::choose(Accelerator::Auto, &NodeImage::in_folder(&node), user).await?;

@@ -87,7 +87,10 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
         vault: old.vault.clone().or_else(|| pki.and_then(|facts| facts.vault.clone())),
-        etcd_formed: old.etcd_formed.or_else(|| kvm.filter(|facts| facts.ready > 0).map(|_| true)),
+        etcd_formed: old
+            .etcd_formed
+            .filter(|formed| *formed)
+            .or_else(|| kvm.filter(|facts| facts.ready > 0).map(|_| true)),
         certificates_renew_at: pki
             .and_then(|facts| facts.renew_at.clone())
             .or_else(|| old.certificates_renew_at.clone()),

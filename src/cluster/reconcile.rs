@@ -220,8 +220,8 @@ impl ClusterOperator {
         }
         // What is pinned is waited for by the others.
         let pins = |status: &ClusterStatus| {
-            let ClusterStatus { namespace_uid, version, image, vni, vault, .. } = status;
-            (namespace_uid.clone(), version.clone(), image.clone(), *vni, vault.clone())
+            let ClusterStatus { namespace_uid, version, image, vni, vault, etcd_formed, .. } = status;
+            (namespace_uid.clone(), version.clone(), image.clone(), *vni, vault.clone(), *etcd_formed)
         };
         let wait = self.pace.wait(key, gap(old, &new));
         if pins(&new) == pins(old) && !wait.is_zero() {

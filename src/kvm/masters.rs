@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use kube::Api;
+use k8s_openapi::{api::core::v1::PersistentVolumeClaim, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
 
 use super::{
     KvmFacts,
@@ -13,9 +17,9 @@ use super::{
 };
 use crate::{
     api::{Reason, names},
-    cluster::{Report, Valid},
+    cluster::{Blames as _, Identity, Report, Valid},
     context::Target,
-    runtime::{call, queue::Outcome},
+    runtime::{CallError, call, chain, queue::Outcome},
 };
 
 /// Pause before lost volumes of etcd are looked for again.
@@ -60,9 +64,6 @@ impl KvmOperator {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        if let Some(error) = failed {
-            return Err(error);
-        }
         let wanted = usize::try_from(valid.control_plane.replicas).unwrap_or(usize::MAX);
         let facts = KvmFacts {
             ready: states.iter().filter(|state| state.is_ready()).count(),
@@ -70,6 +71,12 @@ impl KvmOperator {
             runs: survey.has_arrived().then(|| valid.version.clone()),
             changing: survey.is_changing(true),
         };
+        if let Some(error) = failed {
+            // What is known of the others stays known.
+            let report = Report::Failed { reason: error.reason(), message: chain(&error), facts: Some(facts) };
+            self.context.reports.update(identity, |reports| reports.kvm = Some(report));
+            return Err(error);
+        }
         if survey.masters.len() < wanted {
             states.push(State::waits("the control plane to be replaced before it grows"));
         }
@@ -91,35 +98,66 @@ impl KvmOperator {
         if !self.has_keys(&valid.identity, node) {
             return Ok(State::waits(format!("the certificates of {node}")));
         }
-        self.node(target, survey, node, plan::control_plane_node(valid, index, around)?).await
+        let mut objects = plan::control_plane_node(valid, index, around)?;
+        if let Some(claim) = objects.claim.as_mut().filter(|_| index > 0 || around.etcd_formed) {
+            let annotations = claim.metadata.annotations.get_or_insert_default();
+            annotations.insert(names::ETCD_JOINS_ANNOTATION.into(), "true".into());
+        }
+        let state = self.node(target, survey, node, objects).await?;
+        if state == State::Ready {
+            self.has_joined(&valid.identity, node).await.map_err(Error::Volumes)?;
+        }
+        Ok(state)
     }
 
-    /// What to say if etcd has held the guest's objects and none of its volumes is left. Whatever were made then would be
-    /// another guest, which takes this one's pods for leftovers.
+    /// Takes note that a member's volume has all that etcd knows, if that was not so.
+    async fn has_joined(&self, identity: &Identity, node: &str) -> Result<(), CallError> {
+        let Some(claim) = self.volume_of(identity, node).filter(joins) else { return Ok(()) };
+        let annotations = json!({names::ETCD_JOINS_ANNOTATION: null});
+        let patch = Patch::Merge(json!({"metadata": {"uid": claim.uid, "annotations": annotations}}));
+        let params = PatchParams { field_manager: Some("giantnetes.kvm".into()), ..PatchParams::default() };
+        let name = names::etcd_claim(node);
+        let write = self.volumes(identity);
+        call("patch", format!("PersistentVolumeClaim {name}"), write.patch_metadata(&name, &params, &patch)).await?;
+        Ok(())
+    }
+
+    /// What to say if etcd has held the guest's objects and none of its volumes does any more. Whatever were made then would
+    /// be another guest, which takes this one's pods for leftovers, or wait for ever for somebody who knows them.
     async fn lost_etcd(&self, target: &Target, survey: &Survey<'_>) -> Result<Option<String>, Error> {
         let identity = &target.identity;
-        if !target.has_formed_etcd() || survey.masters.iter().any(|(_, node)| self.has_volume(identity, node)) {
+        let holds = |node: &str| self.volume_of(identity, node).is_some_and(|claim| !joins(&claim));
+        if !target.has_formed_etcd() || survey.masters.iter().any(|(_, node)| holds(node)) {
             return Ok(None);
         }
-        let api = Api::<PersistentVolumeClaim>::namespaced(self.context.client.clone(), &identity.namespace);
+        let api = self.volumes(identity);
         for (_, node) in &survey.masters {
             // The cache does not show what has lost its labels.
             let name = names::etcd_claim(node);
             let live = call("get", format!("PersistentVolumeClaim {name}"), api.get_metadata_opt(&name)).await;
-            if live.map_err(Error::Volumes)?.is_some() {
+            if live.map_err(Error::Volumes)?.is_some_and(|claim| !joins(&claim.metadata)) {
                 return Ok(None);
             }
         }
         Ok(Some(format!(
-            "etcd's volume {}/{} is gone, and with it the guest's objects; it is not made anew: restore the \
-             PersistentVolumeClaim with its labels and annotations from a backup, or delete the Cluster",
-            identity.namespace,
-            names::etcd_claim(&names::master(0))
+            "no PersistentVolumeClaim master-<n>-etcd in namespace {} holds the guest's objects any more, and none is made \
+             anew: set spec.pausedUntil, restore those of most control-plane nodes from a backup, with their labels and \
+             annotations, and end the pause; or delete the Cluster",
+            identity.namespace
         )))
+    }
+
+    fn volumes(&self, identity: &Identity) -> Api<PersistentVolumeClaim> {
+        Api::namespaced(self.context.client.clone(), &identity.namespace)
     }
 }
 
-/// Whether an API server of the guest was ready once, as far as this process knows.
+/// Whether a member has yet to fill its volume from the others.
+fn joins(claim: &ObjectMeta) -> bool {
+    claim.annotations.as_ref().is_some_and(|all| all.contains_key(names::ETCD_JOINS_ANNOTATION))
+}
+
+/// Whether an API server of the guest was ready at the last look.
 fn has_answered(report: &Report<KvmFacts>) -> bool {
     report.facts().is_some_and(|facts| facts.ready > 0)
 }

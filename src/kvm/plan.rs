@@ -77,13 +77,15 @@ pub fn control_plane_node(cluster: &Valid, index: u32, around: Surroundings) -> 
     };
     // Two that form one each would be two guests of one name.
     let blank = if index == 0 && !around.etcd_formed { Blank::Forms } else { Blank::Joins };
-    let config = config_map(cluster, &node, node_config::control_plane(cluster, index, blank), &vm)?;
+    let render = |blank| config_map(cluster, &node, node_config::control_plane(cluster, index, blank), &vm);
+    let config = render(blank)?;
     let zones: Vec<_> = if cluster.control_plane.zones.is_empty() {
         around.settings.kvm.control_plane_zones.iter().map(String::as_str).collect()
     } else {
         cluster.control_plane.zones.iter().map(Zone::as_str).collect()
     };
-    let (hash, wish) = (rendered(cluster, &config, &zones), wish::control_plane(cluster));
+    // What a blank disk means changes while the node runs, and is written down at once: it makes no other node of it.
+    let (hash, wish) = (rendered(cluster, &render(Blank::Joins)?, &zones), wish::control_plane(cluster));
     let machine = cluster.control_plane.machine;
     let of = NodePod { node: &node, machine, zones, worker: None, hash: &hash, wish: &wish };
     let pod = pod::vm_pod(cluster, &of, around);

@@ -122,7 +122,12 @@ impl KvmOperator {
         };
         let mut masters: Vec<_> = (0..valid.control_plane.replicas).map(master).collect();
         if !rollout::may_grow(masters.iter().map(|(_, node)| node)) {
-            masters.retain(|(index, node)| *index == 0 || self.has_volume(identity, &node.name));
+            // What something of is there is waited for, or a roll would go on without it.
+            let is_made = |node: &Node| {
+                let volume = self.volume_of(identity, &node.name).is_some();
+                volume || node.vm.is_some() || self.config_of(identity, &node.name).is_some()
+            };
+            masters.retain(|(index, node)| *index == 0 || is_made(node));
         }
         let mut nodes: Vec<_> = masters.iter().map(|(_, node)| node.clone()).collect();
         let masters = masters.into_iter().map(|(index, node)| (index, node.name)).collect();
@@ -175,11 +180,11 @@ impl KvmOperator {
         (is_over && elsewhere()).then_some(Trouble::Dead { host, since })
     }
 
-    /// Whether there is a volume of etcd for a node.
-    pub(super) fn has_volume(&self, identity: &Identity, node: &str) -> bool {
+    /// The claim on a volume of etcd that a node has.
+    pub(super) fn volume_of(&self, identity: &Identity, node: &str) -> Option<ObjectMeta> {
         let name = names::etcd_claim(node);
         let found = self.context.meta(&self.context.cache.volume_claims, &identity.namespace, &name);
-        found.is_some_and(|meta| identity.owner().owns(&meta))
+        found.filter(|meta| identity.owner().owns(meta))
     }
 
     /// The ConfigMap of a worker.

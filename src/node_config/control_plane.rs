@@ -40,6 +40,7 @@ pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
 
 fn api_server(node: &Node) -> Component {
     let ranges = node.cluster.ranges;
+    let alone = node.cluster.control_plane.replicas == 1;
     Component {
         name: "kube-apiserver",
         description: "Kubernetes API",
@@ -83,8 +84,9 @@ fn api_server(node: &Node) -> Component {
             "--profiling=false".into(),
         ],
         started: Started::Notify,
-        after: vec!["etcd.service", "giantnetes-pki.service"],
-        waits_for: None,
+        after: if alone { vec!["etcd.service", "giantnetes-pki.service"] } else { vec!["giantnetes-pki.service"] },
+        // A member that fails to come in is tried again. What required it would not be started after that.
+        waits_for: (!alone).then_some("etcd.service"),
         service: vec!["OOMScoreAdjust=-997", "LimitNOFILE=65536", "LogsDirectory=kubernetes", "LogsDirectoryMode=0700"],
     }
 }

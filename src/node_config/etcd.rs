@@ -43,8 +43,8 @@ pub(super) fn component(node: &Node) -> Component {
     if alone {
         argv.push(format!("--initial-cluster={name}={}", peer(ip)));
     }
-    argv.push(format!("--initial-cluster-token={}", node.cluster.identity.id));
     if alone {
+        argv.push(format!("--initial-cluster-token={}", node.cluster.identity.id));
         argv.push("--initial-cluster-state=new".into());
     } else {
         // What hosts share with others may be late: etcd's 100 ms and 1 s would make an election of a busy moment. Who leads no
@@ -129,7 +129,8 @@ fn place(node: &Node, blank: Blank) -> String {
     let others = members(node).into_iter().filter(|(other, _)| other != name);
     let others: Vec<_> = others.map(|(_, ip)| format!("https://{ip}:2379")).collect();
     let alone = match blank {
-        Blank::Forms => "begin \"$name=$peer\" new",
+        // Once is not enough: the others may be late, or the network.
+        Blank::Forms => "unheard=$((unheard + 1))\n    [ \"$unheard\" -ge 3 ] && begin \"$name=$peer\" new",
         Blank::Joins => "return 1",
     };
     format!(
@@ -137,7 +138,7 @@ fn place(node: &Node, blank: Blank) -> String {
 # find: before etcd starts, a place in its cluster for a member whose disk is blank.
 # vote: after it has started, a vote for a member that only learns yet.
 name={name} peer={peer} others={others}
-data={DATA} environment={ENVIRONMENT}
+data={DATA} environment={ENVIRONMENT} unheard=0
 
 # ask URLS COMMAND...
 ask() {{
@@ -152,10 +153,12 @@ members() {{
   id=${{mine%%,*}}
   [ -n "$all" ]
 }}
-# begin MEMBERS STATE: what is here without a log was never a member.
+# begin MEMBERS STATE: what is here without a log was never a member. The token makes a cluster that is formed another than
+# any that was formed before, so members of two never take each other for their own.
 begin() {{
-  [ ! -e "$data" ] || mv "$data" "$data.$(date +%s)"
-  printf 'ETCD_INITIAL_CLUSTER=%s\nETCD_INITIAL_CLUSTER_STATE=%s\n' "$1" "$2" >"$environment"
+  rm -rf "$data"
+  printf 'ETCD_INITIAL_CLUSTER=%s\nETCD_INITIAL_CLUSTER_STATE=%s\nETCD_INITIAL_CLUSTER_TOKEN=%s\n' \
+    "$1" "$2" "$(cat /proc/sys/kernel/random/uuid)" >"$environment"
 }}
 urls_by_name() {{
   printf '%s\n' "$all" |

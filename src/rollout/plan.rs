@@ -146,7 +146,7 @@ impl Node {
 /// Whether nodes of the control plane may come that nothing was made of yet: not before those that are there are as they should
 /// be. One that was made to be alone finds no others, and its controllers elect no leader.
 pub fn may_grow<'a>(masters: impl IntoIterator<Item = &'a Node>) -> bool {
-    !masters.into_iter().any(Node::holds_workers)
+    !masters.into_iter().any(|node| node.holds_workers() || node.is_lost())
 }
 
 /// Who begins to leave now. The order of `nodes` is that in which equals do.
@@ -157,7 +157,8 @@ pub fn plan(nodes: &[Node]) -> Plan {
     }
     let due: Vec<_> = nodes.iter().filter_map(|node| Some((node, node.reason()?))).collect();
     let first = |fits: &dyn Fn(&Node) -> bool| due.iter().find(|(node, _)| fits(node));
-    let broken_master = first(&|node| node.control_plane && !node.is_ready());
+    // Its API does not answer, and its etcd may nevertheless be what the others need.
+    let broken_master = first(&|node| node.control_plane && !node.is_ready() && !is_another_away(node, nodes));
     let unwanted = first(&|node| !node.wanted && !node.is_ready()).or_else(|| first(&|node| !node.wanted));
     if let Some((node, why)) = broken_master.or(unwanted) {
         plan.leave = Some((node.name.clone(), why.clone()));
@@ -182,6 +183,12 @@ pub fn plan(nodes: &[Node]) -> Plan {
         (None, _) => {}
     }
     plan
+}
+
+/// Whether another node of the control plane is away and will come back as it is.
+fn is_another_away(master: &Node, nodes: &[Node]) -> bool {
+    let mut others = nodes.iter().filter(|node| node.control_plane && node.wanted && node.name != master.name);
+    others.any(|node| !node.is_ready() && node.reason().is_none())
 }
 
 /// Whom a node of the control plane has to wait for: who is there, should be ready and is not. A worker that is to be made or
@@ -334,8 +341,8 @@ mod tests {
             ("m-0 none, m-1 none, m-2 none", true),
             ("m-0 old, m-1 none, m-2 none", false),
             ("m-0 old leaving, m-1 none, m-2 none", false),
-            ("m-0 none, m-1 none, m-2 none", true),
             ("m-0, m-1 !, m-2 none", true),
+            ("m-0 lost, m-1 none, m-2 none", false),
         ] {
             let masters: Vec<_> = masters.split(", ").map(node).collect();
             assert_eq!(may_grow(&masters), expected);
@@ -345,6 +352,9 @@ mod tests {
         assert_eq!(plan_of("m-0 old, m-1 none, m-2").waits.unwrap().until, "node m-1 to be ready");
         assert_eq!(plan_of("m-0 old, m-1 old, m-2").leave.unwrap().0, "m-0");
         assert_eq!(plan_of("m-0, m-1 old, m-2 ! old").leave.unwrap().0, "m-2");
+        assert_eq!(plan_of("m-0 !, m-1 old !, m-2").waits.unwrap().until, "node m-0 to be ready");
+        assert_eq!(plan_of("m-0 none, m-1 old !, m-2").waits.unwrap().until, "node m-0 to be ready");
+        assert_eq!(plan_of("m-0 ! old, m-1 old !, m-2").leave.unwrap().0, "m-0");
     }
 
     #[test]

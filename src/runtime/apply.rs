@@ -380,7 +380,8 @@ fn contains(live: &Value, desired: &Value) -> bool {
 
 fn is_empty(value: &Value) -> bool {
     match value {
-        Value::Null => true,
+        // `false` is left out by the server where it is the default.
+        Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.values().all(is_empty),
         _ => false,

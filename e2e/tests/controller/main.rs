@@ -12,6 +12,7 @@ mod certificates;
 mod children;
 mod claims;
 mod crash;
+mod crowd;
 mod example;
 mod leadership;
 mod manager;

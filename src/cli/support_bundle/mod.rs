@@ -35,8 +35,6 @@ use crate::{
 
 /// Lines that are taken of each log.
 const LOG_LINES: i64 = 5000;
-/// Bytes that are taken of each log.
-const LOG_BYTES: i64 = 2 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SupportBundleArgs {
@@ -45,7 +43,7 @@ pub(super) struct SupportBundleArgs {
     /// The file. Default: NAME-support.tar.gz. One that is there is not overwritten.
     #[arg(long, short)]
     output: Option<PathBuf>,
-    /// Namespace of the controller manager, whose logs are taken, too.
+    /// Namespace of the controller manager, whose logs are taken, too; they name other Clusters.
     #[arg(long, default_value = "giantnetes-system")]
     system_namespace: String,
 }
@@ -54,8 +52,9 @@ pub(super) async fn support_bundle(args: &SupportBundleArgs) -> Result<(), Failu
     let (client, cluster) = args.cluster.get().await?;
     let output = args.output.clone().unwrap_or_else(|| format!("{}-support.tar.gz", cluster.name_any()).into());
     let mut bundle = Bundle::create(&output, &cluster.name_any())?;
-    collect(&client, cluster, &args.system_namespace, &mut bundle).await?;
-    let left_out = bundle.finish()?;
+    let collected = collect(&client, cluster, &args.system_namespace, &mut bundle).await;
+    let finished = collected.and_then(|()| bundle.finish());
+    let left_out = finished.inspect_err(|_| drop(std::fs::remove_file(&output)))?;
     println!("{}: {left_out}", output.display());
     Ok(())
 }
@@ -65,15 +64,22 @@ async fn collect(client: &Client, cluster: Cluster, system: &str, bundle: &mut B
     let (guest, beside) = (identity.namespace.as_str(), identity.key.namespace.as_str());
     bundle.add("version.txt", &format!("giantnetes {}\n", env!("CARGO_PKG_VERSION")))?;
     bundle.objects("cluster.yaml", Ok(vec![cluster.clone()]))?;
-    let (events, refused) = events::of_cluster(client, &identity).await?;
-    let now = Timestamp::now();
-    let lines: String = events.iter().map(|event| events::line(event, now) + "\n").collect();
-    bundle.add("events.txt", &lines)?;
-    if let Some(error) = refused {
-        bundle.left_out("events of its VM pods", &chain(&error));
+    match events::of_cluster(client, &identity).await {
+        Ok((events, refused)) => {
+            let now = Timestamp::now();
+            let lines: String = events.iter().map(|event| events::line(event, now) + "\n").collect();
+            bundle.add("events.txt", &lines)?;
+            if let Some(error) = refused {
+                bundle.left_out("events of its VM pods", &chain(&error));
+            }
+        }
+        Err(error) => bundle.left_out("events", &chain(&error)),
     }
     bundle.add("tree.txt", &describe::drawn(client, cluster, None).await)?;
-    bundle.objects("accesses.yaml", namespaced::<ClusterAccess>(client, beside).await)?;
+    let accesses = namespaced::<ClusterAccess>(client, beside).await;
+    let to_it = |access: &ClusterAccess| access.spec.cluster_ref.name == identity.key.name;
+    let accesses = accesses.map(|all| all.into_iter().filter(to_it).collect());
+    bundle.objects("accesses.yaml", accesses)?;
     let claims = global::<NetworkClaim>(client).await;
     let ours = claims.map(|all| all.into_iter().filter(|claim| claim.spec.cluster_ref.uid == identity.uid).collect());
     bundle.objects("claims.yaml", ours)?;
@@ -137,13 +143,7 @@ async fn logs(client: &Client, namespace: &str, folder: &str, bundle: &mut Bundl
             }
             let object = format!("the log of pod {namespace}/{name}");
             eprintln!("{object}");
-            let params = LogParams {
-                previous,
-                tail_lines: Some(LOG_LINES),
-                limit_bytes: Some(LOG_BYTES),
-                timestamps: true,
-                ..LogParams::default()
-            };
+            let params = LogParams { previous, tail_lines: Some(LOG_LINES), timestamps: true, ..LogParams::default() };
             match call("read", &object, api.logs(&name, &params)).await {
                 Ok(text) => bundle.add(&file, &text)?,
                 Err(error) => bundle.left_out(&object, &chain(&error)),
@@ -166,7 +166,7 @@ impl Bundle {
     /// Begins a file that only its owner reads.
     fn create(path: &Path, cluster: &str) -> Result<Self, Failure> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(|error| format!("write {}: {error}", path.display()))?;
+        let file = file.map_err(|error| format!("write {}: {error}; --output names another file", path.display()))?;
         let archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
         Ok(Self { archive, root: format!("{cluster}-support"), files: 0, left_out: Vec::new() })
     }

@@ -7,12 +7,14 @@ use serde_json::Value;
 /// What stands in the place of something that was taken out.
 pub(super) const LEFT_OUT: &str = "<left out>";
 
-/// Begins of words that are credentials: tokens of service accounts and others (a JSON object in base64), and of Vault.
-const TOKENS: [&str; 5] = ["eyJ", "hvs.", "hvb.", "hvr.", "s."];
+/// Begins of words that are credentials: tokens of service accounts and others (a JSON object in base64), tokens of Vault, and
+/// PEM in base64.
+const TOKENS: [&str; 6] = ["eyJ", "hvs.", "hvb.", "hvr.", "s.", "LS0tLS1CRUdJTi"];
 /// Shortest word that passes for a token.
 const SHORTEST_TOKEN: usize = 20;
 /// Keys of kubeconfigs and of Secrets whose value is a credential, as YAML has them.
-const KEYS: [&str; 6] = ["client-key-data", "client-certificate-data", "token", "password", "secret-id", "tls.key"];
+const KEYS: [&str; 7] =
+    ["client-key-data", "client-certificate-data", "token", "password", "secret", "secret-id", "tls.key"];
 
 /// An object without what its managers and kubectl keep beside it: the latter is a copy of the object as it was applied.
 pub(super) fn object(object: &mut Value) {
@@ -26,10 +28,21 @@ pub(super) fn object(object: &mut Value) {
 
 /// A text without private keys, tokens and the values of keys that name a credential.
 pub(super) fn text(text: &str) -> String {
-    let (mut kept, mut in_key) = (Vec::new(), false);
+    // Where a key begins, and how deep a value that was left out stands, whose further lines stand deeper.
+    let (mut kept, mut in_key, mut under) = (Vec::new(), false, None);
     for line in text.lines() {
+        let depth = line.len() - line.trim_start_matches([' ', '-']).len();
+        if under.is_some_and(|least| depth > least && !line.trim().is_empty()) {
+            continue;
+        }
+        under = credential(line).map(|_| depth);
         let begins = line.contains("-----BEGIN ") && line.contains("PRIVATE KEY-----");
         let ends = line.contains("-----END ") && line.contains("PRIVATE KEY-----");
+        if ends && !in_key && !begins {
+            // Whatever stands before it may be the rest of a key.
+            kept = vec![LEFT_OUT.to_owned()];
+            continue;
+        }
         match (in_key, begins) {
             (false, false) => kept.push(words(&value(line))),
             // One word for the whole key.
@@ -45,20 +58,27 @@ pub(super) fn text(text: &str) -> String {
     kept
 }
 
+/// Where the value of a key begins that names a credential; in a log, anywhere in the line.
+fn credential(line: &str) -> Option<usize> {
+    let value_of = |key: &&str| {
+        line.match_indices(*key).find_map(|(at, _)| {
+            let stands_alone = line[..at].chars().next_back().is_none_or(|c| " -\"{,".contains(c));
+            let rest = &line[at + key.len()..];
+            let value = rest.strip_prefix('"').unwrap_or(rest).strip_prefix(':')?;
+            (stands_alone && !value.trim().is_empty()).then(|| line.len() - value.len())
+        })
+    };
+    KEYS.iter().filter_map(value_of).min()
+}
+
 /// A line whose key names a credential, without the value.
 fn value(line: &str) -> String {
-    let indent = line.len() - line.trim_start_matches([' ', '-']).len();
-    let rest = &line[indent..];
-    let key = rest.split_once(':').map(|(key, _)| key.trim_matches('"'));
-    match key.filter(|key| KEYS.contains(key) && !rest.trim_end().ends_with(':')) {
-        Some(key) => format!("{}{key}: {LEFT_OUT}", &line[..indent]),
-        None => line.to_owned(),
-    }
+    credential(line).map_or_else(|| line.to_owned(), |at| format!("{} {LEFT_OUT}", &line[..at]))
 }
 
 /// A line without words that are tokens.
 fn words(line: &str) -> String {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || "._-+/=".contains(c);
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
     let (mut out, mut rest) = (String::with_capacity(line.len()), line);
     while let Some(begin) = rest.find(is_part) {
         let end = rest[begin..].find(|c| !is_part(c)).map_or(rest.len(), |length| begin + length);
@@ -91,6 +111,13 @@ authorization: Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl,
 - token: abc
   client-key-data: TFMwdExTMUNSVWRKVGc9PQ==
   \"password\": \"x\"
+token: >-
+  abc
+  def
+kept: yes
+2026-11-27T03:00:00Z console: password: geheim
+VAULT_TOKEN=hvs.CAESIJ0123456789abcdefghij access_token=eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl
+certificate LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t
 token:
 a sentence. No token is in its words.
 ";
@@ -103,7 +130,12 @@ login with <left out> failed
 authorization: Bearer <left out>,
 - token: <left out>
   client-key-data: <left out>
-  password: <left out>
+  \"password\": <left out>
+token: <left out>
+kept: yes
+2026-11-27T03:00:00Z console: password: <left out>
+VAULT_TOKEN=<left out> access_token=<left out>
+certificate <left out>
 token:
 a sentence. No token is in its words.
 ";
@@ -112,7 +144,8 @@ a sentence. No token is in its words.
             text("-----BEGIN EC PRIVATE KEY----- all in one -----END EC PRIVATE KEY----- x\ny"),
             "<left out>\ny"
         );
-        // What is cut off in the middle of a key ends with it.
+        // What begins or ends in the middle of a key.
+        assert_eq!(text("MIIE\n-----END PRIVATE KEY-----\nx"), "<left out>\nx");
         assert_eq!(text("x\n-----BEGIN PRIVATE KEY-----\nMIIE"), "x\n<left out>");
     }
 
