@@ -14,8 +14,10 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{NodeCounts, names},
+    cluster::Valid,
     kvm::vm_pod::VmPod,
     pki::leaf::{ADMIN_GROUP, KUBELET_CLIENT_GROUP},
+    rollout::wish,
 };
 
 /// The standard label of control-plane nodes. Kubelets may not set it on themselves.
@@ -79,6 +81,14 @@ pub(super) fn says_ready(node: &Node) -> Option<Timestamp> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
     Some(ready.last_heartbeat_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+/// The VM pod whose image says which add-ons the guest has: one of the control plane that answers, and that is as it should be.
+/// While several are replaced, those that wait for it carry what the others had before. A lone one has nobody beside it.
+pub fn bearer<'a>(vm_pods: &'a [Arc<VmPod>], cluster: &Valid) -> Option<&'a Arc<VmPod>> {
+    let (wish, alone) = (wish::control_plane(cluster), cluster.control_plane.replicas == 1);
+    let mut masters = vm_pods.iter().filter(|pod| !pod.is_worker() && pod.answering_at().is_some());
+    masters.find(|pod| alone || pod.wish().is_none_or(|made_for| *made_for == wish))
 }
 
 /// Names of control-plane nodes that lack the standard label.
@@ -172,6 +182,27 @@ mod tests {
         assert_eq!(ready(&vm_pod(json!({"waiting": {"reason": "CrashLoopBackOff"}}))), 0);
         // One that users joined themselves has no VM pod.
         assert_eq!(ready(&[]), 1);
+    }
+
+    #[test]
+    fn add_ons_are_those_of_a_control_plane_node_that_is_as_it_should_be() {
+        let cluster = |replicas: u32| crate::testing::valid(json!({"controlPlane": {"replicas": replicas}}));
+        let vm_pod = |name: &str, made_for: &str, ready: &str| -> Arc<VmPod> {
+            let annotations = json!({names::NODE_WISH_ANNOTATION: made_for});
+            let status = json!({"podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": ready}]});
+            let labels = json!({names::ROLE_LABEL: names::ROLE_CONTROL_PLANE, names::NODE_LABEL: name});
+            let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
+            Arc::new(serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap())
+        };
+        let (three, one) = (cluster(3), cluster(1));
+        let now = wish::control_plane(&three);
+        let bearer = |pods: &[Arc<VmPod>], cluster| bearer(pods, cluster).map(|pod| pod.node().to_owned());
+        let old = vm_pod("master-1", "another", "True");
+        let pods = [old.clone(), vm_pod("master-0", &now, "True")];
+        assert_eq!(bearer(&pods, &three).as_deref(), Some("master-0"));
+        // The new one is away for a moment: nothing of before comes back.
+        assert_eq!(bearer(&[old.clone(), vm_pod("master-0", &now, "False")], &three), None);
+        assert_eq!(bearer(&[old], &one).as_deref(), Some("master-1"));
     }
 
     #[test]

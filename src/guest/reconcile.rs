@@ -200,7 +200,7 @@ impl GuestOperator {
     /// Sees that rights and add-ons are there, if that was not seen just now.
     async fn equip(&self, key: &ClusterKey, session: &Session, valid: &Valid) -> Result<(), Error> {
         let pods = self.context.vm_pods(&valid.identity);
-        let master = pods.iter().filter(|pod| !pod.is_worker()).find_map(|pod| Some((pod, pod.answering_at()?)));
+        let master = plan::bearer(&pods, valid).and_then(|pod| Some((pod, pod.answering_at()?)));
         let vm_pod = master.and_then(|(pod, _)| pod.metadata.uid.clone()).unwrap_or_default();
         let seen = session.equipped.as_ref();
         if seen.is_some_and(|seen| seen.vm_pod == vm_pod && seen.at.elapsed() < SEEN_FOR) {
