@@ -5,7 +5,7 @@
 //! - [`draw`]: lines and branches; pure
 
 mod draw;
-mod observe;
+pub(super) mod observe;
 #[cfg(test)]
 mod tests;
 mod tree;

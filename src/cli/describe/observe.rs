@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What was asked for, or why it could not be had.
-pub(super) type Seen<T> = Result<T, String>;
+pub(in crate::cli) type Seen<T> = Result<T, String>;
 
 /// A Cluster and what belongs to it.
 #[derive(Clone, Debug)]
@@ -70,7 +70,8 @@ pub(super) async fn observe(client: &Client, cluster: Cluster, settings: Option<
     Observed { cluster, pods, volumes, claims: held, hosts, events, outdated }
 }
 
-async fn list<K>(what: String, api: &Api<K>, params: &ListParams) -> Seen<Vec<K>>
+/// Lists objects.
+pub(in crate::cli) async fn list<K>(what: String, api: &Api<K>, params: &ListParams) -> Seen<Vec<K>>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {

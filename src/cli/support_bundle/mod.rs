@@ -26,7 +26,15 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Failure, describe, events, named::Named};
+use super::{
+    Failure,
+    describe::{
+        self,
+        observe::{Seen, list},
+    },
+    events,
+    named::Named,
+};
 use crate::{
     api::{Cluster, ClusterAccess, NetworkClaim},
     cluster::Identity,
@@ -101,25 +109,26 @@ async fn collect(client: &Client, cluster: Cluster, system: &str, bundle: &mut B
     logs(client, system, "manager", bundle).await
 }
 
-type Seen<T> = Result<Vec<T>, String>;
-
-async fn namespaced<K>(client: &Client, namespace: &str) -> Seen<K>
+async fn namespaced<K>(client: &Client, namespace: &str) -> Seen<Vec<K>>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
 {
     listed(Api::<K>::namespaced(client.clone(), namespace), &format!("{} of {namespace}", K::plural(&()))).await
 }
 
-async fn global<K>(client: &Client) -> Seen<K>
+async fn global<K>(client: &Client) -> Seen<Vec<K>>
 where
     K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
 {
     listed(Api::<K>::all(client.clone()), &K::plural(&())).await
 }
 
-async fn listed<K: Clone + std::fmt::Debug + DeserializeOwned>(api: Api<K>, what: &str) -> Seen<K> {
+async fn listed<K>(api: Api<K>, what: &str) -> Seen<Vec<K>>
+where
+    K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
+{
     eprintln!("{what}");
-    call("list", what, api.list(&ListParams::default())).await.map(|list| list.items).map_err(|error| chain(&error))
+    list(what.to_owned(), &api, &ListParams::default()).await
 }
 
 /// The logs of a namespace's pods, and of what ran in them before.
@@ -183,7 +192,7 @@ impl Bundle {
     }
 
     /// Adds objects as YAML, or why they are not there.
-    fn objects<K: Serialize>(&mut self, name: &str, objects: Seen<K>) -> Result<(), Failure> {
+    fn objects<K: Serialize>(&mut self, name: &str, objects: Seen<Vec<K>>) -> Result<(), Failure> {
         let objects = match objects {
             Ok(objects) => objects,
             Err(error) => {
