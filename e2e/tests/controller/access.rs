@@ -263,7 +263,12 @@ fn the_api_server_refuses_what_nobody_may_have() {
             (json!({"user": "al ice"}), "spec.user"),
             (json!({"user": "a".repeat(65)}), "spec.user"),
             (json!({"groups": ["system:masters"]}), "spec.groups"),
-            (json!({"groups": ["dev", "ops"]}), "spec.groups"),
+            (json!({"groups": ["dev", "system:masters"]}), "must not contain a group that begins with system:"),
+            (json!({"groups": ["dev", "dev"]}), "spec.groups[1]: Duplicate value"),
+            (
+                json!({"groups": (0..17).map(|number| format!("group-{number}")).collect::<Vec<_>>()}),
+                "spec.groups: Too many",
+            ),
             (json!({"ttl": "9m"}), "must be between 10m and 720h"),
             (json!({"ttl": "1000h"}), "must be between 10m and 720h"),
             (json!({"ttl": "1d"}), "spec.ttl"),
