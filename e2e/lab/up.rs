@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::addons::{self, ADDONS, Addon};
@@ -323,10 +324,24 @@ fn await_node(lab: &Lab, host: &Host) -> Result<()> {
     let kubelet = lab.host(host).kubelet();
     let ready = wait_for(PATIENCE, &format!("node {} being Ready", host.name()), || {
         kubelet.check(&lab.paths)?;
-        let node: Value = serde_json::from_str(&lab.kubectl(&["get", "node", host.name(), "--output=json"])?)?;
-        node_ready(&node)
+        let get = |words: &[&str]| -> Result<Value> {
+            Ok(serde_json::from_str(&lab.kubectl(&[&["get"], words, &[host.name(), "--output=json"]].concat())?)?)
+        };
+        // First: what the node says counts from then on.
+        heard_of(&get(&["--namespace=kube-node-lease", "lease"])?, Timestamp::now())?;
+        node_ready(&get(&["node"])?)
     });
     ready.with_context(|| kubelet.log_end(&lab.paths))
+}
+
+/// Whether a node's kubelet has renewed its lease just now. After the API server was away for 40 s nodes still say that they are
+/// Ready, until the controller manager misses those that were not faster than it.
+fn heard_of(lease: &Value, now: Timestamp) -> Result<()> {
+    // Kubelet renews it every ten seconds.
+    let fresh = SignedDuration::from_secs(20);
+    let renewed: Timestamp = lease["spec"]["renewTime"].as_str().context("no lease yet")?.parse()?;
+    let age = now.duration_since(renewed);
+    if age > fresh { bail!("its kubelet was not heard of for {} s", age.as_secs()) } else { Ok(()) }
 }
 
 /// Whether a node is Ready and takes pods.
@@ -346,6 +361,16 @@ fn node_ready(node: &Value) -> Result<()> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_node_that_was_ready_before_the_api_server_was_away_has_to_say_so_again() {
+        let lease = json!({"spec": {"renewTime": "2026-01-01T00:00:00.123456Z"}});
+        let at =
+            |seconds: i64| "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds);
+        heard_of(&lease, at(11)).unwrap();
+        assert_eq!(heard_of(&lease, at(45)).unwrap_err().to_string(), "its kubelet was not heard of for 44 s");
+        assert!(heard_of(&json!({}), at(0)).is_err());
+    }
 
     #[test]
     fn a_node_that_is_ready_but_tainted_takes_no_pods_yet() {
