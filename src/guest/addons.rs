@@ -134,11 +134,13 @@ fn object(place: usize, value: Value) -> Result<(ApiResource, DynamicObject), Bu
     Ok((ApiResource::from_gvk(&kind), object))
 }
 
-/// The first workload that does not serve yet, in words.
-pub fn unready(daemon_sets: &[DaemonSet], deployments: &[Deployment]) -> Option<String> {
+/// The first workload that does not serve yet, in words. On `silent` nodes, which were given up, no DaemonSet has a pod that
+/// could be ready, although its controller wants one there for as long as their Nodes are there.
+pub fn unready(daemon_sets: &[DaemonSet], deployments: &[Deployment], silent: usize) -> Option<String> {
+    let silent = i32::try_from(silent).unwrap_or(i32::MAX);
     let daemon_set = |set: &DaemonSet| {
         let status = set.status.clone().unwrap_or_default();
-        let wanted = status.desired_number_scheduled;
+        let wanted = status.desired_number_scheduled.saturating_sub(silent);
         let current = status.observed_generation >= set.metadata.generation
             && status.updated_number_scheduled.unwrap_or(0) >= wanted;
         (current && wanted > 0, status.number_ready, wanted, set.name_any())
@@ -214,9 +216,12 @@ spec:
             "metadata": {"name": "coredns", "generation": 1}, "spec": {"selector": {}, "template": {}},
         }))
         .unwrap();
-        assert_eq!(unready(&[set(2, 1)], &[]), None);
-        assert_eq!(unready(&[set(1, 1)], &[]).unwrap(), "add-on calico-node (1/2 pods ready)");
-        assert!(unready(&[set(2, 0)], &[]).is_some());
-        assert_eq!(unready(&[set(2, 1)], &[dns]).unwrap(), "add-on coredns (0/1 pods ready)");
+        assert_eq!(unready(&[set(2, 1)], &[], 0), None);
+        assert_eq!(unready(&[set(1, 1)], &[], 0).unwrap(), "add-on calico-node (1/2 pods ready)");
+        assert!(unready(&[set(2, 0)], &[], 0).is_some());
+        assert_eq!(unready(&[set(2, 1)], &[dns], 0).unwrap(), "add-on coredns (0/1 pods ready)");
+        // One of both nodes is silent and given up.
+        assert_eq!(unready(&[set(1, 1)], &[], 1), None);
+        assert_eq!(unready(&[set(0, 1)], &[], 1).unwrap(), "add-on calico-node (0/1 pods ready)");
     }
 }

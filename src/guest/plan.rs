@@ -64,6 +64,12 @@ pub fn wanted(nodes: &[Node], is_wanted: impl Fn(&str) -> bool) -> Vec<&Node> {
     nodes.iter().filter(|node| !of_pool(node) || named(node)).collect()
 }
 
+/// How many of the others are silent.
+pub fn silent(nodes: &[Node], is_wanted: impl Fn(&str) -> bool) -> usize {
+    let all = nodes.iter().filter(|node| says_ready(node).is_none()).count();
+    all - wanted(nodes, is_wanted).into_iter().filter(|node| says_ready(node).is_none()).count()
+}
+
 /// Whether the kubelet of the VM that runs now says so. What the last one said stays in the guest's etcd until the guest's
 /// controllers miss it, for the better part of a minute: long enough for a VM to be started anew.
 fn is_ready(node: &Node, vm_pods: &[Arc<VmPod>]) -> bool {
@@ -86,7 +92,7 @@ pub(super) fn says_ready(node: &Node) -> Option<Timestamp> {
 /// The VM pod whose image says which add-ons the guest has: one of the control plane that answers, and that is as it should be.
 /// While several are replaced, those that wait for it carry what the others had before. A lone one has nobody beside it.
 pub fn bearer<'a>(vm_pods: &'a [Arc<VmPod>], cluster: &Valid) -> Option<&'a Arc<VmPod>> {
-    let (wish, alone) = (wish::control_plane(cluster), cluster.control_plane.replicas == 1);
+    let (wish, alone) = (wish::control_plane(cluster), cluster.has_one_master());
     let mut masters = vm_pods.iter().filter(|pod| !pod.is_worker() && pod.answering_at().is_some());
     masters.find(|pod| alone || pod.wish().is_none_or(|made_for| *made_for == wish))
 }
@@ -164,6 +170,7 @@ mod tests {
             [node("master-0", None, json!([])), node("a-0", Some("a"), json!([])), node("theirs", None, json!([]))];
         assert_eq!(count(wanted(&nodes, |name| name == "a-0"), &[]).total, 3);
         assert_eq!(count(wanted(&nodes, |name| name == "a-1"), &[]).total, 2);
+        assert_eq!([silent(&nodes, |name| name == "a-0"), silent(&nodes, |name| name == "a-1")], [0, 1]);
     }
 
     #[test]

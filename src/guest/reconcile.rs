@@ -174,6 +174,7 @@ impl GuestOperator {
         let expected = masters.saturating_add(workers.len());
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
         let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
+        let silent = plan::silent(&nodes, wanted);
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
@@ -189,7 +190,7 @@ impl GuestOperator {
                 missing => format!("nodes to be Ready ({nodes}, {missing} more to come)"),
             });
         }
-        if let Some(what) = unready_add_on(&client).await? {
+        if let Some(what) = unready_add_on(&client, silent).await? {
             return waiting(what);
         }
         let is_moving = vm_pods.iter().any(|pod| pod.leaving().is_some());

@@ -132,15 +132,15 @@ async fn apply(client: Client, resource: ApiResource, object: DynamicObject) -> 
     call_within(APPLY_TIMEOUT, "apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
 }
 
-/// What of the add-ons does not serve yet.
-pub(super) async fn unready_add_on(client: &Client) -> Result<Option<String>, Error> {
+/// What of the add-ons does not serve yet, in a guest with so many nodes that were given up and are silent.
+pub(super) async fn unready_add_on(client: &Client, silent: usize) -> Result<Option<String>, Error> {
     let params = ListParams::default().labels(addons::SELECTOR);
     let sets = Api::<DaemonSet>::namespaced(client.clone(), addons::NAMESPACE);
     let sets = call("list", "the guest's DaemonSets", sets.list(&params)).await.map_err(Error::AddOns)?;
     let deployments = Api::<Deployment>::namespaced(client.clone(), addons::NAMESPACE);
     let deployments =
         call("list", "the guest's Deployments", deployments.list(&params)).await.map_err(Error::AddOns)?;
-    Ok(addons::unready(&sets.items, &deployments.items))
+    Ok(addons::unready(&sets.items, &deployments.items, silent))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub fn master_service(cluster: &Valid) -> Service {
             selector: Some(selector),
             // A lone API server that is slow to answer has nobody to stand in for it. Without it all clients would be
             // refused, and workers would wait their back-offs out.
-            publish_not_ready_addresses: Some(cluster.control_plane.replicas == 1),
+            publish_not_ready_addresses: Some(cluster.has_one_master()),
             ports: Some(vec![ServicePort {
                 name: Some("api".into()),
                 port: i32::from(names::API_PORT),

@@ -40,7 +40,7 @@ pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
 
 fn api_server(node: &Node) -> Component {
     let ranges = node.cluster.ranges;
-    let alone = node.cluster.control_plane.replicas == 1;
+    let alone = node.cluster.has_one_master();
     Component {
         name: "kube-apiserver",
         description: "Kubernetes API",
@@ -123,7 +123,7 @@ fn controller_manager(node: &Node) -> Component {
 
 /// Alone there is nobody to lead: an election could only be lost, by a slow node, and end what works.
 fn elects(node: &Node) -> String {
-    format!("--leader-elect={}", node.cluster.control_plane.replicas > 1)
+    format!("--leader-elect={}", !node.cluster.has_one_master())
 }
 
 fn scheduler(node: &Node) -> Component {

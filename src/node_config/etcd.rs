@@ -30,7 +30,7 @@ pub enum Blank {
 
 pub(super) fn component(node: &Node) -> Component {
     let (name, ip) = (&node.name, node.address.ip.addr());
-    let alone = members(node).len() == 1;
+    let alone = node.cluster.has_one_master();
     let mut argv = vec![
         "/usr/local/bin/etcd".into(),
         format!("--name={name}"),
@@ -42,8 +42,6 @@ pub(super) fn component(node: &Node) -> Component {
     ];
     if alone {
         argv.push(format!("--initial-cluster={name}={}", peer(ip)));
-    }
-    if alone {
         argv.push(format!("--initial-cluster-token={}", node.cluster.identity.id));
         argv.push("--initial-cluster-state=new".into());
     } else {
@@ -91,7 +89,7 @@ pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
         File::new("/etc/systemd/system/giantnetes-etcd-disk.service", disk_unit()),
         File::new("/etc/systemd/system/var-lib-etcd.mount", mount_unit()),
     ];
-    if members(node).len() > 1 {
+    if !node.cluster.has_one_master() {
         files.push(File::script(PLACE, place(node, blank)));
     }
     files

@@ -27,7 +27,7 @@ pub fn control_plane(cluster: &Valid) -> String {
     wish.machine(cluster.control_plane.machine);
     wish.zones(&cluster.control_plane.zones);
     // One that is alone does not look for others, and its controllers elect no leader.
-    wish.unless("alone", cluster.control_plane.replicas == 1, true);
+    wish.unless("alone", cluster.has_one_master(), true);
     let kubernetes = &cluster.kubernetes;
     wish.unless("apiServer", &kubernetes.api_server.flags, &BTreeMap::new());
     wish.unless("controllerManager", &kubernetes.controller_manager, &BTreeMap::new());

@@ -65,7 +65,12 @@ pub struct Valid {
 impl Valid {
     /// Whether a node of it has others to find.
     pub fn has_peers(&self) -> bool {
-        self.control_plane.replicas > 1 || !self.pools.is_empty()
+        !self.has_one_master() || !self.pools.is_empty()
+    }
+
+    /// Whether its control plane is one node: then nobody takes over from it, and etcd has one member.
+    pub fn has_one_master(&self) -> bool {
+        self.control_plane.replicas == 1
     }
 
     /// Checks a Cluster. All violations are found at once.
