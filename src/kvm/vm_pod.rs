@@ -13,6 +13,25 @@ use crate::{
 /// of QEMU looks like.
 const OFTEN: i32 = 3;
 
+/// Words of the scheduler's, and what helps.
+const CURES: [(&str, &str); 5] = [
+    (
+        "unbound immediate PersistentVolumeClaims",
+        "if this lasts: a StorageClass must be the default, or be named by spec.etcd.storage.className",
+    ),
+    ("storageclass.storage.k8s.io", "spec.etcd.storage.className must name a StorageClass that is there"),
+    ("Pod's node affinity", "the hosts of a zone carry its name as label giantnetes.io/zone"),
+    ("Insufficient memory", "a host must have so much memory free: add one, or ask for a smaller machine"),
+    ("Insufficient cpu", "a host must have so much CPU free: add one, or ask for a smaller machine"),
+];
+const IMAGE_CURE: &str = "the chart's settings.kubernetes.images must name it as the hosts' registry does";
+
+/// What the scheduler says, and what helps.
+fn with_cures(message: &str) -> String {
+    let cures: Vec<_> = CURES.iter().filter(|(words, _)| message.contains(words)).map(|(_, cure)| *cure).collect();
+    if cures.is_empty() { message.to_owned() } else { format!("{} ({})", message.trim_end(), cures.join("; ")) }
+}
+
 /// A Pod with the few fields that we read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmPod {
@@ -214,7 +233,7 @@ impl VmPod {
             (Some(why), _) if why.reason.contains("Image") => {
                 // The same cause is told in two ways by turns, and one contains the other.
                 let cause = why.message.rsplit_once("ErrImagePull: ").map_or(why.message.as_str(), |(_, cause)| cause);
-                let message = format!("its host cannot get the image {}: {cause}", container.image);
+                let message = format!("its host cannot get the image {}: {cause} ({IMAGE_CURE})", container.image);
                 Some((Reason::ImageNotFound, message))
             }
             (waiting, Some(ended)) if waiting.is_some() || container.restart_count >= OFTEN => {
@@ -242,7 +261,7 @@ impl VmPod {
     /// Why it does not run, in words.
     pub fn trouble(&self) -> String {
         match self.unscheduled() {
-            Some(condition) => condition.message.clone(),
+            Some(condition) => with_cures(&condition.message),
             None if self.is_finished() => format!("it ended: {} {}", self.status.phase, self.status.reason),
             None if let Some((_, why)) = self.hindrance() => why,
             None if self.status.phase == "Running" && self.is_worker() => "the guest's kubelet to answer".into(),
@@ -297,8 +316,22 @@ mod tests {
     fn a_node_that_no_host_takes_has_the_scheduler_s_words() {
         let message = "0/3 nodes are available: 3 Insufficient memory.";
         let pod = pod(json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}));
-        assert_eq!((pod.obstacle(), pod.trouble()), (Some(Reason::Unschedulable), message.to_owned()));
+        assert_eq!(pod.obstacle(), Some(Reason::Unschedulable));
+        let cure = "a host must have so much memory free: add one, or ask for a smaller machine";
+        assert_eq!(pod.trouble(), format!("{message} ({cure})"));
         assert!(!pod.lacks_kvm());
+    }
+
+    #[test]
+    fn what_helps_is_said_of_each_cause_and_of_nothing_else() {
+        let said = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector.";
+        let said = with_cures(said);
+        assert!(said.contains("giantnetes.io/zone; a host must have so much CPU free"), "{said}");
+        for unknown in
+            ["3 node(s) had untolerated taint(s).", "3 node(s) didn't match PersistentVolume's node affinity."]
+        {
+            assert_eq!(with_cures(unknown), unknown);
+        }
     }
 
     #[test]
@@ -311,7 +344,8 @@ mod tests {
         for status in said {
             let pod = container("Pending", status);
             assert_eq!(pod.obstacle(), Some(Reason::ImageNotFound));
-            assert_eq!(pod.trouble(), format!("its host cannot get the image giantnetes/vm:v1: {cause}"));
+            let said = format!("its host cannot get the image giantnetes/vm:v1: {cause} ({IMAGE_CURE})");
+            assert_eq!(pod.trouble(), said);
         }
         let never = container("Pending", waiting("ErrImageNeverPull", "it is not present with pull policy of Never"));
         assert_eq!(never.obstacle(), Some(Reason::ImageNotFound));
