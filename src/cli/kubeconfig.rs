@@ -8,7 +8,10 @@ use kube::{
     api::{Patch, PatchParams},
 };
 
-use super::{Failure, named::Named};
+use super::{
+    Failure,
+    named::{Named, with_cure},
+};
 use crate::{
     api::{AccessRights, AccessedCluster, ClusterAccess, ClusterAccessSpec, Reason, names},
     runtime::{apply::hash, call},
@@ -45,11 +48,15 @@ pub(super) async fn kubeconfig(args: &KubeconfigArgs) -> Result<(), Failure> {
         None => names::kubeconfig_secret(&args.cluster.name),
         Some(user) => let_in(&client, &namespace, args, user).await?,
     };
-    let secrets = Api::<Secret>::namespaced(client, &namespace);
-    let found = call("get", format!("Secret {namespace}/{secret}"), secrets.get_opt(&secret)).await?;
-    let found = found.ok_or_else(|| {
-        format!("Cluster {namespace}/{} has no kubeconfig yet: there is no Secret {secret}", args.cluster.name)
-    })?;
+    let secrets = Api::<Secret>::namespaced(client.clone(), &namespace);
+    let found =
+        call("get", format!("Secret {namespace}/{secret}"), secrets.get_opt(&secret)).await.map_err(with_cure)?;
+    let Some(found) = found else {
+        let cluster = args.cluster.look(&client, &namespace).await?;
+        let told =
+            cluster.status.and_then(|status| status.message).unwrap_or_else(|| "nothing is said of it yet".into());
+        return Err(format!("Cluster {namespace}/{} has no kubeconfig yet: {told}", args.cluster.name).into());
+    };
     let value = found.data.and_then(|mut data| data.remove("value"));
     let value = value.ok_or_else(|| format!("Secret {namespace}/{secret} has no key `value`"))?;
     print!("{}", String::from_utf8(value.0)?);

@@ -3,12 +3,20 @@
 use std::path::PathBuf;
 
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, ResourceExt as _,
+    api::ListParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
 use super::Failure;
-use crate::{api::Cluster, runtime::call};
+use crate::{
+    api::Cluster,
+    runtime::{CallError, call, chain},
+};
+
+/// What a person can do who was refused.
+const RIGHTS: &str = "whoever runs the management cluster gives rights to Clusters by the chart's ClusterRoles \
+                      <release>-cluster-admin and -viewer, and to a kubeconfig by a Role for its Secret";
 
 /// The management cluster that is asked.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -53,8 +61,38 @@ impl Named {
     /// A client, and the Cluster as it is now.
     pub(super) async fn get(&self) -> Result<(Client, Cluster), Failure> {
         let (client, namespace) = self.place.connect().await?;
-        let api = Api::<Cluster>::namespaced(client.clone(), &namespace);
-        let cluster = call("get", format!("Cluster {namespace}/{}", self.name), api.get(&self.name)).await?;
+        let cluster = self.look(&client, &namespace).await?;
         Ok((client, cluster))
     }
+
+    /// The Cluster as it is now.
+    pub(super) async fn look(&self, client: &Client, namespace: &str) -> Result<Cluster, Failure> {
+        let api = Api::<Cluster>::namespaced(client.clone(), namespace);
+        match call("get", format!("Cluster {namespace}/{}", self.name), api.get(&self.name)).await {
+            Ok(cluster) => Ok(cluster),
+            Err(error) if error.status() == Some(404) => Err(self.missing(client, namespace).await.into()),
+            Err(error) => Err(with_cure(error)),
+        }
+    }
+
+    /// What to say of a Cluster that is not there: where there is one of its name, as far as the caller may see that.
+    async fn missing(&self, client: &Client, namespace: &str) -> String {
+        let what = format!("there is no Cluster {} in namespace {namespace}", self.name);
+        let named = ListParams::default().fields(&format!("metadata.name={}", self.name));
+        match call("list", "Clusters", Api::<Cluster>::all(client.clone()).list_metadata(&named)).await {
+            Ok(others) => match others.items.iter().filter_map(|other| other.namespace()).next() {
+                Some(other) => format!("{what}, but in {other}: name it by `-n {other}`"),
+                None => format!("{what}; `kubectl get clusters.giantnetes.io -A` lists all"),
+            },
+            Err(error) if error.status() == Some(404) => {
+                format!("{what}, nor anywhere: this cluster has no kind Cluster, so the chart is not installed here")
+            }
+            Err(_) => format!("{what}; another namespace is named by `-n`"),
+        }
+    }
+}
+
+/// The error, and what helps a person who was refused.
+pub(super) fn with_cure(error: CallError) -> Failure {
+    if error.status() == Some(403) { format!("{}; {RIGHTS}", chain(&error)).into() } else { error.into() }
 }

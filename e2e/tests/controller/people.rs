@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use anyhow::ensure;
 use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event};
 use kube::{
     Api, ResourceExt as _,
@@ -16,7 +17,7 @@ use crate::{
     on_servers,
     rollout::Guest,
     support::giantnetes,
-    world::{SECOND, World},
+    world::{SECOND, World, eventually},
 };
 
 /// Runs `giantnetes` for whom this kubeconfig is of.
@@ -90,6 +91,55 @@ fn a_support_bundle_has_what_helps_and_nothing_secret() {
 
         let again = g8s(&servers.kubeconfig(), &bundle).output().unwrap_err().to_string();
         assert!(again.contains("File exists"), "{again}");
+    });
+}
+
+/// What a newcomer gets wrong, and is told with what helps.
+#[test]
+fn a_wrong_place_and_a_missing_right_are_told() {
+    on_servers("mistaken", async |servers, world| {
+        for namespace in ["a", "b"] {
+            world.namespace(namespace).await.unwrap();
+        }
+        world.create("a", "demo", json!({})).await.unwrap();
+        let refusal = |kubeconfig: &Path, words: &str| {
+            let words: Vec<_> = words.split(' ').collect();
+            let said = g8s(kubeconfig, &words).output().unwrap_err().to_string();
+            println!("    giantnetes {}: {}", words.join(" "), said.rsplit_once("giantnetes: ").unwrap().1);
+            said
+        };
+        let operator = servers.kubeconfig();
+        for command in ["describe", "kubeconfig", "events"] {
+            let elsewhere = refusal(&operator, &format!("{command} demo -n b"));
+            assert!(
+                elsewhere.contains("there is no Cluster demo in namespace b, but in a: name it by `-n a`"),
+                "{elsewhere}"
+            );
+        }
+        let nowhere = refusal(&operator, "describe dmeo -n a");
+        assert!(
+            nowhere.contains("no Cluster dmeo in namespace a; `kubectl get clusters.giantnetes.io -A`"),
+            "{nowhere}"
+        );
+        let early = refusal(&operator, "kubeconfig demo -n a");
+        assert!(early.contains("has no kubeconfig yet"), "{early}");
+        // Who may see the Clusters of one namespace, and no Secrets.
+        let tenant = tenant(servers, &world).await;
+        let secret = refusal(&tenant, "kubeconfig demo -n a");
+        assert!(secret.contains("forbidden") && secret.contains("by a Role for its Secret"), "{secret}");
+        let other = refusal(&tenant, "describe demo -n b");
+        assert!(other.contains("forbidden") && other.contains("<release>-cluster-admin and -viewer"), "{other}");
+        // A management cluster without the chart.
+        for crd in ["clusters", "clusteraccesses", "networkclaims"] {
+            servers.kubectl(&["delete", "crd", &format!("{crd}.giantnetes.io")]).output().unwrap();
+        }
+        eventually(SECOND * 30, "the kind to be gone", || async {
+            let bare = refusal(&operator, "describe demo -n a");
+            ensure!(bare.contains("this cluster has no kind Cluster, so the chart is not installed here"), "{bare}");
+            Ok(())
+        })
+        .await
+        .unwrap();
     });
 }
 
