@@ -18,6 +18,8 @@ kubernetes=${GIANTNETES_KUBERNETES:-kubernetes}
 binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 # To be raised when this script itself changes what it makes.
 recipe=3
+# Bytes that the controller image may have: a host that takes over has to get it first.
+controller_limit=60000000
 names=(base base-vm pause toolbox nettools calico coredns traefik node vm controller)
 # Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
 preloaded=(pause toolbox calico coredns)
@@ -211,10 +213,13 @@ build_vm() {
   rm -rf "$1/context"
 }
 build_controller() {
+  local size
   mkdir "$1/context"
   put_binary "$1/context"
   dockerfile controller "$1/context" "$1"
   rm -rf "$1/context"
+  size=$(stat -c %s "$1/controller.tar")
+  ((size <= controller_limit)) || { echo "the image has $size bytes, more than $controller_limit"; return 1; }
 }
 
 main() {
