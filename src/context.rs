@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service},
-        networking::v1::{Ingress, NetworkPolicy},
+        networking::v1::{Ingress, IngressClass, NetworkPolicy},
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -38,10 +38,14 @@ use crate::{
         cache::{self, Change, Index, Watches},
         events::Events,
         lease::Leadership,
-        queue::Queue,
     },
     settings::Settings,
 };
+
+mod wake;
+
+pub use wake::Wake;
+use wake::guest_of;
 
 /// One watch per kind; of most kinds the metadata is enough.
 #[derive(Clone, Debug)]
@@ -54,7 +58,8 @@ pub struct Cache {
     pub services: Store<Service>,
     pub secrets: Store<PartialObjectMeta<Secret>>,
     pub config_maps: Store<PartialObjectMeta<ConfigMap>>,
-    pub ingresses: Store<PartialObjectMeta<Ingress>>,
+    pub ingresses: Store<Ingress>,
+    pub ingress_classes: Store<PartialObjectMeta<IngressClass>>,
     pub policies: Store<PartialObjectMeta<NetworkPolicy>>,
     pub volume_claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
     pub budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
@@ -70,91 +75,6 @@ pub struct Cache {
     pub pods_by_namespace: Index,
     /// ConfigMaps by namespace.
     pub config_maps_by_namespace: Index,
-}
-
-/// Wakes every micro-operator for a Cluster.
-#[derive(Clone, Debug, Default)]
-pub struct Wake {
-    queues: Vec<Queue<ClusterKey>>,
-    /// Of the guest operator: it is one of them, and woken alone for what concerns no other.
-    guests: Option<Queue<ClusterKey>>,
-    accesses: Option<Queue<AccessKey>>,
-    /// ClusterAccesses by the Cluster (`namespace/name`) that they lead to.
-    accesses_by_cluster: Index,
-    leadership: Leadership,
-    /// Which Cluster a guest's id belongs to.
-    ids: Arc<Mutex<HashMap<String, ClusterKey>>>,
-}
-
-impl Wake {
-    /// Wakes whoever works on one of `queues`, of which `guests` is one, or on `accesses`, while this process leads: a new
-    /// leader looks at everything anyway.
-    pub fn new(
-        queues: Vec<Queue<ClusterKey>>,
-        guests: Queue<ClusterKey>,
-        accesses: Queue<AccessKey>,
-        leadership: Leadership,
-    ) -> Self {
-        Self { queues, guests: Some(guests), accesses: Some(accesses), leadership, ..Self::default() }
-    }
-
-    /// Wakes all for the Cluster with this key.
-    pub fn cluster(&self, key: &ClusterKey) {
-        if !self.leadership.holds() {
-            return;
-        }
-        for queue in &self.queues {
-            queue.add(key.clone());
-        }
-        for name in self.accesses_by_cluster.names(&key.to_string()) {
-            self.access(AccessKey { namespace: key.namespace.clone(), name });
-        }
-    }
-
-    /// Wakes whoever works on a ClusterAccess.
-    fn access(&self, key: AccessKey) {
-        if let Some(queue) = self.accesses.as_ref().filter(|_| self.leadership.holds()) {
-            queue.add(key);
-        }
-    }
-
-    /// Wakes the guest operator for users' rights inside a guest.
-    fn rights(&self, key: ClusterKey) {
-        if let Some(queue) = self.guests.as_ref().filter(|_| self.leadership.holds()) {
-            queue.add(key);
-        }
-    }
-
-    fn changed(&self, cluster: &Cluster, change: Change) {
-        let identity = Identity::of(cluster);
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        match change {
-            Change::Is => ids.insert(identity.id, identity.key.clone()),
-            Change::Gone => ids.remove(&identity.id),
-        };
-        drop(ids);
-        self.cluster(&identity.key);
-    }
-
-    /// Wakes all for the Cluster that an object is labelled with.
-    fn labelled(&self, meta: &ObjectMeta) {
-        if let Some(id) = guest_of(meta) {
-            self.guest(id);
-        }
-    }
-
-    /// Wakes all for the Cluster whose guest has this id.
-    fn guest(&self, id: &str) {
-        let key = self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-        if let Some(key) = key {
-            self.cluster(&key);
-        }
-    }
-}
-
-/// Id of the guest that an object belongs to.
-fn guest_of(meta: &ObjectMeta) -> Option<&String> {
-    meta.labels.as_ref()?.get(names::CLUSTER_LABEL)
 }
 
 /// Wakes the guests that have VM pods on a host when there is news of it; a host says more often that nothing has changed.
@@ -241,6 +161,11 @@ impl Cache {
         let (ingress, budget) = (follow(None), follow(None));
         let pods_by_host = Index::default();
         let hosts = watches.objects("nodes", None, follow_hosts(wake, &pods_by_host));
+        let ingress_classes = {
+            let wake = wake.clone();
+            // There are few, and they hardly ever change.
+            watches.metadata("ingressclasses", None, move |_, _| wake.all_networks())
+        };
         let (secret, pod) = (follow(Some(&secrets_by_namespace)), follow(Some(&pods_by_namespace)));
         Self {
             clusters,
@@ -258,7 +183,8 @@ impl Cache {
             namespaces: watches.metadata("namespaces", OURS, move |object, change| namespace(&object.metadata, change)),
             secrets: watches.metadata("secrets", OURS, move |object, change| secret(&object.metadata, change)),
             config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),
-            ingresses: watches.metadata("ingresses", OURS, move |o, change| ingress(&o.metadata, change)),
+            ingresses: watches.objects("ingresses", OURS, move |o: &Ingress, change| ingress(&o.metadata, change)),
+            ingress_classes,
             policies: watches.metadata("networkpolicies", OURS, move |o, change| policy(&o.metadata, change)),
             volume_claims: watches
                 .metadata("persistentvolumeclaims", OURS, move |o, change| volume_claim(&o.metadata, change)),

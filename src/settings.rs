@@ -79,17 +79,26 @@ pub struct ExposureSettings {
     /// Host name of a guest that asks for an Ingress and names none. `{name}`, `{namespace}` and `{id}` stand for the
     /// guest's; without a template a guest must name its host.
     pub host_template: Option<String>,
-    /// IngressClass of a guest that names none. None: the management cluster's default class.
+    /// IngressClass of a guest that names none. None: the management cluster's default class; empty: none, for an ingress
+    /// controller that serves Ingresses without a class.
     pub class_name: Option<String>,
     /// Port at which the ingress controller is reached.
     pub port: u16,
     /// Further annotations of every Ingress.
     pub annotations: BTreeMap<String, String>,
+    /// Annotations of every Service with a load balancer, in the words of the management cluster's provider.
+    pub load_balancer_annotations: BTreeMap<String, String>,
 }
 
 impl Default for ExposureSettings {
     fn default() -> Self {
-        Self { host_template: None, class_name: None, port: 443, annotations: BTreeMap::new() }
+        Self {
+            host_template: None,
+            class_name: None,
+            port: 443,
+            annotations: BTreeMap::new(),
+            load_balancer_annotations: BTreeMap::new(),
+        }
     }
 }
 

@@ -7,14 +7,13 @@
 mod cases;
 mod support;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use cases::{Case, cases};
 use lab::command::Run;
 use lab::wait_for;
 use serde_json::Value;
-use support::apiserver::ApiServer;
+use support::{apiserver::ApiServer, helm_template, rendered};
 
 /// What the API server says to a case: nothing, or why not.
 fn ask_server(server: &ApiServer, case: &Case) -> Result<(), String> {
@@ -116,10 +115,7 @@ fn what_the_documents_show_is_accepted() {
             // Values of the chart, which its schema judges.
             let file = server.folder().join("values.yaml");
             std::fs::write(&file, &yaml).unwrap();
-            let chart = support::root().join("charts/giantnetes").display().to_string();
-            let said = helm()
-                .args(["template", "x", &chart, "--kube-version", "1.36.3", "-f", &file.display().to_string()])
-                .output();
+            let said = helm_template("x").args(["-f", &file.display().to_string()]).output();
             said.unwrap_or_else(|error| panic!("{name}: {error:#}\n{yaml}"));
             values += 1;
         }
@@ -132,7 +128,7 @@ fn what_the_documents_show_is_accepted() {
 fn a_protected_cluster_cannot_be_deleted() {
     let server = ApiServer::start("protection", &[]).unwrap();
     server.install_crds().unwrap();
-    server.kubectl(&["apply", "-f", "-"]).input(rendered("deletion-protection.yaml")).output().unwrap();
+    server.kubectl(&["apply", "-f", "-"]).input(rendered("giantnetes", "deletion-protection.yaml")).output().unwrap();
     let cluster = |protected: bool| {
         let spec = format!("{{deletionProtection: {protected}}}");
         format!(
@@ -174,7 +170,7 @@ fn a_protected_cluster_cannot_be_deleted() {
 fn a_namespace_uses_what_it_is_allowed_to() {
     let server = ApiServer::start("tenancy", &[]).unwrap();
     server.install_crds().unwrap();
-    server.kubectl(&["apply", "-f", "-"]).input(rendered("tenancy.yaml")).output().unwrap();
+    server.kubectl(&["apply", "-f", "-"]).input(rendered("giantnetes", "tenancy.yaml")).output().unwrap();
     for (namespace, annotations) in [
         ("limited", "{giantnetes.io/allowed-zones: 'front, data', giantnetes.io/allowed-groups: dev}"),
         ("closed", "{giantnetes.io/allowed-zones: '', giantnetes.io/allowed-groups: ''}"),
@@ -252,22 +248,4 @@ fn a_namespace_uses_what_it_is_allowed_to() {
     cluster("free", "{controlPlane: {zones: [other]}, deletionProtection: true}").unwrap();
     server.kubectl(&["label", "-n", "free", "clusters.giantnetes.io", "one", "a=b"]).output().unwrap();
     server.kubectl(&["delete", "-n", "free", "clusters.giantnetes.io", "one"]).output().unwrap();
-}
-
-/// The project's helm.
-fn helm() -> Run {
-    let script = support::root().join("e2e/tools/build.sh");
-    let folder = Run::new(script).args(["--dir", "helm"]).output().unwrap();
-    Run::new(PathBuf::from(folder.trim()).join("helm")).timeout(Duration::from_secs(60))
-}
-
-/// A template of the chart, as helm renders it.
-fn rendered(template: &str) -> String {
-    let chart = support::root().join("charts/giantnetes").display().to_string();
-    helm()
-        .args(["template", "giantnetes", &chart, "--show-only", &format!("templates/{template}")])
-        // Without a cluster helm takes its own library's age for Kubernetes' version.
-        .args(["--kube-version", "1.36.3"])
-        .output()
-        .unwrap()
 }

@@ -147,6 +147,10 @@ fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() 
     let established = ["wait", "--for=condition=Established", "--timeout=25s", "crd", "clusters.giantnetes.io"];
     server.kubectl(&established).output().unwrap();
     server.shell(&next("create")).unwrap();
+    // One management cluster has one of them.
+    let words = ["install", "second", &chart(), "--namespace", "other", "--create-namespace"];
+    let second = format!("{:#}", helm.run(&words).against(&server).output().unwrap_err());
+    assert!(second.contains("giantnetes.io") && second.contains("current value is \"giantnetes\""), "{second}");
     // Nobody works on it here.
     let waited = format!("{:#}", server.shell(&next("wait").replace("15m", "1s")).unwrap_err());
     assert!(waited.contains("timed out waiting for the condition on clusters/demo"), "{waited}");
@@ -239,6 +243,22 @@ fn alerts_fire_when_they_should_and_not_before() {
     }
     promtool().args(["check", "rules", "--lint=all", "--lint-fatal"]).arg(rules).output().unwrap();
     promtool().args(["test", "rules"]).arg(cases).output().unwrap();
+}
+
+#[test]
+fn forgotten_custom_resource_definitions_are_told() {
+    let server = ApiServer::start("bare", &[]).unwrap();
+    let settings =
+        Helm::new("bare").rendered(NOTHING).into_iter().find(|object| name(object) == "ConfigMap giantnetes-settings");
+    let manager = Manager::start(&server, settings.unwrap()["data"]["settings.yaml"].as_str().unwrap());
+    let check = ["check", "--url", &manager.url(), "--timeout", "5s"];
+    let said = Run::new(support::giantnetes()).args(check).timeout(Duration::from_secs(30)).output();
+    let said = format!("{:#}", said.unwrap_err());
+    assert!(said.contains("first list of clusters (is its CustomResourceDefinition installed?)"), "{said}");
+    server.install_crds().unwrap();
+    let check = ["check", "--url", &manager.url(), "--timeout", "60s"];
+    let said = Run::new(support::giantnetes()).args(check).timeout(Duration::from_secs(90)).output().unwrap();
+    assert!(said.contains("ready, and a replica leads"), "{said}");
 }
 
 /// The settings that helm renders, the metrics that they lead to, and what Prometheus makes of these.

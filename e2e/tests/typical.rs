@@ -10,38 +10,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
+use support::workload::{ROOT_ON_EVERY_NODE, in_node};
 use support::{Guest, NAMED, in_steps, installed, patience};
 
 /// What the design has for a guest of 1 + 1 nodes to become Ready, in seconds.
 const READY_AIM: u64 = 180;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A Service in front of both web servers, and a pod on each node with every right over it.
-const WORKLOAD: &str = r#"
+/// A Service in front of both web servers.
+const SERVICE: &str = "---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: root}
-spec:
-  selector: {matchLabels: {app: root}}
-  template:
-    metadata: {labels: {app: root}}
-    spec:
-      hostNetwork: true
-      hostPID: true
-      terminationGracePeriodSeconds: 0
-      tolerations: [{operator: Exists}]
-      containers:
-      - name: root
-        image: giantnetes/toolbox:1
-        imagePullPolicy: Never
-        command: [sleep, "86400"]
-        securityContext: {privileged: true}
-"#;
+";
 
 /// A web server on a node that says who it is.
 fn web_server(name: &str, node: &str) -> String {
@@ -104,7 +86,7 @@ fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
 
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
     let servers = web_server("web-master", "master-0") + &web_server("web-worker", "default-0");
-    guest.kubectl_input(&["apply", "-f", "-"], &format!("{WORKLOAD}{servers}"))?;
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{SERVICE}{ROOT_ON_EVERY_NODE}{servers}"))?;
     for pod in ["web-master", "web-worker"] {
         guest.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=180s"])?;
     }
@@ -437,14 +419,6 @@ fn served(guest: &Guest) -> Result<[String; 2]> {
         "python3 -c \"import ssl; print(ssl.get_server_certificate(('127.0.0.1', 10250)))\"",
     )?;
     Ok([api[begin..end].to_owned(), kubelet])
-}
-
-/// Runs a shell command as root of a node. The shell is named by its path, or the toolbox's busybox would be its own, and
-/// every tool too.
-fn in_node(guest: &Guest, node: &str, command: &str) -> Result<String> {
-    let selector = format!("--field-selector=spec.nodeName={node}");
-    let pod = guest.kubectl(&["get", "pods", "-l", "app=root", &selector, "-o", NAMED])?;
-    guest.kubectl(&["exec", pod.trim(), "--", "chroot", "/proc/1/root", "/bin/sh", "-c", command])
 }
 
 fn renewed_certificates_are_served(lab: &Lab, guest: &Guest) -> Result<()> {

@@ -98,6 +98,8 @@ pub enum Reason {
     VNIInUse,
     /// The host name belongs to another Cluster.
     HostInUse,
+    /// Nobody serves the Ingress of the guest's API; the message names the class.
+    IngressClassNotFound,
     /// No VNI is free.
     VNIExhausted,
     /// An object of our name belongs to somebody else.
@@ -126,7 +128,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -134,6 +136,7 @@ impl Reason {
         Self::ProviderPending,
         Self::VNIInUse,
         Self::HostInUse,
+        Self::IngressClassNotFound,
         Self::VNIExhausted,
         Self::ForeignObject,
         Self::CALost,
@@ -158,6 +161,7 @@ impl Reason {
             Self::ProviderPending => "ProviderPending",
             Self::VNIInUse => "VNIInUse",
             Self::HostInUse => "HostInUse",
+            Self::IngressClassNotFound => "IngressClassNotFound",
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",

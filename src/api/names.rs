@@ -67,6 +67,9 @@ pub const NAMESPACE_PREFIX: &str = "g8s-";
 /// Name of the Service in front of a guest's API servers.
 pub const MASTER_SERVICE: &str = "master";
 
+/// Name of the Service whose load balancer leads to a guest's API from outside.
+pub const BALANCED_SERVICE: &str = "api";
+
 /// Name of the headless Service that lists a guest's VM pods: how they find each other.
 pub const NODES_SERVICE: &str = "nodes";
 

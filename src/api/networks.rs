@@ -71,12 +71,14 @@ pub struct CalicoSpec {
 /// How the guest's API is reached from outside the management cluster.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = rules::ingress_fields())]
+#[x_kube(validation = rules::exposure_host())]
+#[x_kube(validation = rules::exposure_class())]
 pub struct ExposureSpec {
     /// The way in. Default: `None`. Changing it: in place; the kubeconfig follows.
     #[serde(default, rename = "type", skip_serializing_if = "ExposureType::is_default")]
     pub type_: ExposureType,
-    /// Host name of the API, for type `Ingress`. Default: made from the operator's template. Changing it: in place; the
+    /// Host name of the API, for types `Ingress` and `LoadBalancer`; the DNS of the latter's must lead to the load balancer.
+    /// Default: of an Ingress, made from the operator's template; of a load balancer, its address. Changing it: in place; the
     /// kubeconfig follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = rules::HOST_NAME), length(max = 253))]
@@ -95,6 +97,8 @@ pub enum ExposureType {
     None,
     /// An Ingress that passes TLS through by host name.
     Ingress,
+    /// A load balancer that the management cluster's provider makes for a Service.
+    LoadBalancer,
 }
 
 impl ExposureType {

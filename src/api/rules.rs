@@ -145,9 +145,14 @@ pub(super) fn own_label_key() -> Rule {
 
 const OWN_LABELS: &str = "must not have keys of kubernetes.io, k8s.io or giantnetes.io";
 
-pub(super) fn ingress_fields() -> Rule {
-    Rule::new("(has(self.type) && self.type == 'Ingress') || (!has(self.host) && !has(self.className))")
-        .message("host and className need type Ingress")
+pub(super) fn exposure_host() -> Rule {
+    Rule::new("!has(self.host) || (has(self.type) && self.type != 'None')")
+        .message("host needs type Ingress or LoadBalancer")
+}
+
+pub(super) fn exposure_class() -> Rule {
+    Rule::new("!has(self.className) || (has(self.type) && self.type == 'Ingress')")
+        .message("className needs type Ingress")
 }
 
 /// The rules of the whole object.

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::SignedDuration;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Api, Config};
+use kube::{Api, Config, Resource as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::Failure;
 use crate::{
     access::{AccessKey, reconcile::AccessOperator},
-    api::names,
+    api::{Cluster, ClusterAccess, NetworkClaim, names},
     cluster::{ClusterKey, Reports, metrics, reconcile::ClusterOperator},
     context::{Cache, Context, Wake},
     guest::reconcile::GuestOperator,
@@ -109,8 +109,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let workers = usize::from(args.workers);
     let queues = Queues { clusters: std::array::from_fn(|_| Queue::new(workers)), accesses: Queue::new(workers) };
-    let [.., guests] = queues.clusters.clone();
-    let wake = Wake::new(queues.clusters.to_vec(), guests, queues.accesses.clone(), leadership.clone());
+    let [_, networks, .., guests] = queues.clusters.clone();
+    let wake = Wake::new(queues.clusters.to_vec(), networks, guests, queues.accesses.clone(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
     let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
     let cache = Cache::start(&watches, &wake, &memory, &events);
@@ -128,7 +128,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
 
     let readiness = watches.readiness().clone();
     let waiting = readiness.clone();
-    let ready = move || waiting.waiting_for().into_iter().map(|name| format!("first list of {name}")).collect();
+    let ready = move || waiting.waiting_for().into_iter().map(first_list).collect();
     let routes = http::routes(Arc::new(Vec::new), Arc::new(ready));
     let mut server = tokio::spawn(http::serve(args.listen, routes, stop.clone()));
 
@@ -156,6 +156,14 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     elections_end.cancel();
     elections.await?;
     ended
+}
+
+/// What a watch waits for that has not listed yet.
+fn first_list(watch: &str) -> String {
+    if [Cluster::plural(&()), ClusterAccess::plural(&()), NetworkClaim::plural(&())].iter().any(|ours| ours == watch) {
+        return format!("first list of {watch} (is its CustomResourceDefinition installed?)");
+    }
+    format!("first list of {watch}")
 }
 
 /// Takes part in the election once everything is listed: a replica that knows nothing keeps nobody else from leading.

@@ -2,8 +2,9 @@
 //!
 //! - [`addresses`]: static addresses on the overlay
 //! - [`claims`]: which VNI a guest gets, and what becomes of one that is given back; pure
-//! - [`exposure`]: the Ingress to its API; pure
+//! - [`exposure`]: the way to its API from outside; pure
 //! - `holdings`: effects of claims
+//! - `outside`: the effects of the way from outside
 //! - [`places`]: which worker has which place on the overlay; pure
 //! - [`plan`]: which objects there are; pure
 //! - [`policies`]: what may reach a guest, and what it may reach; pure
@@ -13,6 +14,7 @@ pub mod addresses;
 pub mod claims;
 pub mod exposure;
 mod holdings;
+mod outside;
 pub mod places;
 pub mod plan;
 pub mod policies;
@@ -27,6 +29,7 @@ pub struct NetworkFacts {
     pub vni: u32,
     /// Address of the Service in front of the guest's API, inside the management cluster.
     pub api_address: IpAddr,
-    /// URL of the guest's API for people; none while its host name belongs to somebody else.
+    /// URL of the guest's API for people; none while its host name belongs to somebody else, or its load balancer
+    /// has no address yet.
     pub endpoint: Option<String>,
 }

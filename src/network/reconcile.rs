@@ -1,16 +1,16 @@
-//! Effects of the network operator: the VNI claim and the Service.
+//! Effects of the network operator: the VNI claim, the policy and the Service.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::{api::networking::v1::Ingress, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt as _};
 
 use super::{
     NetworkFacts,
     claims::{self, Holder, VniChoice},
-    exposure,
-    holdings::{Holdings, Taken, is_held_by},
+    holdings::{Holdings, Taken},
+    outside::Outside,
     plan, policies,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     context::{Context, Target},
     runtime::{
         CallError,
-        apply::{self, Applier, ApplyError},
+        apply::{Applier, ApplyError},
         operator::Reconciler,
         queue::Outcome,
     },
@@ -27,7 +27,7 @@ use crate::{
 
 pub(super) const MANAGER: &str = "giantnetes.network";
 /// Pause before a claim that met a faster one is tried again.
-const CLAIM_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 /// Pause before a VNI that is taken is asked for again.
 const TAKEN_PAUSE: Duration = Duration::from_secs(30);
 
@@ -46,8 +46,11 @@ pub enum Error {
     /// The Ingress.
     #[error("make the Ingress to the guest's API")]
     Expose(#[source] ApplyError),
-    /// An Ingress that is not wanted any more.
-    #[error("remove the Ingress to the guest's API")]
+    /// The Service with a load balancer.
+    #[error("make the Service whose load balancer leads to the guest's API")]
+    Balance(#[source] ApplyError),
+    /// A way that is not wanted any more.
+    #[error("remove a way to the guest's API")]
     Unexpose(#[source] CallError),
     /// The Service.
     #[error("make the Service in front of the guest's API")]
@@ -63,6 +66,7 @@ impl Blames for Error {
             Self::Service(ApplyError::Foreign { .. })
             | Self::Nodes(ApplyError::Foreign { .. })
             | Self::Policy(ApplyError::Foreign { .. })
+            | Self::Balance(ApplyError::Foreign { .. })
             | Self::Expose(ApplyError::Foreign { .. }) => Reason::ForeignObject,
             _ => Reason::Error,
         }
@@ -73,7 +77,7 @@ type Answer = (Report<NetworkFacts>, Outcome);
 
 /// The network operator.
 pub struct NetworkOperator {
-    context: Context,
+    pub(super) context: Context,
     applier: Applier,
 }
 
@@ -139,58 +143,19 @@ impl NetworkOperator {
         let Some(api_address) = address else {
             return Ok((Report::waiting("the Service's address"), Outcome::AwaitChange));
         };
-        let endpoint = exposure::endpoint(&valid.exposure, api_address, &self.context.settings.exposure);
-        Ok(match self.expose(key, valid).await? {
-            None => {
-                let facts = NetworkFacts { vni, api_address, endpoint: Some(endpoint) };
-                (Report::Ready(facts), Outcome::AwaitChange)
-            }
-            // The guest is made nevertheless; only people do not reach it by this name.
-            Some((message, pause)) => {
-                let facts = Some(NetworkFacts { vni, api_address, endpoint: None });
-                (Report::Failed { reason: Reason::HostInUse, message, facts }, Outcome::After(pause))
+        let facts = |endpoint| NetworkFacts { vni, api_address, endpoint };
+        // A guest that people do not reach is made nevertheless.
+        Ok(match self.expose(key, valid, api_address).await? {
+            Outside::At(endpoint) => (Report::Ready(facts(Some(endpoint))), Outcome::AwaitChange),
+            Outside::Waits(what) => (Report::Waiting { what, facts: Some(facts(None)) }, Outcome::AwaitChange),
+            Outside::Closed { reason, message, endpoint, outcome } => {
+                (Report::Failed { reason, message, facts: Some(facts(endpoint)) }, outcome)
             }
         })
     }
 
-    /// Makes the Ingress, or removes it. Answers why its host name cannot be had, and when to ask again.
-    async fn expose(&self, key: &ClusterKey, valid: &Valid) -> Result<Option<(String, Duration)>, Error> {
-        let (identity, holdings) = (&valid.identity, Holdings(&self.context));
-        let cached = self.context.meta(&self.context.cache.ingresses, &identity.namespace, exposure::INGRESS);
-        let mut kept = None;
-        match &valid.exposure {
-            Exposure::None => {
-                if let Some(meta) = cached.filter(|meta| identity.owner().owns(meta)) {
-                    let api = Api::<Ingress>::namespaced(self.context.client.clone(), &identity.namespace);
-                    apply::delete(&api, &meta, None).await.map_err(Error::Unexpose)?;
-                }
-            }
-            Exposure::Ingress { host, class } => {
-                let name = claims::host_claim_name(host.as_str());
-                let ours = Holder::Cluster(identity.uid.clone());
-                if let Some(holder) = holdings.holder(&name, identity).filter(|holder| *holder != ours) {
-                    return Ok(Some((in_use(&format!("host {host}"), &holder), pause(&holder))));
-                }
-                if holdings.take(identity, &claims::host_claim(identity, host.as_str())).await? == Taken::Others {
-                    return Ok(Some((format!("host {host} was taken by another Cluster"), CLAIM_PAUSE)));
-                }
-                let ingress = exposure::ingress(identity, host, class.as_deref(), &self.context.settings.exposure);
-                self.ensure(identity, &ingress, cached, &["/spec/rules"]).await.map_err(Error::Expose)?;
-                kept = Some(name);
-            }
-        }
-        // A former host name: nothing leads there any more.
-        for claim in holdings.of(key) {
-            let name = claim.name_any();
-            if is_held_by(&claim, identity) && claims::vni_of(&name).is_none() && Some(&name) != kept.as_ref() {
-                holdings.mark_released(&claim, Timestamp::now()).await?;
-            }
-        }
-        Ok(None)
-    }
-
     /// At `exact` nothing of others may be: what they add to a selector or a rule decides who reaches whom.
-    async fn ensure<K>(
+    pub(super) async fn ensure<K>(
         &self,
         identity: &Identity,
         desired: &K,
@@ -208,10 +173,19 @@ impl NetworkOperator {
         self.applier.ensure_exactly(&api, &identity.owner(), desired, cached.as_ref(), exact).await.map(drop)
     }
 
-    /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone.
+    /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone, and what leads there by the
+    /// host name.
     async fn release(&self, identity: &Identity) -> Result<Answer, Error> {
         if !self.context.reports.of(identity).kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
+        }
+        if !self.close_others(identity, &Exposure::None).await? {
+            let what = format!(
+                "the Ingress to go, or the load balancer of Service {}/{} to be removed by its provider",
+                identity.namespace,
+                names::BALANCED_SERVICE
+            );
+            return Ok((Report::waiting(what), Outcome::After(CLAIM_PAUSE)));
         }
         if Holdings(&self.context).release_all(identity).await? {
             return Ok((Report::Gone, Outcome::AwaitChange));
@@ -220,7 +194,7 @@ impl NetworkOperator {
     }
 }
 
-fn in_use(what: &str, holder: &Holder) -> String {
+pub(super) fn in_use(what: &str, holder: &Holder) -> String {
     let why = match holder {
         Holder::Cluster(_) => "belongs to another Cluster".to_owned(),
         Holder::Quarantine(until) => format!("was given back and is in quarantine until {until:.0}"),
@@ -229,7 +203,7 @@ fn in_use(what: &str, holder: &Holder) -> String {
 }
 
 /// When to ask again for what is taken.
-fn pause(holder: &Holder) -> Duration {
+pub(super) fn pause(holder: &Holder) -> Duration {
     match holder {
         Holder::Cluster(_) => TAKEN_PAUSE,
         // A moment later than that, since the claim is deleted then.

@@ -12,7 +12,7 @@ pub const TLS_SERVER_NAME: &str = "kubernetes";
 pub fn render(cluster: &str, user: &str, endpoint: &str, ca: &str, client: &Pair) -> SecretString {
     // A host name is what an ingress controller tells guests apart by, and in the certificate; an address is not.
     let host = endpoint.trim_start_matches("https://").rsplit_once(':').map_or(endpoint, |(host, _)| host);
-    let by_address = host.parse::<std::net::IpAddr>().is_ok();
+    let by_address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
     let server_name = if by_address { format!("    tls-server-name: {TLS_SERVER_NAME}\n") } else { String::new() };
     format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: \"{cluster}\"\n  cluster:\n    server: {endpoint}\n{server_name}    certificate-authority-data: {ca}\nusers:\n- name: \"{user}\"\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\ncontexts:\n- name: \"{cluster}\"\n  context: {{cluster: \"{cluster}\", user: \"{user}\"}}\ncurrent-context: \"{cluster}\"\n",
@@ -41,6 +41,8 @@ mod tests {
         assert_eq!(value["users"][0]["user"]["client-key-data"], STANDARD.encode("KEY"));
         assert_eq!(value["current-context"], "demo");
         assert_eq!(value["clusters"][0]["cluster"]["tls-server-name"], "kubernetes");
+        let text = render("demo", "administrator", "https://[2001:db8::1]:6443", "CA", &pair);
+        assert!(text.expose_secret().contains("tls-server-name"));
         for endpoint in ["https://a.example.com", "https://a.example.com:10443"] {
             let text = render("demo", "administrator", endpoint, "CA", &pair);
             let value: serde_json::Value = serde_saphyr::from_str(text.expose_secret()).unwrap();

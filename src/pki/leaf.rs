@@ -6,10 +6,7 @@ use serde::Serialize;
 
 use crate::{
     api::names,
-    cluster::{
-        Valid,
-        valid::{Exposure, SubjectName},
-    },
+    cluster::{Valid, valid::SubjectName},
     network::{
         addresses::{gateway, master, nth, worker},
         places::Place,
@@ -165,10 +162,6 @@ fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {
 fn api_server_names(cluster: &Valid) -> Vec<String> {
     let namespace = &cluster.identity.namespace;
     let service = names::MASTER_SERVICE;
-    let exposed = match &cluster.exposure {
-        Exposure::Ingress { host, .. } => Some(host.to_string()),
-        Exposure::None => None,
-    };
     let mut names = vec![
         "kubernetes".into(),
         "kubernetes.default".into(),
@@ -178,7 +171,7 @@ fn api_server_names(cluster: &Valid) -> Vec<String> {
         format!("{service}.{namespace}"),
         format!("{service}.{namespace}.svc"),
     ];
-    names.extend(exposed);
+    names.extend(cluster.exposure.host().map(ToString::to_string));
     names
 }
 

@@ -165,8 +165,8 @@ impl Applier {
         self.ensure_exactly(api, owner, desired, cached, &[]).await
     }
 
-    /// As [`Applier::ensure`], but at the JSON pointers `exact` nothing may be beside what is desired: what others added there
-    /// is taken away, which an apply alone would leave.
+    /// As [`Applier::ensure`], but at the JSON pointers `exact` nothing may be beside what is desired: what others added there,
+    /// or what was desired when the object was made and is no more, is taken away, which an apply alone would leave.
     ///
     /// # Errors
     /// [`ApplyError`]
@@ -224,8 +224,10 @@ impl Applier {
         if !changed.is_empty() {
             let mut whole = seen;
             for path in changed {
-                if let (Some(place), Some(value)) = (whole.pointer_mut(path), desired.pointer(path)) {
-                    *place = value.clone();
+                match (whole.pointer_mut(path), desired.pointer(path)) {
+                    (Some(place), Some(value)) => *place = value.clone(),
+                    (Some(_), None) => remove(&mut whole, path),
+                    (None, _) => {}
                 }
             }
             // Carries the UID and resourceVersion that were read.
@@ -378,6 +380,14 @@ fn contains(live: &Value, desired: &Value) -> bool {
     }
 }
 
+/// Takes away what is at a JSON pointer.
+fn remove(whole: &mut Value, path: &str) {
+    let Some((parent, key)) = path.rsplit_once('/') else { return };
+    if let Some(Value::Object(fields)) = whole.pointer_mut(parent) {
+        fields.remove(&key.replace("~1", "/").replace("~0", "~"));
+    }
+}
+
 fn is_empty(value: &Value) -> bool {
     match value {
         // `false` is left out by the server where it is the default.
@@ -411,6 +421,14 @@ mod tests {
             assert!(!contains(&changed, &desired), "{path}");
         }
         assert!(!contains(&json!({"spec": {}}), &desired));
+    }
+
+    #[test]
+    fn what_is_at_a_pointer_is_removed_and_nothing_else() {
+        let mut whole = json!({"a": {"x.io/y~z": 1, "b": 2}});
+        remove(&mut whole, "/a/x.io~1y~0z");
+        remove(&mut whole, "/a/c/d");
+        assert_eq!(whole, json!({"a": {"b": 2}}));
     }
 
     #[test]

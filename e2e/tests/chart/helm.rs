@@ -14,12 +14,6 @@ pub fn chart() -> String {
     support::root().join("charts/giantnetes").display().to_string()
 }
 
-/// A folder of a tools product.
-pub fn tool(product: &str) -> PathBuf {
-    let script = support::root().join("e2e/tools/build.sh");
-    Run::new(script).args(["--dir", product]).timeout(Duration::from_secs(30)).output().unwrap().trim().into()
-}
-
 pub struct Helm {
     binary: PathBuf,
     folder: PathBuf,
@@ -38,7 +32,7 @@ impl Helm {
     pub fn new(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("giantnetes-helm-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        Self { binary: tool("helm").join("helm"), folder }
+        Self { binary: support::helm(), folder }
     }
 
     pub fn run(&self, words: &[&str]) -> Command<'_> {

@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lab::command::Run;
 
-use crate::helm::tool;
 use crate::support::{
     self,
     apiserver::ApiServer,
     processes::{Process, free_port, spawn, tied},
+    tool,
 };
 
 /// Starts a program, with the kubeconfig of `server`.

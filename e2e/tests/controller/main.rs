@@ -14,6 +14,7 @@ mod claims;
 mod crash;
 mod crowd;
 mod example;
+mod exposure;
 mod leadership;
 mod manager;
 mod masters;

@@ -21,10 +21,11 @@ use crate::{
 };
 
 /// Every watch of the manager, by the resource that it lists.
-const WATCHES: [&str; 13] = [
+const WATCHES: [&str; 14] = [
     "clusteraccesses",
     "clusters",
     "configmaps",
+    "ingressclasses",
     "ingresses",
     "namespaces",
     "networkclaims",

@@ -120,7 +120,10 @@ async fn a_life(servers: &Servers, manager: &Manager, world: &World) {
     manager.settled().await;
     let vni = world.clusters("a").get("demo").await.unwrap().status.unwrap().vni.unwrap();
     spoil(servers, manager, &guest, &format!("vni-{vni}")).await;
-    // A machine is changed, the way from outside and the pool are given up.
+    // The way from outside becomes another one; then a machine is changed, and that way and the pool are given up.
+    guest.change(json!({"exposure": {"type": "LoadBalancer", "host": null}})).await;
+    let balanced = async || Ok(servers.kubectl(&["-n", &guest.namespace, "get", "service", "api"]).output()?);
+    eventually(SECOND * 20, "the Service with a load balancer", balanced).await.unwrap();
     guest.change(json!({"controlPlane": {"machine": {"cpus": 3}}, "exposure": null, "nodePools": []})).await;
     let fewer = async || {
         let uids = guest.uids().await?;

@@ -17,7 +17,7 @@ use lab::{command::Run, tools::Tools};
 use crate::support::{
     apiserver::ApiServer,
     processes::{Process, spawn, tied},
-    root,
+    rendered,
 };
 
 /// The servers. Dropping them ends them and removes what they wrote.
@@ -73,6 +73,7 @@ impl Servers {
             &api.folder().join("controllers.log"),
         )?;
         api.install_crds()?;
+        api.kubectl(&["create", "-f", "-"]).input(ingress_class("nginx", true)).output()?;
         Ok(Self { _controllers: controllers, api })
     }
 
@@ -141,6 +142,16 @@ impl Servers {
     }
 }
 
+/// An IngressClass, which may be the default one.
+pub fn ingress_class(name: &str, default: bool) -> String {
+    let annotations = serde_json::json!({"ingressclass.kubernetes.io/is-default-class": default.to_string()});
+    serde_json::json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+        "metadata": {"name": name, "annotations": annotations}, "spec": {"controller": "example.com/nobody"},
+    })
+    .to_string()
+}
+
 /// A client as it is told by a kubeconfig.
 pub async fn client_of(kubeconfig: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
@@ -153,16 +164,7 @@ pub async fn client_of(kubeconfig: &Path) -> Client {
 /// The chart's RBAC, as helm renders it for a release called `core`.
 fn chart_rights() -> &'static str {
     static RENDERED: OnceLock<String> = OnceLock::new();
-    RENDERED.get_or_init(|| {
-        let script = root().join("e2e/tools/build.sh");
-        let helm = Run::new(script).args(["--dir", "helm"]).output().unwrap();
-        Run::new(PathBuf::from(helm.trim()).join("helm"))
-            .args(["template", "core", &root().join("charts/giantnetes").display().to_string()])
-            .args(["--namespace", "default", "--kube-version", "1.36.3", "--show-only", "templates/rbac.yaml"])
-            .timeout(Duration::from_secs(60))
-            .output()
-            .unwrap()
-    })
+    RENDERED.get_or_init(|| rendered("core", "rbac.yaml"))
 }
 
 /// A call as the API server put it on record.

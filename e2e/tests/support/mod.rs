@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod apiserver;
+pub mod hosts;
 pub mod node;
 pub mod processes;
 pub mod traces;
@@ -85,6 +86,36 @@ pub fn image_path(name: &str) -> PathBuf {
     script("images/build.sh", &["--path", name]).into()
 }
 
+/// The reference that an image's archive carries.
+pub fn image_ref(name: &str) -> String {
+    script("images/build.sh", &["--ref", name])
+}
+
+/// The folder of a tools product.
+pub fn tool(product: &str) -> PathBuf {
+    script("e2e/tools/build.sh", &["--dir", product]).into()
+}
+
+/// The binary of helm.
+pub fn helm() -> PathBuf {
+    tool("helm").join("helm")
+}
+
+/// `helm template` of the chart, for a release of this name.
+pub fn helm_template(release: &str) -> Run {
+    Run::new(helm())
+        .args(["template", release, &root().join("charts/giantnetes").display().to_string()])
+        // Without a cluster helm takes its own library's age for Kubernetes' version.
+        .args(["--kube-version", "1.36.3"])
+        .timeout(Duration::from_secs(60))
+}
+
+/// One template of the chart, rendered for a release of this name in namespace `default`.
+pub fn rendered(release: &str, template: &str) -> String {
+    let words = ["--namespace", "default", "--show-only", &format!("templates/{template}")];
+    helm_template(release).args(words).output().unwrap()
+}
+
 /// The running lab with the chart installed.
 pub fn installed() -> Lab {
     installed_with("")
@@ -93,13 +124,12 @@ pub fn installed() -> Lab {
 /// The same, with further values in the words of helm's `--set`, each after a comma.
 pub fn installed_with(values: &str) -> Lab {
     let lab = Lab::running().expect("no lab is running: `make lab-up` raises one");
-    let image = script("images/build.sh", &["--ref", "controller"]);
+    let image = image_ref("controller");
     let (repository, tag) = image.rsplit_once(':').unwrap();
-    let helm = PathBuf::from(script("e2e/tools/build.sh", &["--dir", "helm"])).join("helm");
     // Its cache of the API goes with the lab, not into the home of who runs the tests.
     Run::new("env")
         .args([format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display())])
-        .arg(helm)
+        .arg(helm())
         .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
         .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
@@ -159,12 +189,17 @@ impl<'a> Guest<'a> {
 
     /// Creates the Cluster of a manifest, whose name is `name`.
     pub fn apply(lab: &'a Lab, namespace: &'static str, name: &'static str, manifest: &str) -> Self {
+        let guest = Self::expected(lab, namespace, name);
+        lab.apply_in(namespace, manifest).unwrap();
+        guest
+    }
+
+    /// The Cluster that somebody else is going to create in `namespace`, which is made.
+    pub fn expected(lab: &'a Lab, namespace: &'static str, name: &'static str) -> Self {
         let folder = std::env::temp_dir().join(format!("giantnetes-{namespace}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         lab.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).unwrap();
-        let guest = Self { lab, namespace, name, writes_before: manager_writes(lab).unwrap(), folder };
-        lab.apply_in(namespace, manifest).unwrap();
-        guest
+        Self { lab, namespace, name, writes_before: manager_writes(lab).unwrap(), folder }
     }
 
     /// The Cluster as it is.
@@ -291,6 +326,11 @@ impl<'a> Guest<'a> {
         self.lab.kubectl(&["-n", &home, "exec", "master-0", "--", "sh", "-c", command])
     }
 
+    /// One value of a VM pod.
+    pub fn vm_pod(&self, name: &str, path: &str) -> Result<String> {
+        self.lab.kubectl(&["-n", &self.home()?, "get", "pod", name, "-o", &format!("jsonpath={path}")])
+    }
+
     /// Merges `patch` into the Cluster.
     pub fn change(&self, patch: &str) -> Result<String> {
         let args = ["-n", self.namespace, "patch", "clusters.giantnetes.io", self.name, "--type=merge", "-p", patch];
@@ -338,9 +378,20 @@ impl Guest<'_> {
 
 /// How many writes of the controller manager the management API has on record.
 pub fn manager_writes(lab: &Lab) -> Result<usize> {
-    let log = std::fs::read_to_string(lab.state().join("logs/audit.log"))?;
     let manager = format!("\"username\":\"system:serviceaccount:{SYSTEM}:giantnetes\"");
-    Ok(log.lines().filter(|line| line.contains(&manager)).count())
+    Ok(writes_on_record(lab)?.lines().filter(|line| line.contains(&manager)).count())
+}
+
+/// What the management API has on record of everybody's writes, in no order: the record goes on in another file now and then.
+pub fn writes_on_record(lab: &Lab) -> Result<String> {
+    let mut all = String::new();
+    for entry in std::fs::read_dir(lab.state().join("logs"))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("audit")) {
+            all += &std::fs::read_to_string(path)?;
+        }
+    }
+    Ok(all)
 }
 
 /// Kills the controller manager as nothing but `kill -9` does. Answers its process id.

@@ -1,4 +1,4 @@
-//! What guests leave in the management cluster: roots that are never made anew while they live, and nothing after them.
+//! What guests leave behind: their roots and what lies in etcd while they live, and nothing after them.
 
 use std::time::Duration;
 
@@ -40,6 +40,20 @@ pub fn nothing_is_left(lab: &Lab, guest: &Guest, home: &str) -> Result<()> {
     claims_go(lab)?;
     // The volume behind the claim is the storage provider's to remove, a little later.
     wait_for(MINUTE, "the volume to be removed", || gone(&["persistentvolumes"]))
+}
+
+/// What a test puts into a guest's etcd.
+pub const KEPT: &str = "{apiVersion: v1, kind: ConfigMap, metadata: {name: kept}, data: {a: b}}";
+
+/// What lies in the guest's etcd and changes only if somebody writes it: UIDs and versions.
+pub fn etcd_content(guest: &Guest) -> Result<String> {
+    let each =
+        "jsonpath={range .items[*]}{.kind} {.metadata.name} {.metadata.uid} {.metadata.resourceVersion}{'\\n'}{end}";
+    let said = guest.kubectl(&["get", "configmaps,clusterroles,clusterrolebindings,services", "-A", "-o", each])?;
+    ensure!(said.contains("ConfigMap kept "), "the workload's ConfigMap is gone");
+    // Written at every turn of whoever holds it, or by the operator for every new VM pod.
+    let moves = |line: &&str| !line.contains(" giantnetes-addons ");
+    Ok(said.lines().filter(moves).collect::<Vec<_>>().join("\n"))
 }
 
 /// Every claim is released by now, and goes when its quarantine is over.

@@ -38,7 +38,7 @@ impl VaultServer {
     /// # Errors
     /// If it does not come up in time.
     pub fn start(name: &str) -> Result<Self> {
-        let binary = PathBuf::from(super::script("e2e/tools/build.sh", &["--dir", "vault"])).join("vault");
+        let binary = super::tool("vault").join("vault");
         ensure!(binary.is_file(), "{} is missing: `make tools` builds it", binary.display());
         let state = std::env::temp_dir().join(format!("giantnetes-vault-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&state);

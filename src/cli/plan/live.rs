@@ -125,12 +125,18 @@ async fn observe(client: &Client, valid: &Valid, known: &mut Known, settings: &S
         if let Some(live) = get(client, &object).await? {
             match object.resource.kind.as_str() {
                 "Namespace" => known.namespace_uid = live.uid().unwrap_or_default(),
-                "Service" => {
-                    // That of the headless one is no address.
+                "Service" if object.name == names::MASTER_SERVICE => {
                     let address = live.data["spec"]["clusterIP"].as_str().and_then(|text| text.parse::<IpAddr>().ok());
                     if let Some(address) = address {
-                        known.endpoint = exposure::endpoint(&valid.exposure, address, &settings.exposure);
                         known.api_address = address;
+                        let endpoint = exposure::endpoint(&valid.exposure, address, &settings.exposure);
+                        known.endpoint = endpoint.unwrap_or(known.endpoint.clone());
+                    }
+                }
+                "Service" if object.name == names::BALANCED_SERVICE => {
+                    let status = serde_json::from_value(live.data["status"]["loadBalancer"].clone()).ok();
+                    if let Ok(Some(endpoint)) = exposure::balanced_endpoint(valid.exposure.host(), status.as_ref()) {
+                        known.endpoint = endpoint;
                     }
                 }
                 _ => {}

@@ -95,13 +95,21 @@ impl Known {
             VniChoice::Claim(vni) | VniChoice::Held(vni) => Ok(Self {
                 vni,
                 namespace_uid: "<uid of the namespace>".into(),
-                endpoint: "https://<address of Service master>:6443".into(),
+                endpoint: format!("https://<address of Service {}>:6443", endpoint_service(valid)),
                 api_address: Ipv4Addr::UNSPECIFIED.into(),
                 etcd_formed: false,
                 workers: Vec::new(),
             }),
             VniChoice::InUse(..) | VniChoice::Exhausted => Err("no VNI can be claimed".into()),
         }
+    }
+}
+
+/// The Service whose address people reach the guest's API at.
+fn endpoint_service(valid: &Valid) -> &'static str {
+    match valid.exposure {
+        Exposure::LoadBalancer { .. } => names::BALANCED_SERVICE,
+        Exposure::None | Exposure::Ingress { .. } => names::MASTER_SERVICE,
     }
 }
 
@@ -116,9 +124,19 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
     ];
     if let Exposure::Ingress { host, class } = &valid.exposure {
-        let ingress = exposure::ingress(identity, host, class.as_deref(), &settings.exposure);
+        let class = exposure::named_class(class.as_deref(), &settings.exposure);
+        let ingress = exposure::ingress(identity, host, class, &settings.exposure);
         steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
         steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
+    }
+    if let Exposure::LoadBalancer { host } = &valid.exposure {
+        let service = exposure::balanced_service(valid, host.as_ref(), &settings.exposure);
+        let mut needs = vec![namespace.as_str()];
+        if let Some(host) = host {
+            steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
+            needs.push("the host name");
+        }
+        steps.push(step("network", "the load balancer in front of the API", &service, &needs)?);
     }
     if valid.has_peers() {
         let purpose = "the Service by which nodes find each other";
@@ -214,7 +232,7 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
         pki::Step::RemoveWorker { .. } => return None,
         pki::Step::IssueKubeconfig { .. } => (
             "the administrator's kubeconfig",
-            vec!["the roots".into(), format!("the address of Service {guest}/master")],
+            vec!["the roots".into(), format!("the address of Service {guest}/{}", endpoint_service(valid))],
         ),
     };
     Some(Step {

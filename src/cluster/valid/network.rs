@@ -67,6 +67,22 @@ pub enum Exposure {
         /// IngressClass; `None` is the operator's.
         class: Option<String>,
     },
+    /// A load balancer.
+    LoadBalancer {
+        /// Host name that leads to it; `None` is its address.
+        host: Option<HostName>,
+    },
+}
+
+impl Exposure {
+    /// The host name that is the guest's alone.
+    pub fn host(&self) -> Option<&HostName> {
+        match self {
+            Self::None => None,
+            Self::Ingress { host, .. } => Some(host),
+            Self::LoadBalancer { host } => host.as_ref(),
+        }
+    }
 }
 
 /// Certificates.
@@ -164,17 +180,19 @@ impl Check {
             let field = "spec.exposure.className";
             self.text(field, class, text::is_object_name(class), "must be a name of an IngressClass");
         }
+        if spec.host.is_some() && spec.type_ == ExposureType::None {
+            self.fail("spec.exposure", "host needs type Ingress or LoadBalancer");
+        }
+        if spec.class_name.is_some() && spec.type_ != ExposureType::Ingress {
+            self.fail("spec.exposure", "className needs type Ingress");
+        }
         match spec.type_ {
             ExposureType::Ingress => {
                 let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
                 Exposure::Ingress { host: HostName::checked(&host), class: spec.class_name.clone() }
             }
-            ExposureType::None => {
-                if spec.host.is_some() || spec.class_name.is_some() {
-                    self.fail("spec.exposure", "host and className need type Ingress");
-                }
-                Exposure::None
-            }
+            ExposureType::LoadBalancer => Exposure::LoadBalancer { host: spec.host.as_deref().map(HostName::checked) },
+            ExposureType::None => Exposure::None,
         }
     }
 

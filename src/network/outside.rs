@@ -1,0 +1,190 @@
+//! Effects on the way to a guest's API from outside: an Ingress or a load balancer, and a host name that no other guest has.
+
+use std::{net::IpAddr, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{core::v1::Service, networking::v1::Ingress},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use super::{
+    claims::{self, Holder},
+    exposure,
+    holdings::{Holdings, Taken, is_held_by},
+    reconcile::{CLAIM_PAUSE, Error, NetworkOperator, in_use, pause},
+};
+use crate::{
+    api::{Reason, names},
+    cluster::{
+        ClusterKey, Identity, Valid,
+        valid::{Exposure, HostName},
+    },
+    runtime::{apply, cache, queue::Outcome},
+};
+
+/// How people reach a guest's API.
+pub(super) enum Outside {
+    /// At this URL.
+    At(String),
+    /// Not before this is there, which comes by itself.
+    Waits(String),
+    /// Not before somebody has mended something.
+    Closed {
+        /// Of which sort.
+        reason: Reason,
+        /// What, and how.
+        message: String,
+        /// The URL, where that is the guest's nevertheless.
+        endpoint: Option<String>,
+        /// When it is looked again.
+        outcome: Outcome,
+    },
+}
+
+impl NetworkOperator {
+    /// Opens the way that the Cluster asks for, and closes the others.
+    pub(super) async fn expose(&self, key: &ClusterKey, valid: &Valid, address: IpAddr) -> Result<Outside, Error> {
+        let identity = &valid.identity;
+        let host = valid.exposure.host();
+        if let Some(host) = host
+            && let Some(taken) = self.take_name(identity, host).await?
+        {
+            return Ok(taken);
+        }
+        let endpoint = exposure::endpoint(&valid.exposure, address, &self.context.settings.exposure);
+        let outside = match (&valid.exposure, endpoint) {
+            (Exposure::Ingress { host, class }, Some(endpoint)) => {
+                self.by_ingress(identity, host, class.as_deref(), endpoint).await?
+            }
+            (_, Some(endpoint)) => Outside::At(endpoint),
+            (_, None) => self.by_load_balancer(valid).await?,
+        };
+        // What worked is left until what comes after it does.
+        if matches!(outside, Outside::At(_)) && self.close_others(identity, &valid.exposure).await? {
+            self.let_names_go(key, identity, host).await?;
+        }
+        Ok(outside)
+    }
+
+    /// Takes the host name. Answers who has it instead.
+    async fn take_name(&self, identity: &Identity, host: &HostName) -> Result<Option<Outside>, Error> {
+        let taken = |message, pause| {
+            let outcome = Outcome::After(pause);
+            Ok(Some(Outside::Closed { reason: Reason::HostInUse, message, endpoint: None, outcome }))
+        };
+        let (holdings, ours) = (Holdings(&self.context), Holder::Cluster(identity.uid.clone()));
+        let holder = holdings.holder(&claims::host_claim_name(host.as_str()), identity);
+        if let Some(holder) = holder.filter(|holder| *holder != ours) {
+            return taken(in_use(&format!("host {host}"), &holder), pause(&holder));
+        }
+        match holdings.take(identity, &claims::host_claim(identity, host.as_str())).await? {
+            Taken::Ours => Ok(None),
+            Taken::Others => taken(format!("host {host} was taken by another Cluster"), CLAIM_PAUSE),
+        }
+    }
+
+    /// Gives former host names back: nothing leads there any more.
+    async fn let_names_go(&self, key: &ClusterKey, identity: &Identity, kept: Option<&HostName>) -> Result<(), Error> {
+        let (holdings, kept) = (Holdings(&self.context), kept.map(|host| claims::host_claim_name(host.as_str())));
+        for claim in holdings.of(key) {
+            let name = claim.name_any();
+            if is_held_by(&claim, identity) && claims::vni_of(&name).is_none() && Some(&name) != kept.as_ref() {
+                holdings.mark_released(&claim, Timestamp::now()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn by_ingress(
+        &self,
+        identity: &Identity,
+        host: &HostName,
+        class: Option<&str>,
+        endpoint: String,
+    ) -> Result<Outside, Error> {
+        let settings = &self.context.settings.exposure;
+        let there = self.ingress(identity);
+        let had = there.as_ref().and_then(|ingress| ingress.spec.as_ref()?.ingress_class_name.as_deref());
+        let classes = self.context.cache.ingress_classes.state();
+        let classes: Vec<_> = classes.iter().map(|class| &class.metadata).collect();
+        match exposure::class(class, had, settings, &classes) {
+            Ok(class) => {
+                let ingress = exposure::ingress(identity, host, class, settings);
+                let cached = there.as_ref().map(|ingress| ingress.metadata.clone());
+                self.ensure(identity, &ingress, cached, &["/spec/rules"]).await.map_err(Error::Expose)?;
+                Ok(Outside::At(endpoint))
+            }
+            Err(message) => Ok(Outside::Closed {
+                reason: Reason::IngressClassNotFound,
+                message,
+                endpoint: Some(endpoint),
+                outcome: Outcome::AwaitChange,
+            }),
+        }
+    }
+
+    async fn by_load_balancer(&self, valid: &Valid) -> Result<Outside, Error> {
+        let (identity, host) = (&valid.identity, valid.exposure.host());
+        let wanted = exposure::balanced_service(valid, host, &self.context.settings.exposure);
+        let service = self.balanced(identity);
+        let cached = service.as_ref().map(|service| service.metadata.clone());
+        self.ensure(identity, &wanted, cached, &exposure::BALANCED_EXACTLY).await.map_err(Error::Balance)?;
+        // One that is going leads to nobody for much longer.
+        let stays = service.as_ref().filter(|service| service.metadata.deletion_timestamp.is_none());
+        let status = stays.and_then(|service| service.status.as_ref()?.load_balancer.as_ref());
+        Ok(match exposure::balanced_endpoint(host, status) {
+            Ok(Some(endpoint)) => Outside::At(endpoint),
+            Ok(None) => Outside::Waits(format!(
+                "the load balancer of Service {}/{} to have an address",
+                identity.namespace,
+                names::BALANCED_SERVICE
+            )),
+            Err(message) => {
+                Outside::Closed { reason: Reason::InvalidSpec, message, endpoint: None, outcome: Outcome::AwaitChange }
+            }
+        })
+    }
+
+    /// Removes what leads to the guest but for the way `kept`. Answers whether nothing of it is there any more.
+    pub(super) async fn close_others(&self, identity: &Identity, kept: &Exposure) -> Result<bool, Error> {
+        let mut closed = true;
+        if !matches!(kept, Exposure::Ingress { .. }) {
+            let ingress = self.ingress(identity).map(|ingress| ingress.metadata.clone());
+            closed &= self.close::<Ingress>(identity, ingress).await?;
+        }
+        if !matches!(kept, Exposure::LoadBalancer { .. }) {
+            let service = self.balanced(identity).map(|service| service.metadata.clone());
+            closed &= self.close::<Service>(identity, service).await?;
+        }
+        Ok(closed)
+    }
+
+    /// Removes an object, if it is ours. Answers whether it is gone: a load balancer's provider may keep its Service until the
+    /// load balancer is.
+    async fn close<K>(&self, identity: &Identity, cached: Option<ObjectMeta>) -> Result<bool, Error>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let Some(meta) = cached.filter(|meta| identity.owner().owns(meta)) else { return Ok(true) };
+        if meta.deletion_timestamp.is_none() {
+            let api = Api::<K>::namespaced(self.context.client.clone(), &identity.namespace);
+            apply::delete(&api, &meta, None).await.map_err(Error::Unexpose)?;
+        }
+        Ok(false)
+    }
+
+    fn ingress(&self, identity: &Identity) -> Option<Arc<Ingress>> {
+        cache::get(&self.context.cache.ingresses, Some(&identity.namespace), exposure::INGRESS)
+    }
+
+    fn balanced(&self, identity: &Identity) -> Option<Arc<Service>> {
+        cache::get(&self.context.cache.services, Some(&identity.namespace), names::BALANCED_SERVICE)
+    }
+}
