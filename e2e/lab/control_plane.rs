@@ -104,7 +104,7 @@ impl ControlPlane<'_> {
             format!("--audit-policy-file={}", self.file("audit-policy.json").display()),
             format!("--audit-log-path={}", self.paths.logs().join("audit.log").display()),
             "--audit-log-maxsize=50".into(),
-            "--audit-log-maxbackup=1".into(),
+            "--audit-log-maxbackup=9".into(),
             "--profiling=false".into(),
         ];
         self.server("kube-apiserver", self.tools.kubernetes.join("kube-apiserver"), args, &["audit-policy.json"])

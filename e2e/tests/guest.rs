@@ -66,7 +66,7 @@ fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
     wait_for(MINUTE, "the VM pod", || lab.kubectl(&["-n", &home, "get", "pod", "master-0"]))?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
     // The fingerprints begin after the first kills; the record of writes begins before them.
-    let log = std::fs::read_to_string(lab.state().join("logs/audit.log"))?;
+    let log = support::writes_on_record(lab)?;
     let made = log.lines().filter(|line| {
         let parts = ["\"verb\":\"create\"", &format!("\"namespace\":\"{home}\""), "\"name\":\"ca-", "\"code\":201"];
         parts.iter().all(|part| line.contains(part))
@@ -442,6 +442,11 @@ fn a_deleted_namespace_is_not_replaced() {
 fn changes_that_no_roll_can_bring_are_refused() {
     let lab = installed();
     let guest = Guest::create(&lab, "e2e-admission", "gamma", "{etcd: {storage: {className: none}}}");
+    wait_for(MINUTE, "the version to be pinned", || {
+        ensure!(guest.object()?["status"]["version"].is_string(), "it is not");
+        Ok(())
+    })
+    .unwrap();
     for (change, word) in [
         (r#"{"kubernetes":{"podCIDR":"10.1.0.0/16"}}"#, "spec.kubernetes.podCIDR: Invalid value: is immutable"),
         (r#"{"kubernetes":{"serviceCIDR":"10.2.0.0/16"}}"#, "spec.kubernetes.serviceCIDR: Invalid value: is immutable"),
@@ -451,7 +456,7 @@ fn changes_that_no_roll_can_bring_are_refused() {
             "spec.network.overlay.cidr: Invalid value: is immutable",
         ),
         (r#"{"network":{"overlay":{"vni":1234}}}"#, "spec.network.overlay.vni: Invalid value: is immutable"),
-        (r#"{"controlPlane":{"replicas":3}}"#, "spec.controlPlane.replicas: Invalid value: is immutable for now"),
+        (r#"{"controlPlane":{"replicas":2}}"#, "spec.controlPlane.replicas: Invalid value: 2: must be 1, 3 or 5"),
         (r#"{"etcd":{"storage":{"size":"9Gi"}}}"#, "spec.etcd.storage.size: Invalid value: is immutable"),
         (r#"{"controlPlane":{"machine":{"cpus":0}}}"#, "spec.controlPlane.machine.cpus"),
     ] {

@@ -8,21 +8,29 @@ mod support;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, wait_every, wait_for};
+use lab::{Lab, wait_every};
 use serde_json::Value;
 use support::traces::nothing_is_left;
-use support::{Guest, installed, installed_with, list, machines, patience};
+use support::{Guest, NAMED, installed, installed_with, list, machines, patience};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The design's time for a condition with the reason, times three.
 const TOLD: Duration = Duration::from_secs(90);
 
 /// A mistake: the spec, the condition that tells of it, its reason and a word of its message.
-const MISTAKES: [(&str, &str, &str, &str, &str); 5] = [
+const MISTAKES: [(&str, &str, &str, &str, &str); 7] = [
     ("version", "{kubernetes: {version: v1.42.0}}", "Ready", "InvalidSpec", "v1.42.0"),
     ("image", "{provider: {kvm: {image: nobody-made-it}}}", "Ready", "InvalidSpec", "nobody-made-it"),
     ("nowhere", "{kubernetes: {version: v1.36.2}}", "ControlPlaneReady", "ImageNotFound", "giantnetes/vm:nowhere"),
     ("memory", "{controlPlane: {machine: {memory: 500Gi}}}", "ControlPlaneReady", "Unschedulable", "memory"),
+    ("zone", "{controlPlane: {zones: [moon]}}", "ControlPlaneReady", "Unschedulable", "label giantnetes.io/zone"),
+    (
+        "ingress",
+        "{exposure: {type: Ingress, className: gone}}",
+        "NetworkReady",
+        "IngressClassNotFound",
+        "no IngressClass gone",
+    ),
     ("host", "{exposure: {type: Ingress, host: taken.guests.test}}", "NetworkReady", "HostInUse", "taken.guests.test"),
 ];
 
@@ -34,10 +42,12 @@ fn a_mistake_is_told_and_disturbs_no_other() {
     let neighbour = Guest::create(&lab, "e2e-neighbour", "neighbour", quiet);
     neighbour.await_condition(MINUTE, "NetworkReady", "True").unwrap();
     neighbour.await_condition(MINUTE, "PKIReady", "True").unwrap();
-    let before = wait_for(MINUTE, "the neighbour to settle", || {
-        let now = everything(&lab, &neighbour)?;
-        ensure!(now.iter().any(|object| object.starts_with("Pod master-0")), "{now:?}");
-        Ok(now)
+    let mut seen = Vec::new();
+    // A status that differs in words alone waits three seconds.
+    let before = wait_every(Duration::from_secs(5), MINUTE, "the neighbour to settle", || {
+        let before = std::mem::replace(&mut seen, everything(&lab, &neighbour)?);
+        ensure!(seen == before && seen.iter().any(|object| object.starts_with("Pod master-0")), "{seen:?}");
+        Ok(before)
     })
     .unwrap();
     for (name, spec, type_, reason, word) in MISTAKES {
@@ -54,6 +64,50 @@ fn a_mistake_is_told_and_disturbs_no_other() {
         println!("    {name}: gone after {:.1?}", guest.delete(MINUTE * 2).unwrap());
     }
     assert_eq!(everything(&lab, &neighbour).unwrap(), before, "the neighbour was disturbed");
+}
+
+/// The default StorageClass is one no more, until this is dropped.
+struct NoDefault<'a>(&'a Lab, String);
+
+impl<'a> NoDefault<'a> {
+    fn of(lab: &'a Lab) -> Result<Self> {
+        let name = lab.kubectl(&["get", "storageclasses", "-o", NAMED])?;
+        ensure!(!name.is_empty() && !name.contains(' '), "the lab's StorageClasses are {name:?}");
+        let none = Self(lab, name);
+        none.set(false)?;
+        Ok(none)
+    }
+
+    fn set(&self, default: bool) -> Result<String> {
+        let annotation = format!("storageclass.kubernetes.io/is-default-class={default}");
+        self.0.kubectl(&["annotate", "--overwrite", "storageclass", &self.1, &annotation])
+    }
+}
+
+impl Drop for NoDefault<'_> {
+    fn drop(&mut self) {
+        let _ = self.set(true);
+    }
+}
+
+#[test]
+fn a_missing_default_storage_class_is_told_and_what_is_said_helps() {
+    let lab = installed();
+    let none = NoDefault::of(&lab).unwrap();
+    let guest = Guest::create(&lab, "e2e-no-class", "homeless", "{}");
+    let said = |words: &'static str, there: bool| {
+        wait_every(Duration::from_secs(1), TOLD, words, || {
+            let condition = condition(&guest, "ControlPlaneReady")?;
+            let message = condition["message"].as_str().unwrap_or_default().to_owned();
+            ensure!(message.contains(words) == there && message.contains("VM pod"), "{message}");
+            Ok(message)
+        })
+        .unwrap()
+    };
+    println!("    {}", said("a StorageClass must be the default", true));
+    drop(none);
+    println!("    {}", said("a StorageClass must be the default", false));
+    println!("    gone after {:.1?}", guest.delete(MINUTE * 2).unwrap());
 }
 
 fn condition(guest: &Guest, type_: &str) -> Result<Value> {

@@ -81,6 +81,9 @@ fn what_is_built_stays_and_what_fails_says_why() {
     fs::write(tools.0.join("broken/on-demand"), "a reason").unwrap();
     assert_eq!(tools.build(&[]).unwrap(), "tools: dummy v1 is in the cache\n");
 
+    let error = tools.build(&["--with", "broken"]).unwrap_err().to_string();
+    assert!(error.contains("tools: broken: building broken-server"), "{error}");
+
     let error = tools.build(&["nothing"]).unwrap_err().to_string();
     assert!(error.ends_with("tools: there is no product nothing; known: broken dummy"), "{error}");
 }

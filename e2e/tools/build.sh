@@ -3,6 +3,7 @@
 #
 #   build.sh              build every product that is missing, but for those that are built on demand
 #   build.sh etcd helm    build only these
+#   build.sh --with etcd  build every product that is missing, and these, which may be built on demand
 #   build.sh --dir etcd   print the folder that holds a product's binaries (building nothing)
 #
 # One folder per product: go.mod and go.sum pin it, product.sh says what to build, and which files of the module (`share`)
@@ -88,7 +89,11 @@ command -v go >/dev/null || die "go is not installed; Go 1.26 or newer is needed
 mkdir -p "$cache/tools"
 exec 9>"$cache/tools/.lock"
 flock 9
-if [[ $# -eq 0 ]]; then mapfile -t wanted < <(products); else wanted=("$@"); fi
+case ${1:-} in
+  '') mapfile -t wanted < <(products) ;;
+  --with) mapfile -t wanted < <(products; printf '%s\n' "${@:2}") ;;
+  *) wanted=("$@") ;;
+esac
 export GOCACHE=$go_cache/build GOMODCACHE=$go_cache/mod
 for product in "${wanted[@]}"; do build "$product"; done
 if [[ -d $go_cache ]]; then
