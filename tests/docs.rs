@@ -8,23 +8,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// All documents of the repository, and nothing that was built.
-fn documents() -> Vec<PathBuf> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+use giantnetes::api::Reason;
+
+/// All files below a folder of the repository whose names end so, and nothing that was built.
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    fn walk(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             if path.is_dir() {
                 if !name.starts_with('.') && name != "target" {
-                    walk(&path, found);
+                    walk(&path, ending, found);
                 }
-            } else if name.ends_with(".md") {
+            } else if name.ends_with(ending) {
                 found.push(path);
             }
         }
     }
     let mut found = Vec::new();
-    walk(Path::new(env!("CARGO_MANIFEST_DIR")), &mut found);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), ending, &mut found);
     found
 }
 
@@ -58,7 +60,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_link_leads_somewhere() {
     let (mut broken, mut checked) = (Vec::new(), 0);
-    for document in documents() {
+    for document in files("", ".md") {
         let text = fs::read_to_string(&document).unwrap();
         for link in links(&text) {
             if link.contains("://") || link.starts_with("mailto:") {
@@ -76,6 +78,34 @@ fn every_link_leads_somewhere() {
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     assert!(checked > 40, "only {checked} links were checked");
+}
+
+/// Names of our own labels, annotations, finalizers and resources that are constants of the sources.
+fn names_of_ours() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for source in files("src", ".rs") {
+        let text = fs::read_to_string(source).unwrap();
+        for constant in text.split("&str =").skip(1) {
+            let value = constant.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
+            // A selector is a label and its value.
+            let name = value.and_then(|value| value.split('=').next());
+            names.extend(name.filter(|name| name.starts_with("giantnetes.io/")).map(str::to_owned));
+        }
+    }
+    names
+}
+
+#[test]
+fn the_reference_lacks_no_name_and_no_reason() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
+    let reference = fs::read_to_string(path).unwrap();
+    let names = names_of_ours();
+    assert!(names.len() >= 24, "only {} names were found: {names:?}", names.len());
+    let reasons: Vec<_> = Reason::ALL.iter().map(|reason| reason.name().to_owned()).collect();
+    assert!(reasons.len() >= 19, "only {} reasons were found: {reasons:?}", reasons.len());
+    let is_told = |word: &str| reference.contains(&format!("`{word}`"));
+    let lacks: Vec<_> = names.iter().chain(&reasons).filter(|word| !is_told(word)).collect();
+    assert!(lacks.is_empty(), "docs/reference.md lacks {lacks:?}");
 }
 
 #[test]
