@@ -61,6 +61,10 @@ tools: ## Build the third-party servers that are missing (ONLY="etcd helm": only
 images: deps tools build ## Build the images that are missing (ONLY="pause vm": only these)
 	@images/build.sh $(ONLY)
 
+.PHONY: sbom
+sbom: images ## Write what the images are made of (CycloneDX) into target/sbom
+	@images/sbom.py $(or $(CARGO_TARGET_DIR),target)/sbom
+
 .PHONY: bench
 bench: tools ours ## Measure what the controller manager costs, with an optimised build
 	@cargo build --release -p giantnetes

@@ -13,7 +13,7 @@
 #   upgrade          a guest goes to the next patch and minor version of Kubernetes under a workload; builds both
 #   mistakes         Clusters that cannot be made, and such as are deleted half-way
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
-#   images           builds all images a second time, and compares
+#   images           builds all images a second time, compares, lists what they are made of; checkov judges the chart
 #   controller       the controller manager against a real API server: every crash point, outages in full length (a part of
 #                    it is among the fast tests)
 #   mutants          breaks the product on purpose, rule by rule: a test must notice each
@@ -127,9 +127,13 @@ compare_images() {
   ln -s "$GIANTNETES_CACHE/tools" "$second/tools"
   # The first cache, too, must have what is made of the binary of now.
   images/build.sh && GIANTNETES_CACHE=$second images/build.sh && images/compare.py "$GIANTNETES_CACHE" "$second" || return
+  images/sbom.py "$target/sbom" || return
   rm -rf "$second"
 }
-if runs images; then step compare_images; fi
+if runs images; then
+  step compare_images
+  step e2e/checkov.py
+fi
 
 raised=false
 # Those that run on a lab that is up, in this order.

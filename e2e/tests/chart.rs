@@ -123,7 +123,9 @@ fn what_is_off_is_not_there_and_what_is_on_is() {
     }
     let count = |kinds: &[String], kind: &str| kinds.iter().filter(|one| *one == kind).count();
     assert_eq!(count(&all, "ConfigMap") - count(&few, "ConfigMap"), dashboards().len());
-    assert_eq!(count(&few, "NetworkPolicy"), 1);
+    // Of the controller manager and of the device plugin.
+    assert_eq!(count(&few, "NetworkPolicy"), 2);
+    assert_eq!(count(&kinds(r#"{"kvm": {"devicePlugin": {"enabled": false}}}"#), "NetworkPolicy"), 1);
     assert_eq!(count(&kinds(r#"{"networkPolicy": {"enabled": false}}"#), "NetworkPolicy"), 0);
     let rule = helm.rendered(EVERYTHING).into_iter().find(|object| kind(object) == "PrometheusRule").unwrap();
     let named = rule["spec"]["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap());
