@@ -63,6 +63,14 @@ MUTANTS = [
      "src/pki/reconcile.rs", "if recorded.is_some() {", "if recorded.is_some() && false {", CONTROLLER + ["roots_are_made"]),
     ("secret", "secrets", "a kubeconfig is logged",
      "src/pki/issue.rs", 'info!("kubeconfig issued");', 'info!(text = text.expose_secret(), "kubeconfig issued");', CONTROLLER + ["nothing_is_written"]),
+    ("name", "claims", "a host name is given back while a load balancer leads there",
+     "src/network/outside.rs", "self.close_others(identity, &valid.exposure).await? {", "(self.close_others(identity, &valid.exposure).await? || true) {", CONTROLLER + ["a_way_stays_open"]),
+    ("way", "exposure", "the old way to a guest is closed before the new one is open",
+     "src/network/outside.rs", "if matches!(outside, Outside::At(_)) && ", "if ", CONTROLLER + ["a_way_stays_open"]),
+    ("exact", "apply", "what was desired once and is no more stays",
+     "src/runtime/apply.rs", "(Some(_), None) => remove(&mut whole, path),", "(Some(_), None) => {}", CONTROLLER + ["a_load_balancer_leads"]),
+    ("silent", "guests", "a node that was given up keeps its guest waiting",
+     "src/guest/addons.rs", "status.desired_number_scheduled.saturating_sub(silent)", "status.desired_number_scheduled.saturating_sub(silent.min(0))", UNIT + ["guest::addons"]),
 ]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
