@@ -137,10 +137,15 @@ fn vault_serves_and_forgets_nothing(lab: &Lab) {
     log_in().expect("Vault lets the controller manager in again");
 }
 
+/// What the nodes say of their condition Ready.
+const NOT_READY: &str =
+    "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=='Ready')]}{'\\n'}{end}";
+
 fn assert_ready(lab: &Lab) {
     let nodes = lab.kubectl(&["get", "nodes", "--no-headers"]).unwrap();
     assert_eq!(nodes.lines().count(), topology::HOSTS.len(), "{nodes}");
-    assert!(nodes.lines().all(|node| node.split_whitespace().nth(1) == Some("Ready")), "{nodes}");
+    let why = || lab.kubectl(&["get", "nodes", "-o", NOT_READY]).unwrap();
+    assert!(nodes.lines().all(|node| node.split_whitespace().nth(1) == Some("Ready")), "{nodes}{}", why());
 }
 
 /// Processes of a person who happens to run something that is called like a server of the lab.
