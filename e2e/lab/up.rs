@@ -75,7 +75,7 @@ pub fn start_apiserver() -> Result<()> {
     let start = Starter { lab, lock };
     let control = lab.control_plane();
     let apiserver = start.server(journal, control.apiserver())?;
-    start.answer(journal, &apiserver, || control.check_apiserver())
+    start.answer(journal, &apiserver, || control.check_apiserver()).map(drop)
 }
 
 /// Starts Vault unless it runs, unseals it, and waits until it serves.
@@ -183,9 +183,13 @@ impl Run {
             journal.step(&format!("old containers of {}", host.host.name()), || purge_once(&host))?;
         }
         journal.step("images", || images::load_everywhere(&lab.hosts(), &images.archives()))?;
-        start.answer(journal, &apiserver, || control.check_apiserver())?;
+        let forgotten = start.answer(journal, &apiserver, || control.check_apiserver())?;
         journal.step("objects", || control.apply_objects())?;
-        let manager = start.server(journal, control.controller_manager())?;
+        let mut manager = start.server(journal, control.controller_manager())?;
+        if forgotten && !manager.new {
+            // One that lost sight of the hosts' leases with an API server takes the hosts for dead, until its watches are back.
+            manager = start.again(journal, manager)?;
+        }
         let scheduler = start.server(journal, control.scheduler())?;
         let mut proxies = Vec::new();
         for host in HOSTS {
@@ -278,17 +282,23 @@ impl Starter<'_> {
         Ok(Started { server, new })
     }
 
-    fn answer(&self, journal: &mut Journal, started: &Started, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    fn again(&self, journal: &mut Journal, Started { server, .. }: Started) -> Result<Started> {
+        journal.step(&format!("new start of {}", server.name), || server.restart(&self.lab.paths, self.lock))?;
+        Ok(Started { server, new: true })
+    }
+
+    /// Waits until a server answers, and starts it again if it has long run and does not. Answers whether it is a new one.
+    fn answer(&self, journal: &mut Journal, started: &Started, mut check: impl FnMut() -> Result<()>) -> Result<bool> {
         let Started { server, new } = started;
         journal.step(&format!("answer of {}", server.name), || {
             if !new {
                 if self.await_answer(server, PATIENCE_WITH_RUNNING, &mut check).is_ok() {
-                    return Ok(());
+                    return Ok(false);
                 }
                 eprintln!("lab: {} runs but does not answer: it is started again", server.name);
                 server.restart(&self.lab.paths, self.lock)?;
             }
-            self.await_answer(server, PATIENCE, &mut check)
+            self.await_answer(server, PATIENCE, &mut check).map(|()| true)
         })
     }
 
