@@ -31,9 +31,9 @@ part=${TEST:-all}
 target=${CARGO_TARGET_DIR:-target}
 started=$SECONDS
 lab=$target/debug/lab
-groups=(demo guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
+groups=(demo quick-start guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
 # Not in the rotation: they take longer than CI has beside the fast tests and a cold cache, or were not seen green yet.
-long_groups=(quick-start survival masters scaling upgrade)
+long_groups=(survival masters scaling upgrade)
 
 step() {
   local began=$SECONDS
