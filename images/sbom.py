@@ -125,8 +125,9 @@ def main():
         if lacks:
             sys.exit(f"sbom: nothing of image {image} begins with {', '.join(lacks)}")
         file = out / f"{image}.cdx.json"
-        file.write_text(json.dumps(document(image, components), indent=1) + "\n")
-        print(f"{file}: {len(json.loads(file.read_text())['components'])} components")
+        made = document(image, components)
+        file.write_text(json.dumps(made, indent=1) + "\n")
+        print(f"{file}: {len(made['components'])} components")
 
 
 main()

@@ -247,19 +247,26 @@ fn alerts_fire_when_they_should_and_not_before() {
     promtool().args(["test", "rules"]).arg(cases).output().unwrap();
 }
 
+/// The settings that helm renders for the controller manager.
+fn settings(helm: &Helm) -> String {
+    let settings = helm.rendered(NOTHING).into_iter().find(|object| name(object) == "ConfigMap giantnetes-settings");
+    settings.unwrap()["data"]["settings.yaml"].as_str().unwrap().to_owned()
+}
+
+/// What `giantnetes check` says of a controller manager within this time.
+fn check(url: &str, timeout: &str) -> anyhow::Result<String> {
+    let words = ["check", "--url", url, "--timeout", timeout];
+    Run::new(support::giantnetes()).args(words).timeout(Duration::from_secs(90)).output()
+}
+
 #[test]
 fn forgotten_custom_resource_definitions_are_told() {
     let server = ApiServer::start("bare", &[]).unwrap();
-    let settings =
-        Helm::new("bare").rendered(NOTHING).into_iter().find(|object| name(object) == "ConfigMap giantnetes-settings");
-    let manager = Manager::start(&server, settings.unwrap()["data"]["settings.yaml"].as_str().unwrap());
-    let check = ["check", "--url", &manager.url(), "--timeout", "5s"];
-    let said = Run::new(support::giantnetes()).args(check).timeout(Duration::from_secs(30)).output();
-    let said = format!("{:#}", said.unwrap_err());
+    let manager = Manager::start(&server, &settings(&Helm::new("bare")));
+    let said = format!("{:#}", check(&manager.url(), "5s").unwrap_err());
     assert!(said.contains("first list of clusters (is its CustomResourceDefinition installed?)"), "{said}");
     server.install_crds().unwrap();
-    let check = ["check", "--url", &manager.url(), "--timeout", "60s"];
-    let said = Run::new(support::giantnetes()).args(check).timeout(Duration::from_secs(90)).output().unwrap();
+    let said = check(&manager.url(), "60s").unwrap();
     assert!(said.contains("ready, and a replica leads"), "{said}");
 }
 
@@ -268,17 +275,10 @@ fn forgotten_custom_resource_definitions_are_told() {
 fn prometheus_finds_what_dashboards_and_alerts_ask_for() {
     let (helm, server) = (Helm::new("metrics"), ApiServer::start("metrics", &[]).unwrap());
     server.install_crds().unwrap();
-    let settings = helm.rendered(NOTHING).into_iter().find(|object| name(object) == "ConfigMap giantnetes-settings");
-    let settings = settings.unwrap()["data"]["settings.yaml"].as_str().unwrap().to_owned();
-    let manager = Manager::start(&server, &settings);
-    let check = |url: &str| {
-        let words = ["check", "--url", url, "--timeout", "60s"];
-        Run::new(support::giantnetes()).args(words).timeout(Duration::from_secs(90)).output()
-    };
-    let said = check(&manager.url()).unwrap();
+    let manager = Manager::start(&server, &settings(&helm));
+    let said = check(&manager.url(), "60s").unwrap();
     assert!(said.contains("ready, and a replica leads"), "{said}");
-    let nobody = Run::new(support::giantnetes()).args(["check", "--url", "http://127.0.0.1:9", "--timeout", "1s"]);
-    let refusal = format!("{:#}", nobody.output().unwrap_err());
+    let refusal = format!("{:#}", check("http://127.0.0.1:9", "1s").unwrap_err());
     assert!(refusal.contains("http://127.0.0.1:9/ is not well after 1 s"), "{refusal}");
 
     // Paused ones are left alone, so they also go at once.
