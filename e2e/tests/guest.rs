@@ -8,12 +8,14 @@ mod support;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::ByteString;
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
 use support::traces::{claims_go, fingerprints, key_words, nothing_is_left};
 use support::{
     Guest, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, mounts_in_vault, patience, processes,
+    requests,
 };
 
 /// What the design has for a guest of one node to become Ready, in seconds.
@@ -35,10 +37,11 @@ fn a_guest_lives_and_leaves_nothing() {
     let lab = installed();
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", ALPHA);
-    let steps: [(&str, Step); 12] = [
+    let steps: [(&str, Step); 13] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready", becomes_ready),
         ("a pod runs in it, and exec reaches it", pod_runs),
+        ("what is asked for and approved inside it is signed", signs_what_is_approved),
         ("its authorities are in Vault, and nowhere else", is_kept_in_vault),
         ("nothing is written when nothing changes", rests),
         ("a restart of the manager changes no status", restarts_quietly),
@@ -117,6 +120,30 @@ fn pod_runs(lab: &Lab, guest: &Guest) -> Result<()> {
         "the kubeconfig is not an administrator's"
     );
     ensure!(!lab.kubectl(&["-n", guest.namespace, "get", "secret", "alpha-kubeconfig", "-o", "name"])?.is_empty());
+    Ok(())
+}
+
+/// A key of the user's own, and the way of Kubernetes to a certificate for it.
+fn signs_what_is_approved(_: &Lab, guest: &Guest) -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("giantnetes-dora-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let (csr, key) = requests::request(&folder, "dora", &["-newkey", "rsa:2048"], "/O=dev/CN=dora", None)?;
+    let object = requests::object("dora", &csr, "kube-apiserver-client", &["client auth"], Some(3600))?;
+    guest.kubectl_input(&["create", "-f", "-"], &object)?;
+    guest.kubectl(&["certificate", "approve", "dora"])?;
+    let began = Instant::now();
+    let certificate = wait_for(MINUTE, "the certificate", || {
+        let text = guest.kubectl(&["get", "csr", "dora", "-o", "jsonpath={.status.certificate}"])?;
+        ensure!(!text.is_empty(), "there is none yet");
+        Ok(serde_json::from_value::<ByteString>(text.into())?)
+    })?;
+    println!("    signed after {:.1?}", began.elapsed());
+    let file = folder.join("dora.crt");
+    std::fs::write(&file, certificate.0)?;
+    let (file, key) = (format!("--client-certificate={}", file.display()), format!("--client-key={}", key.display()));
+    let who = guest.kubectl(&[&file, &key, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
+    ensure!(who == "dora", "it is of {who:?}");
+    std::fs::remove_dir_all(&folder)?;
     Ok(())
 }
 

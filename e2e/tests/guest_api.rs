@@ -10,12 +10,20 @@ use std::{fs, process::Stdio, time::Duration};
 use anyhow::{Result, bail, ensure};
 use giantnetes::{
     cluster::Valid,
+    guest::requests::answer,
     network::places::Place,
     node_config::{self, Blank, NodeConfig},
     pki::{
-        embedded::Pair,
+        embedded::{self, Pair},
+        kubeconfig,
         leaf::{self, Leaf},
+        request::SigningRequest,
     },
+};
+use k8s_openapi::{ByteString, jiff::Timestamp};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
 };
 use lab::wait_for;
 use secrecy::ExposeSecret as _;
@@ -23,6 +31,7 @@ use serde_json::json;
 use support::{
     node::{Authorities, NodeHome, cluster, ip},
     processes::{Process, spawn, tied},
+    requests::{self, EC, request},
 };
 
 /// How long etcd and the API server may take, on a machine that builds something at the same time.
@@ -89,6 +98,30 @@ impl Guest {
     fn refuses(&self, pair: &Pair, words: &[&str], why: &str) {
         let said = self.ask(pair, words).expect_err(&words.join(" ")).to_string();
         assert!(said.contains(why), "{words:?}: {said}");
+    }
+
+    /// What the controller manager does with requests for certificates. It comes from outside, as to every guest.
+    fn answers(&self) {
+        let (namespace, outside) = (&self.home.namespace, "giantnetes-csr");
+        ip(&format!("link add {outside} type veth peer name outside netns {namespace}"));
+        ip(&format!("-n {namespace} addr add 169.254.77.2/30 dev outside"));
+        ip(&format!("-n {namespace} link set outside up"));
+        ip(&format!("addr add 169.254.77.1/30 dev {outside}"));
+        ip(&format!("link set {outside} up"));
+        let (ca, client) = (&self.authorities.kubernetes, self.authorities.sign(&leaf::bootstrapper()));
+        let text = kubeconfig::render("guest", "manager", "https://169.254.77.2:6443", &ca.certificate, &client);
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let kubeconfig = Kubeconfig::from_yaml(text.expose_secret()).unwrap();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+            let client = Client::try_from(config).unwrap();
+            let sign = |request: SigningRequest, ttl| async move {
+                Ok(embedded::certify(ca, &request.leaf, &request.key, Timestamp::now(), ttl)?)
+            };
+            answer(&client, Duration::from_secs(7200), sign).await.unwrap();
+        });
+        ip(&format!("link del {outside}"));
     }
 
     /// A certificate of this guest's, by its name among those of a control-plane node.
@@ -188,4 +221,56 @@ fn a_kubelet_acts_for_its_node_alone() {
     guest.refuses(&own, &["get", "secret", "hidden"], "no relationship found between node");
     guest.refuses(&own, &["get", "secrets", "-A"], "forbidden");
     guest.refuses(&guest.of_worker("a-0", "kube-proxy"), &["get", "secrets", "-A"], "forbidden");
+}
+
+/// The guest has no key of its authority: who asks inside it is answered by the controller manager.
+#[test]
+fn what_is_asked_for_and_approved_inside_a_guest_is_signed() {
+    let guest = Guest::start("requests");
+    let administrator = guest.authorities.sign(&leaf::bootstrapper());
+    let ask = |words: &[&str]| guest.ask(&administrator, words);
+    let (client, serving) = ("kube-apiserver-client", "kubelet-serving");
+    let rsa = ["-newkey", "rsa:2048"];
+    let node = "/O=system:nodes/CN=system:node:a-0";
+    for (name, key, subject, extension, signer, usages) in [
+        ("alice", rsa.as_slice(), "/O=dev/O=ops/CN=alice", None, client, ["client auth", "digital signature"]),
+        ("waits", &EC, "/CN=bob", None, client, ["client auth", "digital signature"]),
+        ("mail", &EC, "/CN=carol", Some("subjectAltName=email:a@b.c"), client, ["client auth", "digital signature"]),
+        ("serving", &EC, node, Some("subjectAltName=DNS:a-0"), serving, ["server auth", "digital signature"]),
+        ("nameless", &EC, node, None, serving, ["server auth", "digital signature"]),
+    ] {
+        let (csr, _) = request(&guest.home.path(""), name, key, subject, extension).unwrap();
+        let object = requests::object(name, &csr, signer, &usages, (name == "alice").then_some(900)).unwrap();
+        fs::write(guest.home.path("object.json"), object).unwrap();
+        ask(&["create", "-f", &guest.home.path("object.json").display().to_string()]).unwrap();
+        if name != "waits" {
+            ask(&["certificate", "approve", name]).unwrap();
+        }
+    }
+    guest.answers();
+    let status =
+        |name: &str, path: &str| ask(&["get", "csr", name, "-o", &format!("jsonpath={{.status.{path}}}")]).unwrap();
+    for (name, why) in [("mail", "host names and addresses alone"), ("nameless", "a server needs a host name")] {
+        let said = status(name, r#"conditions[?(@.type=="Failed")].message"#);
+        assert!(said.contains(why) && status(name, "certificate").is_empty(), "{name}: {said}");
+    }
+    assert_eq!(status("waits", "certificate") + &status("waits", "conditions"), "");
+    let certificate = |name: &str| {
+        let text: ByteString = serde_json::from_value(status(name, "certificate").into()).unwrap();
+        String::from_utf8(text.0).unwrap()
+    };
+    let life = |pem: &str| embedded::expires(pem).unwrap().as_second() - Timestamp::now().as_second();
+    assert!((600..=900).contains(&life(&certificate("alice"))), "fifteen minutes were asked for");
+    assert!(life(&certificate("serving")) > 3600);
+
+    let key = fs::read_to_string(guest.home.path("alice.key")).unwrap();
+    let alice = Pair { certificate: certificate("alice"), key: key.into() };
+    let who = ["auth", "whoami", "-o", "jsonpath={.status.userInfo.username} {.status.userInfo.groups}"];
+    assert_eq!(guest.ask(&alice, &who).unwrap(), r#"alice ["dev","ops","system:authenticated"]"#);
+
+    // What was answered is not answered again.
+    let versions = || ask(&["get", "csr", "-o", "jsonpath={.items[*].metadata.resourceVersion}"]).unwrap();
+    let before = versions();
+    guest.answers();
+    assert_eq!(versions(), before);
 }

@@ -12,16 +12,21 @@ use giantnetes::{
     cluster::{Identity, Valid},
     network::places::Place,
     pki::{
+        self,
         embedded::{self, Pair},
-        leaf::{self, Authority, Leaf, Usage},
-        vault::{InVault, Vault, role},
+        leaf::{self, Authority, Leaf, REQUESTED, Usage},
+        request::{Signer, Unfit},
+        vault::{InVault, Request, Vault, role},
     },
     settings::{Settings, VaultAuth, VaultSettings},
 };
 use k8s_openapi::jiff::Timestamp;
-use lab::command::Run;
+use rcgen::PublicKeyData as _;
 use serde_json::{Value, json};
-use support::vault::VaultServer;
+use support::{
+    requests::{EC, request},
+    vault::VaultServer,
+};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, pem::parse_x509_pem};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -165,6 +170,7 @@ fn vault_issues_what_is_planned_and_nothing_else() {
         roots.dedup();
         assert_eq!(roots.len(), 6, "each authority has a root of its own");
         signs_what_is_planned(&vault, &one).await;
+        signs_what_others_have_the_keys_of(&server, &vault, &one).await;
         is_cut_short_by_its_root(&vault, &one).await;
         asked_for_something_else(&server, &vault, &one, &two);
         rights_are_those_that_are_needed(&server, &one.identity);
@@ -201,6 +207,35 @@ async fn signs_what_is_planned(vault: &Vault, cluster: &Valid) {
     println!("    {} certificates, each twice, in {:.1?}", planned.len(), began.elapsed());
 }
 
+/// What somebody asks for inside a guest, with a key of his own: each gets what he asked for, one after the other by one role.
+async fn signs_what_others_have_the_keys_of(server: &VaultServer, vault: &Vault, cluster: &Valid) {
+    let root = vault.make(&cluster.identity, Authority::Kubernetes, YEAR).await.unwrap();
+    let mount = vault.mount(&cluster.identity, Authority::Kubernetes);
+    let authority = InVault { mount: &mount, certificate: &root };
+    let (rsa, p384) = (["-newkey", "rsa:2048"], EC[3].replace("prime256v1", "secp384r1"));
+    let p384 = ["-newkey", "ec", "-pkeyopt", &p384];
+    let serving = Some("subjectAltName=DNS:a-0,IP:192.0.2.1");
+    let (client, node) = (["client auth".to_owned()], "/O=system:nodes/CN=system:node:a-0");
+    for (name, key, subject, names, signer, usages) in [
+        ("user", rsa.as_slice(), "/CN=alice/O=dev/O=ops", None, Signer::Client, client.clone()),
+        ("mail", &p384, "/CN=bob@example.com", None, Signer::Client, client.clone()),
+        ("kubelet", &EC, node, None, Signer::Kubelet, client.clone()),
+        ("serving", &EC, node, serving, Signer::KubeletServing, ["server auth".to_owned()]),
+    ] {
+        let (csr, key) = request(server.folder(), name, key, subject, names).unwrap();
+        let [csr, key] = [csr, key].map(|file| std::fs::read_to_string(file).unwrap());
+        let asked = pki::request::read(signer, csr.as_bytes(), &usages).unwrap();
+        let now = Timestamp::now();
+        let request = Request { leaf: &asked.leaf, pem: &asked.pem, key: asked.key.der_bytes() };
+        let certificate = vault.sign_request(authority, REQUESTED, request, now, DAY).await;
+        is_as_planned(&root, &asked.leaf, &Pair { certificate: certificate.unwrap(), key: key.into() }, now, DAY);
+    }
+    let (csr, _) = request(server.folder(), "weak", &["-newkey", "rsa:1024"], "/CN=alice", None).unwrap();
+    let weak = pki::request::read(Signer::Client, &std::fs::read(csr).unwrap(), &client);
+    assert_eq!(weak.unwrap_err(), Unfit::Signature);
+    vault.forget(&mount, REQUESTED, &[REQUESTED]).await.unwrap();
+}
+
 /// What is to live longer than its root ends with it.
 async fn is_cut_short_by_its_root(vault: &Vault, cluster: &Valid) {
     let short = valid("short", "3");
@@ -217,23 +252,11 @@ async fn is_cut_short_by_its_root(vault: &Vault, cluster: &Valid) {
     assert_eq!(vault.remove(&short.identity).await.unwrap(), [mount]);
 }
 
-/// A request (PEM) of openssl's, whose key and extensions we would never ask for.
-fn request(server: &VaultServer, name: &str, key: &[&str], subject: &str, extension: Option<&str>) -> String {
-    let folder = server.folder();
-    let file = |end: &str| folder.join(format!("{name}.{end}")).display().to_string();
-    let (csr, private) = (file("csr"), file("key"));
-    let mut args = vec!["req", "-new", "-nodes", "-subj", subject, "-out", &csr, "-keyout", &private];
-    args.extend_from_slice(key);
-    if let Some(extension) = extension {
-        args.extend(["-addext", extension]);
-    }
-    Run::new("openssl").args(args).output().unwrap();
-    csr
-}
-
 /// Each role, asked by the controller manager's own token for what it must not give.
 fn asked_for_something_else(server: &VaultServer, vault: &Vault, one: &Valid, two: &Valid) {
-    const EC: [&str; 4] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    let file_of = |name: &str, key: &[&str], subject: &str, extension: Option<&str>| {
+        request(server.folder(), name, key, subject, extension).unwrap().0.display().to_string()
+    };
     let token = server.managers_token().unwrap();
     let mut asked = 0;
     for (holder, leaf) in planned(one) {
@@ -259,20 +282,20 @@ fn asked_for_something_else(server: &VaultServer, vault: &Vault, one: &Valid, tw
             ("rsa-2048", &["-newkey", "rsa:2048"], subject.clone(), None),
         ];
         for (what, key, subject, extension) in refused {
-            let csr = request(server, what, key, &subject, extension.as_deref());
+            let csr = file_of(what, key, &subject, extension.as_deref());
             let answer = server.as_holder(&token, &["write", "-format=json", &path, &format!("csr=@{csr}")]).output();
             assert!(answer.is_err(), "{path} signed {what}: {}", answer.unwrap());
             asked += 1;
         }
         if leaf.addresses.is_empty() {
-            let csr = request(server, "address", &EC, &subject, Some("subjectAltName=IP:192.0.2.1"));
+            let csr = file_of("address", &EC, &subject, Some("subjectAltName=IP:192.0.2.1"));
             let answer = server.as_holder(&token, &["write", &path, &format!("csr=@{csr}")]).output();
             assert!(answer.is_err(), "{path} signed an address");
             asked += 1;
         }
         // What is not refused is left out: groups, being an authority, a longer life.
         let subject = format!("/O=system:masters{subject}");
-        let csr = request(server, "greedy", &EC, &subject, Some("basicConstraints=critical,CA:TRUE"));
+        let csr = file_of("greedy", &EC, &subject, Some("basicConstraints=critical,CA:TRUE"));
         let args =
             ["write", "-field=certificate", &path, &format!("csr=@{csr}"), "ttl=8760h", "exclude_cn_from_sans=true"];
         let certificate = server.as_holder(&token, &args).output().unwrap();

@@ -6,6 +6,7 @@
 //! - [`dress`]: labels and taints of pools on their Nodes; pure
 //! - [`plan`]: the objects that every guest gets; pure
 //! - [`reconcile`]: the effects
+//! - [`requests`]: signs the certificates that were asked for inside the guest and approved there
 //! - `rights`: binds what ClusterAccesses ask for
 //! - `setup`: applies add-ons
 
@@ -15,6 +16,7 @@ mod drain;
 pub mod dress;
 pub mod plan;
 pub mod reconcile;
+pub mod requests;
 mod rights;
 mod setup;
 

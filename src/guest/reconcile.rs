@@ -22,13 +22,14 @@ use super::{
     GuestFacts,
     addons::BundleError,
     client::{self, ConnectError},
-    drain, dress, plan, rights,
+    drain, dress, plan, requests, rights,
     setup::{Setup, unready_add_on},
 };
 use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid, valid::NodePool},
     context::{Context, Target},
+    pki::{self, authority, request::SigningRequest},
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError, Memory},
@@ -65,6 +66,9 @@ pub enum Error {
     /// Nodes and the like.
     #[error("look into the guest")]
     Nodes(#[source] CallError),
+    /// Certificates that were asked for inside the guest.
+    #[error("answer the guest's CertificateSigningRequests")]
+    Requests(#[source] CallError),
     /// The manifests of the VM image, asked of the VM pod.
     #[error("ask VM pod {pod} at {address}:{} for the add-ons of its image", names::SUPERVISOR_PORT)]
     Manifests {
@@ -100,9 +104,11 @@ impl Error {
         match self {
             Self::Connect(_) | Self::Manifests { .. } | Self::Bundle(_) => false,
             Self::Rights(ApplyError::Foreign { .. } | ApplyError::Encode { .. }) => false,
-            Self::Rights(ApplyError::Call(error)) | Self::Access(error) | Self::Nodes(error) | Self::AddOns(error) => {
-                error.status().is_none()
-            }
+            Self::Rights(ApplyError::Call(error))
+            | Self::Access(error)
+            | Self::Nodes(error)
+            | Self::Requests(error)
+            | Self::AddOns(error) => error.status().is_none(),
         }
     }
 }
@@ -176,6 +182,9 @@ impl GuestOperator {
         let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
         let silent = plan::silent(&nodes, wanted);
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
+        if nodes.ready > 0 {
+            self.sign_requests(&client, valid).await?;
+        }
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
         let account = call("get", "the guest's default ServiceAccount", accounts.get_metadata_opt("default"));
@@ -196,6 +205,16 @@ impl GuestOperator {
         let is_moving = vm_pods.iter().any(|pod| pod.leaving().is_some());
         let pause = if is_moving { POLL.0 } else { POLL.1 };
         Ok((Report::Ready(facts), Outcome::After(pause)))
+    }
+
+    /// Signs what was asked for inside the guest and approved there. With the guest's authority, which it does not have itself.
+    async fn sign_requests(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
+        let (context, identity) = (&self.context, &valid.identity);
+        let sign = |request: SigningRequest, ttl| async move {
+            let ca = pki::reconcile::kubernetes_ca(context, identity).await?;
+            authority::sign_request(context, &ca, &request, Timestamp::now(), ttl).await
+        };
+        requests::answer(client, valid.pki.leaf_ttl, sign).await.map_err(Error::Requests)
     }
 
     /// Sees that rights and add-ons are there, if that was not seen just now.

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use rcgen::PublicKeyData as _;
 
 use super::{
     embedded::{self, Pair},
-    leaf::Leaf,
+    leaf::{self, Leaf},
     reconcile::Error,
-    vault::{InVault, Vault},
+    request::SigningRequest,
+    vault::{self, InVault, Vault},
 };
 use crate::{api::VaultPlace, cluster::Identity, context::Context};
 
@@ -97,13 +99,36 @@ pub async fn sign(
     }
 }
 
+/// Has what somebody asked for inside a guest signed (PEM) by the guest's authority.
+///
+/// # Errors
+/// [`Error`]
+pub async fn sign_request(
+    context: &Context,
+    authority: &Kept,
+    request: &SigningRequest,
+    now: Timestamp,
+    ttl: Duration,
+) -> Result<String, Error> {
+    let SigningRequest { leaf, pem, key } = request;
+    match authority {
+        Kept::Here(root) => Ok(embedded::certify(root, leaf, key, now, ttl)?),
+        Kept::InVault { certificate, mount } => {
+            let request = vault::Request { leaf, pem, key: key.der_bytes() };
+            let authority = InVault { mount, certificate };
+            // One role for all of them: each is pinned anew, and none is left over.
+            Ok(vault(context)?.sign_request(authority, leaf::REQUESTED, request, now, ttl).await?)
+        }
+    }
+}
+
 /// Takes from Vault the right to these certificates of `holder`; for an authority that is here nothing is written down of it.
 ///
 /// # Errors
 /// [`Error`]
 pub async fn forget(context: &Context, authority: &Kept, holder: &str, certificates: &[&str]) -> Result<(), Error> {
     if let Some(InVault { mount, .. }) = authority.in_vault() {
-        vault(context)?.forget(mount, holder, certificates).await.map_err(super::vault::Error::from)?;
+        vault(context)?.forget(mount, holder, certificates).await.map_err(vault::Error::from)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SigningKey as _,
+    KeyUsagePurpose, PublicKeyData, SanType, SigningKey as _,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
@@ -85,11 +85,27 @@ pub fn expires(certificate: &str) -> Result<Timestamp, PkiError> {
     Timestamp::from_second(parsed.validity().not_after.timestamp()).map_err(|error| unread(&error))
 }
 
-/// Signs a leaf with a root. However long it is meant to live, it does not outlive the root.
+/// Makes a key and signs its leaf with a root. However long it is meant to live, it does not outlive the root.
 ///
 /// # Errors
 /// [`PkiError`]
 pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<Pair, PkiError> {
+    let key = make(leaf.name, KeyPair::generate())?;
+    let certificate = certify(root, leaf, &key, now, ttl)?;
+    Ok(Pair { certificate, key: key.serialize_pem().into() })
+}
+
+/// Signs a leaf (PEM) for a key with a root. However long it is meant to live, it does not outlive the root.
+///
+/// # Errors
+/// [`PkiError`]
+pub fn certify(
+    root: &Pair,
+    leaf: &Leaf,
+    key: &impl PublicKeyData,
+    now: Timestamp,
+    ttl: Duration,
+) -> Result<String, PkiError> {
     let roots_end = expires(&root.certificate)?;
     if roots_end <= now {
         return Err(PkiError::Expired(roots_end));
@@ -105,13 +121,11 @@ pub fn sign(root: &Pair, leaf: &Leaf, now: Timestamp, ttl: Duration) -> Result<P
     };
     params.use_authority_key_identifier_extension = true;
     validity(&mut params, now, end_of(now, ttl)?.min(roots_end))?;
-    let key = make(leaf.name, KeyPair::generate())?;
-    let made = make(leaf.name, params.signed_by(&key, &issuer))?;
-    let certificate = match leaf.organisations.len() {
-        0 | 1 => made.pem(),
-        _ => with_every_organisation(made.der(), leaf, issuer.key())?,
-    };
-    Ok(Pair { certificate, key: key.serialize_pem().into() })
+    let made = make(leaf.name, params.signed_by(key, &issuer))?;
+    match leaf.organisations.len() {
+        0 | 1 => Ok(made.pem()),
+        _ => with_every_organisation(made.der(), leaf, issuer.key()),
+    }
 }
 
 /// A certificate (PEM) as it was made, but for its subject, and signed anew: rcgen keeps one organisation of a subject.

@@ -190,6 +190,8 @@ pub fn bootstrapper() -> Leaf {
     Leaf::client(BOOTSTRAPPER, "giantnetes:controller-manager", &["system:masters"])
 }
 
+/// Name of what somebody asked for inside a guest, with a key of his own.
+pub const REQUESTED: &str = "requested";
 /// Name of [`bootstrapper`].
 pub const BOOTSTRAPPER: &str = "bootstrapper";
 

@@ -6,6 +6,7 @@
 //! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
 //! - [`authority`]: which of the two signs for a guest
 //! - [`kubeconfig`]: the administrator's kubeconfig
+//! - [`request`]: what users and kubelets of a guest ask to have signed; pure
 //! - `secrets`: how all of it lies in Secrets
 //! - [`store`]: how they are stored, and looked at again
 //! - `issue`, [`reconcile`]: the effects
@@ -19,6 +20,7 @@ pub mod kubeconfig;
 pub mod leaf;
 pub mod plan;
 pub mod reconcile;
+pub mod request;
 pub(crate) mod secrets;
 pub mod store;
 pub mod vault;

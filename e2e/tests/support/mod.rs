@@ -7,6 +7,7 @@ pub mod apiserver;
 pub mod hosts;
 pub mod node;
 pub mod processes;
+pub mod requests;
 pub mod traces;
 pub mod vault;
 pub mod workload;

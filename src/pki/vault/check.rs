@@ -1,7 +1,6 @@
 //! Whether a certificate is the one that was asked for: a role that somebody changed signs another. Pure.
 
 use k8s_openapi::jiff::Timestamp;
-use rcgen::KeyPair;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, pem::parse_x509_pem};
 
 use crate::pki::leaf::{Leaf, Usage};
@@ -9,14 +8,14 @@ use crate::pki::leaf::{Leaf, Usage};
 /// What is wrong with a certificate of a root that was put in the place of ours.
 pub const ANOTHER_ROOT: &str = "is signed by another root";
 
-/// What is wrong with a certificate (PEM) for `leaf` and `key`, that `root` (PEM) was to sign, to be good until `end`.
-pub fn problem(certificate: &str, root: &str, leaf: &Leaf, key: &KeyPair, end: Timestamp) -> Option<&'static str> {
+/// What is wrong with a certificate (PEM) for `leaf` and the public `key` (as in a SubjectPublicKeyInfo), that `root` (PEM) was to sign, to be good until `end`.
+pub fn problem(certificate: &str, root: &str, leaf: &Leaf, key: &[u8], end: Timestamp) -> Option<&'static str> {
     let [certificate, root] = [certificate, root].map(|pem| parse_x509_pem(pem.as_bytes()).ok().map(|(_, pem)| pem));
     let (Some(certificate), Some(root)) = (certificate, root) else { return Some("cannot be read") };
     let (Ok(certificate), Ok(root)) = (certificate.parse_x509(), root.parse_x509()) else {
         return Some("cannot be read");
     };
-    if certificate.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+    if certificate.public_key().subject_public_key.data.as_ref() != key {
         return Some("is for another key");
     }
     if certificate.verify_signature(Some(root.public_key())).is_err() {
@@ -80,6 +79,7 @@ fn has_usage(certificate: &X509Certificate, usage: Usage) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use rcgen::KeyPair;
     use secrecy::ExposeSecret as _;
     use serde_json::json;
 
@@ -100,7 +100,7 @@ mod tests {
         for leaf in leaves.iter().chain([&leaf::user("alice", &["dev".into()]), &leaf::user("bob", &[])]) {
             let pair = embedded::sign(&one, leaf, now, day).unwrap();
             let key = KeyPair::from_pem(pair.key.expose_secret()).unwrap();
-            let told = |leaf: &Leaf| problem(&pair.certificate, &one.certificate, leaf, &key, end);
+            let told = |leaf: &Leaf| problem(&pair.certificate, &one.certificate, leaf, key.public_key_raw(), end);
             assert_eq!(told(leaf), None, "{}", leaf.name);
             assert_eq!(told(&Leaf { common_name: "x".into(), ..leaf.clone() }), Some("has another subject"));
             assert_eq!(told(&Leaf { organisations: vec!["x".into()], ..leaf.clone() }), Some("has another subject"));
@@ -109,7 +109,8 @@ mod tests {
             let usage = if leaf.usage == Usage::Client { Usage::Both } else { Usage::Client };
             assert_eq!(told(&Leaf { usage, ..leaf.clone() }), Some("is good for something else"));
             let later = Timestamp::from_second(end.as_second() + 1).unwrap();
-            let told = |root: &str, key: &KeyPair, end| problem(&pair.certificate, root, leaf, key, end);
+            let told =
+                |root: &str, key: &KeyPair, end| problem(&pair.certificate, root, leaf, key.public_key_raw(), end);
             assert_eq!(told(&one.certificate, &key, later), Some("ends too early"));
             assert_eq!(told(&two.certificate, &key, end), Some(ANOTHER_ROOT));
             assert_eq!(told(&one.certificate, &KeyPair::generate().unwrap(), end), Some("is for another key"));

@@ -100,6 +100,17 @@ pub struct InVault<'a> {
     pub certificate: &'a str,
 }
 
+/// What is to be signed.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The certificate that is to come of it.
+    pub leaf: &'a Leaf,
+    /// The request (PEM, PKCS#10).
+    pub pem: &'a str,
+    /// The public key that it is for, as in a SubjectPublicKeyInfo.
+    pub key: &'a [u8],
+}
+
 impl Vault {
     /// The Vault of these settings. With `leadership`, nothing is written but while this process leads.
     ///
@@ -170,12 +181,36 @@ impl Vault {
         now: Timestamp,
         ttl: Duration,
     ) -> Result<Pair, Error> {
-        let InVault { mount, certificate: root } = authority;
-        let (path, role) = (role_path(mount, holder, leaf.name), role::role(leaf, ttl));
-        let asked = hash(&json!([role, root]));
+        let path = role_path(authority.mount, holder, leaf.name);
+        let asked = hash(&json!([role::role(leaf, ttl), authority.certificate]));
         if let Some(pair) = self.kept(&path, &asked, ttl) {
             return Ok(pair);
         }
+        let (request, key) = embedded::request(leaf)?;
+        let request = Request { leaf, pem: &request, key: key.public_key_raw() };
+        let certificate = self.sign_request(authority, holder, request, now, ttl).await?;
+        let pair = Pair { certificate, key: key.serialize_pem().into() };
+        let mut signed = lock(&self.signed);
+        signed.retain(|_, signed| signed.since.elapsed() < KEPT);
+        signed.insert(path, Signed { since: Instant::now(), hash: asked, pair: pair.clone() });
+        Ok(pair)
+    }
+
+    /// Signs a request for `holder`, whoever has the key. However long the certificate (PEM) is meant to live, it does not
+    /// outlive the root.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn sign_request(
+        &self,
+        authority: InVault<'_>,
+        holder: &str,
+        request: Request<'_>,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<String, Error> {
+        let InVault { mount, certificate: root } = authority;
+        let path = role_path(mount, holder, request.leaf.name);
         let roots_end = embedded::expires(root)?;
         let left = Duration::try_from(roots_end.duration_since(now)).unwrap_or_default();
         if left <= CLOCKS {
@@ -186,38 +221,34 @@ impl Vault {
             self.verify(authority).await?;
         }
         let signing = async {
-            self.allow(&path, role).await?;
-            self.sign_request(authority, holder, leaf, now, ttl.min(left - CLOCKS)).await
+            self.allow(&path, role::role(request.leaf, ttl)).await?;
+            self.ask_for(authority, holder, request, now, ttl.min(left - CLOCKS)).await
         };
-        let pair = signing.await.inspect_err(|error| match error {
+        signing.await.inspect_err(|error| match error {
             // Somebody took the role away, or made it another.
             Error::Other { .. } | Error::Vault(VaultError::Refused { .. }) => drop(lock(&self.roles).remove(&path)),
             Error::Exchanged(_) | Error::Vault(VaultError::NoMount(_)) => drop(lock(&self.seen).remove(mount)),
             _ => {}
-        })?;
-        let mut signed = lock(&self.signed);
-        signed.retain(|_, signed| signed.since.elapsed() < KEPT);
-        signed.insert(path, Signed { since: Instant::now(), hash: asked, pair: pair.clone() });
-        Ok(pair)
+        })
     }
 
-    async fn sign_request(
+    async fn ask_for(
         &self,
         authority: InVault<'_>,
         holder: &str,
-        leaf: &Leaf,
+        request: Request<'_>,
         now: Timestamp,
         life: Duration,
-    ) -> Result<Pair, Error> {
-        let (request, key) = embedded::request(leaf)?;
+    ) -> Result<String, Error> {
+        let Request { leaf, pem, key } = request;
         let path = format!("{}/sign/{}", authority.mount, role::name(holder, leaf.name));
-        let body = json!({"csr": request, "exclude_cn_from_sans": true, "ttl": seconds(life)});
+        let body = json!({"csr": pem, "exclude_cn_from_sans": true, "ttl": seconds(life)});
         let answer = self.connection.ask(Action::Write, &path, body).await?;
         let certificate = certificate_of(&answer, Action::Write, &path)?;
         let end = now.checked_add(life.saturating_sub(CLOCKS)).unwrap_or(Timestamp::MAX);
-        match check::problem(&certificate, authority.certificate, leaf, &key, end) {
+        match check::problem(&certificate, authority.certificate, leaf, key, end) {
             Some(check::ANOTHER_ROOT) => Err(Error::Exchanged(authority.mount.into())),
-            None => Ok(Pair { certificate, key: key.serialize_pem().into() }),
+            None => Ok(certificate),
             Some(problem) => Err(Error::Other { path, problem }),
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     cluster::Identity,
     pki::{
         embedded::BACKDATE,
-        leaf::{Authority, BOOTSTRAPPER, Leaf, Usage},
+        leaf::{Authority, BOOTSTRAPPER, Leaf, REQUESTED, Usage},
         plan::Root,
     },
 };
@@ -35,6 +35,8 @@ pub fn name(holder: &str, certificate: &str) -> String {
 pub fn role(leaf: &Leaf, ttl: Duration) -> Value {
     let mut names = vec![leaf.common_name.as_str()];
     names.extend(leaf.dns.iter().map(String::as_str).filter(|name| *name != leaf.common_name));
+    // Who makes his key himself chooses of which sort it is; Vault refuses weak ones.
+    let (key_type, key_bits) = if leaf.name == REQUESTED { ("any", 0) } else { ("ec", 256) };
     json!({
         "allowed_domains": names,
         "allow_bare_domains": true,
@@ -55,8 +57,8 @@ pub fn role(leaf: &Leaf, ttl: Duration) -> Value {
         "use_csr_sans": true,
         "organization": leaf.organisations,
         "ou": [],
-        "key_type": "ec",
-        "key_bits": 256,
+        "key_type": key_type,
+        "key_bits": key_bits,
         "key_usage": ["DigitalSignature"],
         "ext_key_usage": [],
         "server_flag": leaf.usage != Usage::Client,
