@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::{
@@ -84,7 +84,7 @@ fn a_vni_in_use_is_told_and_rests_after_its_guest() {
 #[test]
 fn a_host_name_has_one_guest_and_follows_its_cluster() {
     on_servers("host", async |servers, world| {
-        let _manager = Manager::start(servers, "one", Options::default()).await;
+        let _manager = Manager::start(servers, "one", Options { quarantine: "15s", ..Options::default() }).await;
         world.namespace("a").await.unwrap();
         world.namespace("b").await.unwrap();
         let spec = |host: &str| json!({"exposure": {"type": "Ingress", "host": host}});
@@ -108,7 +108,18 @@ fn a_host_name_has_one_guest_and_follows_its_cluster() {
         // The first moves away; after the quarantine its old name is the second's.
         let moved = json!({"spec": spec("other.example.com")});
         world.clusters("a").patch("first", &PatchParams::default(), &Patch::Merge(moved)).await.unwrap();
+        let rests = eventually(SECOND * 15, "the old name to be given back", || async {
+            let mut claims = world.claims().await?;
+            claims.retain(|claim| claim.spec.released_at.is_some());
+            claims.pop().context("no claim rests")
+        });
+        let (old, _) = rests.await.unwrap();
         world.converged(SECOND * 90, "b", "second").await.unwrap();
+        let claims = world.claims().await.unwrap();
+        let new = claims.iter().find(|claim| claim.metadata.name == old.metadata.name).unwrap();
+        let (freed, taken) = (old.spec.released_at.unwrap().0, new.metadata.creation_timestamp.clone().unwrap().0);
+        // Creation times are whole seconds.
+        assert!(taken.duration_since(freed).as_secs() >= 14, "taken at {taken}, given back at {freed}");
         world.converged(SECOND * 30, "a", "first").await.unwrap();
         let mut both = hosts().await;
         both.sort();
@@ -130,7 +141,7 @@ fn a_host_name_has_one_guest_and_follows_its_cluster() {
             world.delete(namespace, name).await.unwrap();
             world.gone(SECOND * 30, namespace, name).await.unwrap();
         }
-        eventually(SECOND * 20, "the claims' quarantine to end", || async {
+        eventually(SECOND * 60, "the claims' quarantine to end", || async {
             let left = world.claims().await?;
             ensure!(left.is_empty(), "{left:?}");
             Ok(())

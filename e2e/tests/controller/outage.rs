@@ -14,7 +14,7 @@ use crate::{
     asked_for,
     manager::{Manager, Options},
     on_servers,
-    proxy::Mode,
+    proxy::{Failures, Mode},
     servers::Servers,
     told::no_key_is_told,
     world::{SECOND, World, eventually},
@@ -145,23 +145,35 @@ fn watches_that_expired_and_calls_that_fail_do_not_stop_it() {
             replica.proxy.fail(30);
             replica.proxy.conflict(20);
         }
-        for number in 0..10 {
+        for number in 0..30 {
             world.create("a", &format!("failing{number}"), json!({})).await.unwrap();
         }
         // What makes conflicts in earnest: every Cluster is changed by somebody else all the time.
         let spoil = async {
             for round in 0_u64.. {
-                let name = format!("failing{}", round % 10);
+                let name = format!("failing{}", round % 30);
                 let _ = world.annotate(&world.clusters("a"), &name, "round", &round.to_string()).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         let took = tokio::select! {
             () = spoil => unreachable!("it never ends"),
-            took = world.all_converged(SECOND * 180, 12) => took.unwrap(),
+            took = world.all_converged(SECOND * 180, 32) => took.unwrap(),
         };
         let conflicts = one.proxy.conflicts() + two.proxy.conflicts();
-        println!("    10 Clusters with 30 % of all requests failing and {conflicts} conflicts: {took:.1?}");
+        let rate = conflicts as f64 / took.as_secs_f64();
+        println!("    30 Clusters with 30 % of all requests failing and {rate:.0} conflicts/s: {took:.1?}");
+        for replica in [&one, &two] {
+            let Failures { seen, failed } = replica.proxy.failures();
+            println!("    of {seen} requests failed {failed:?}");
+        }
+        let [first, second] = [&one, &two].map(|replica| replica.proxy.failures());
+        let seen = first.seen + second.seen;
+        let of = |status| [&first, &second].iter().filter_map(|all| all.failed.get(&status)).sum::<usize>();
+        let [busy, broken, late] = [429, 500, 504].map(of);
+        let share = (busy + broken + late) * 100 / seen;
+        assert!(seen >= 200 && (20..=40).contains(&share), "{share} % of {seen} requests failed");
+        assert!(busy.min(broken).min(late) > 0, "429: {busy}, 500: {broken}, 504: {late}");
         assert!(conflicts >= 20, "only {conflicts} writes were refused as conflicts");
         for replica in [&one, &two] {
             replica.proxy.fail(0);

@@ -79,6 +79,15 @@ struct Conflicts {
     given: usize,
 }
 
+/// What came while requests failed.
+#[derive(Clone, Debug, Default)]
+pub struct Failures {
+    /// All requests.
+    pub seen: usize,
+    /// Those that failed, by status.
+    pub failed: BTreeMap<u16, usize>,
+}
+
 /// Requests whose answers are withheld, though the server has done what they asked for.
 #[derive(Clone, Debug)]
 pub struct Held {
@@ -99,6 +108,7 @@ struct State {
     lists: Mutex<Vec<(Instant, String)>>,
     /// Requests in a hundred that fail.
     failing: AtomicU64,
+    failures: Mutex<Failures>,
     expiry: Mutex<Expiry>,
     conflicts: Mutex<Conflicts>,
     held: Mutex<Option<Held>>,
@@ -131,6 +141,7 @@ impl Proxy {
             writes: Mutex::default(),
             lists: Mutex::default(),
             failing: AtomicU64::new(0),
+            failures: Mutex::default(),
             expiry: Mutex::default(),
             conflicts: Mutex::default(),
             held: Mutex::default(),
@@ -163,6 +174,11 @@ impl Proxy {
     /// Lets so many requests in a hundred fail with 429, 500 or 504; of the writes among them, half are done nevertheless.
     pub fn fail(&self, percent: u64) {
         self.state.failing.store(percent, Ordering::SeqCst);
+    }
+
+    /// What came since requests began to fail.
+    pub fn failures(&self) -> Failures {
+        self.state.failures.lock().unwrap().clone()
     }
 
     /// Tells each kind's next two watches that they expired: one with status 410, one with an event in its stream.
@@ -349,8 +365,17 @@ impl State {
         dice ^= dice >> 7;
         dice ^= dice << 17;
         self.dice.store(dice, Ordering::SeqCst);
-        let fails = dice % 100 < failing && path != "/version";
-        fails.then(|| [429, 500, 504, 504][(dice >> 32) as usize % 4])
+        if failing == 0 || path == "/version" {
+            return None;
+        }
+        let fails = dice % 100 < failing;
+        let status = fails.then(|| [429, 500, 504, 504][(dice >> 32) as usize % 4]);
+        let mut failures = self.failures.lock().unwrap();
+        failures.seen += 1;
+        if let Some(status) = status {
+            *failures.failed.entry(status).or_default() += 1;
+        }
+        status
     }
 
     /// The answer to a watch that is told that it expired, if it is.
