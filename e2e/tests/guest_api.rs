@@ -102,7 +102,8 @@ impl Guest {
 
     /// What the controller manager does with requests for certificates. It comes from outside, as to every guest.
     fn answers(&self) {
-        let (namespace, outside) = (&self.home.namespace, "giantnetes-csr");
+        // A device's name has 15 characters at most.
+        let (namespace, outside) = (&self.home.namespace, format!("csr-{}", std::process::id()));
         ip(&format!("link add {outside} type veth peer name outside netns {namespace}"));
         ip(&format!("-n {namespace} addr add 169.254.77.2/30 dev outside"));
         ip(&format!("-n {namespace} link set outside up"));

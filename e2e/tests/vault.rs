@@ -22,6 +22,7 @@ use giantnetes::{
 };
 use k8s_openapi::jiff::Timestamp;
 use rcgen::PublicKeyData as _;
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use support::{
     requests::{EC, request},
@@ -215,21 +216,46 @@ async fn signs_what_others_have_the_keys_of(server: &VaultServer, vault: &Vault,
     let (rsa, p384) = (["-newkey", "rsa:2048"], EC[3].replace("prime256v1", "secp384r1"));
     let p384 = ["-newkey", "ec", "-pkeyopt", &p384];
     let serving = Some("subjectAltName=DNS:a-0,IP:192.0.2.1");
-    let (client, node) = (["client auth".to_owned()], "/O=system:nodes/CN=system:node:a-0");
+    let [client, server_auth] =
+        ["client auth", "server auth"].map(|usage| [usage.to_owned(), "digital signature".to_owned()]);
+    let node = "/O=system:nodes/CN=system:node:a-0";
     for (name, key, subject, names, signer, usages) in [
         ("user", rsa.as_slice(), "/CN=alice/O=dev/O=ops", None, Signer::Client, client.clone()),
         ("mail", &p384, "/CN=bob@example.com", None, Signer::Client, client.clone()),
         ("kubelet", &EC, node, None, Signer::Kubelet, client.clone()),
-        ("serving", &EC, node, serving, Signer::KubeletServing, ["server auth".to_owned()]),
+        ("serving", &EC, node, serving, Signer::KubeletServing, server_auth),
     ] {
         let (csr, key) = request(server.folder(), name, key, subject, names).unwrap();
         let [csr, key] = [csr, key].map(|file| std::fs::read_to_string(file).unwrap());
         let asked = pki::request::read(signer, csr.as_bytes(), &usages).unwrap();
         let now = Timestamp::now();
         let request = Request { leaf: &asked.leaf, pem: &asked.pem, key: asked.key.der_bytes() };
-        let certificate = vault.sign_request(authority, REQUESTED, request, now, DAY).await;
-        is_as_planned(&root, &asked.leaf, &Pair { certificate: certificate.unwrap(), key: key.into() }, now, DAY);
+        let certificate = vault.sign_request(authority, REQUESTED, request, now, DAY).await.unwrap();
+        let key = SecretString::from(key);
+        is_as_planned(&root, &asked.leaf, &Pair { certificate, key: key.clone() }, now, DAY);
+        let here = embedded::root("kubernetes", "here", now, YEAR).unwrap();
+        let certificate = embedded::certify(&here, &asked.leaf, &asked.key, now, DAY).unwrap();
+        is_as_planned(&here.certificate, &asked.leaf, &Pair { certificate, key }, now, DAY);
     }
+    // The role is the last one's alone, whatever Vault is handed.
+    let (token, path) =
+        (server.managers_token().unwrap(), format!("{mount}/sign/{}", role::name(REQUESTED, REQUESTED)));
+    for (name, key, subject, names) in [
+        ("weak-node", ["-newkey", "rsa:1024"].as_slice(), node, serving),
+        ("other-user", &EC, "/CN=system:node:a-1", serving),
+        ("other-host", &EC, node, Some("subjectAltName=DNS:kubernetes")),
+        ("other-kind", &EC, node, Some("subjectAltName=URI:spiffe://x/y")),
+    ] {
+        let (csr, _) = request(server.folder(), name, key, subject, names).unwrap();
+        let answer = server.as_holder(&token, &["write", &path, &format!("csr=@{}", csr.display())]).output();
+        assert!(answer.is_err(), "{path} signed {name}");
+    }
+    // What the authority never signs is told apart from one that is not there now.
+    let (csr, _) = request(server.folder(), "star", &EC, "/CN=*.example.com", None).unwrap();
+    let asked = pki::request::read(Signer::Client, &std::fs::read(csr).unwrap(), &client).unwrap();
+    let star = Request { leaf: &asked.leaf, pem: &asked.pem, key: asked.key.der_bytes() };
+    let refused = vault.sign_request(authority, REQUESTED, star, Timestamp::now(), DAY).await.unwrap_err();
+    assert!(pki::reconcile::Error::from(refused).is_refusal());
     let (csr, _) = request(server.folder(), "weak", &["-newkey", "rsa:1024"], "/CN=alice", None).unwrap();
     let weak = pki::request::read(Signer::Client, &std::fs::read(csr).unwrap(), &client);
     assert_eq!(weak.unwrap_err(), Unfit::Signature);

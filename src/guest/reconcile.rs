@@ -16,7 +16,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     GuestFacts,
@@ -66,9 +66,6 @@ pub enum Error {
     /// Nodes and the like.
     #[error("look into the guest")]
     Nodes(#[source] CallError),
-    /// Certificates that were asked for inside the guest.
-    #[error("answer the guest's CertificateSigningRequests")]
-    Requests(#[source] CallError),
     /// The manifests of the VM image, asked of the VM pod.
     #[error("ask VM pod {pod} at {address}:{} for the add-ons of its image", names::SUPERVISOR_PORT)]
     Manifests {
@@ -104,11 +101,9 @@ impl Error {
         match self {
             Self::Connect(_) | Self::Manifests { .. } | Self::Bundle(_) => false,
             Self::Rights(ApplyError::Foreign { .. } | ApplyError::Encode { .. }) => false,
-            Self::Rights(ApplyError::Call(error))
-            | Self::Access(error)
-            | Self::Nodes(error)
-            | Self::Requests(error)
-            | Self::AddOns(error) => error.status().is_none(),
+            Self::Rights(ApplyError::Call(error)) | Self::Access(error) | Self::Nodes(error) | Self::AddOns(error) => {
+                error.status().is_none()
+            }
         }
     }
 }
@@ -182,8 +177,12 @@ impl GuestOperator {
         let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
         let silent = plan::silent(&nodes, wanted);
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
-        if nodes.ready > 0 {
-            self.sign_requests(&client, valid).await?;
+        // Before any is, a guest has better things to do than to list what nobody could ask for.
+        if nodes.ready > 0
+            && let Err(error) = self.sign_requests(&client, valid).await
+        {
+            // A guest is no less Ready for it.
+            warn!(error = chain(&error), "the guest's CertificateSigningRequests are not answered");
         }
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
@@ -208,13 +207,13 @@ impl GuestOperator {
     }
 
     /// Signs what was asked for inside the guest and approved there. With the guest's authority, which it does not have itself.
-    async fn sign_requests(&self, client: &Client, valid: &Valid) -> Result<(), Error> {
+    async fn sign_requests(&self, client: &Client, valid: &Valid) -> Result<(), CallError> {
         let (context, identity) = (&self.context, &valid.identity);
         let sign = |request: SigningRequest, ttl| async move {
             let ca = pki::reconcile::kubernetes_ca(context, identity).await?;
             authority::sign_request(context, &ca, &request, Timestamp::now(), ttl).await
         };
-        requests::answer(client, valid.pki.leaf_ttl, sign).await.map_err(Error::Requests)
+        requests::answer(client, valid.pki.leaf_ttl, sign).await
     }
 
     /// Sees that rights and add-ons are there, if that was not seen just now.

@@ -27,7 +27,9 @@ use crate::{
 
 /// How many are answered at one look: whoever asks for more waits for the next, and other guests do not wait for him.
 const AT_A_LOOK: usize = 20;
-/// Reason and type of the condition by which Kubernetes' own signers refuse.
+/// How many are looked at: an answer of the guest's has bounds, and whoever floods it with requests holds up his own alone.
+const LISTED: u32 = 500;
+/// Type and reason of the condition by which Kubernetes' own signers refuse.
 const FAILED: (&str, &str) = ("Failed", "SignerValidationFailure");
 
 /// What is done with a request.
@@ -41,46 +43,53 @@ enum Verdict {
 
 /// Answers the requests that wait for a signer of ours. What `sign` makes (PEM) lives for `longest` at most.
 ///
-/// What cannot be signed now waits for the next look: a guest is no less Ready for it, and of an authority that does not serve
-/// the pki operator tells.
+/// What cannot be signed now waits for the next look; of an authority that does not serve the pki operator tells.
 ///
 /// # Errors
-/// If the guest does not answer.
+/// If the guest does not list them.
 pub async fn answer<S, F>(client: &Client, longest: Duration, sign: S) -> Result<(), CallError>
 where
     S: Fn(SigningRequest, Duration) -> F,
     F: Future<Output = Result<String, pki::reconcile::Error>>,
 {
     let api = Api::<CertificateSigningRequest>::all(client.clone());
-    let all = call("list", "the guest's CertificateSigningRequests", api.list(&ListParams::default())).await?;
+    let all =
+        call("list", "the guest's CertificateSigningRequests", api.list(&ListParams::default().limit(LISTED))).await?;
     let due = all.items.into_iter().filter_map(|request| verdict(&request, longest).map(|verdict| (request, verdict)));
     for (mut request, verdict) in due.take(AT_A_LOOK) {
         let name = request.name_any();
         let status = request.status.get_or_insert_default();
-        match verdict {
+        let refusal = match verdict {
+            Verdict::Refuse(unfit) => Some(unfit),
             Verdict::Sign(asked, ttl) => {
                 let user = asked.leaf.common_name.clone();
                 match sign(*asked, ttl).await {
-                    Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
+                    Ok(certificate) => {
+                        status.certificate = Some(ByteString(certificate.into_bytes()));
+                        info!(request = name, user, "signed");
+                        None
+                    }
+                    Err(error) if error.is_refusal() => {
+                        warn!(request = name, error = chain(&error), "the authority does not sign this");
+                        Some(Unfit::Authority)
+                    }
                     Err(error) => {
                         warn!(request = name, error = chain(&error), "not signed now");
                         return Ok(());
                     }
                 }
-                info!(request = name, user, "signed");
             }
-            Verdict::Refuse(unfit) => {
-                info!(request = name, why = %unfit, "not signed");
-                refuse(status, &unfit, Timestamp::now());
-            }
+        };
+        if let Some(unfit) = refusal {
+            info!(request = name, why = %unfit, "not signed");
+            refuse(status, &unfit, Timestamp::now());
         }
         let written = call("update", format!("the guest's CertificateSigningRequest {name}"), async {
             api.replace_status(&name, &PostParams::default(), &request).await
         });
-        match written.await {
-            // Changed or deleted in the meantime: the next look has what is now.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => {}
-            written => drop(written?),
+        if let Err(error) = written.await {
+            // Changed or deleted in the meantime, or the guest's own rules are against it. Others are not held up.
+            warn!(request = name, error = chain(&error), "not answered now");
         }
     }
     Ok(())
@@ -170,7 +179,7 @@ mod tests {
     #[test]
     fn what_is_unfit_is_refused_in_words() {
         let mut wrong = request("kubernetes.io/kubelet-serving", &["Approved"]);
-        wrong.spec.usages = Some(vec!["server auth".into()]);
+        wrong.spec.usages = Some(vec!["server auth".into(), "digital signature".into()]);
         let Some(Verdict::Refuse(unfit)) = verdict(&wrong, Duration::from_secs(1)) else { panic!("it is signed") };
         let status = wrong.status.as_mut().unwrap();
         refuse(status, &unfit, Timestamp::UNIX_EPOCH);

@@ -116,8 +116,14 @@ pub async fn sign_request(
         Kept::InVault { certificate, mount } => {
             let request = vault::Request { leaf, pem, key: key.der_bytes() };
             let authority = InVault { mount, certificate };
-            // One role for all of them: each is pinned anew, and none is left over.
-            Ok(vault(context)?.sign_request(authority, leaf::REQUESTED, request, now, ttl).await?)
+            let sign = || async {
+                vault(context)?.sign_request(authority, leaf::REQUESTED, request, now, ttl).await.map_err(Error::from)
+            };
+            // One role for all of them, pinned anew for each. Should somebody have changed it, it is written again.
+            match sign().await {
+                Err(error) if error.is_refusal() => sign().await,
+                answer => answer,
+            }
         }
     }
 }

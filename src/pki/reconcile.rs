@@ -66,6 +66,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the authority is well, and does not sign this.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Pki(PkiError::Make { .. })
+                | Self::Vault(vault::Error::Other { .. } | vault::Error::Vault(VaultError::Refused { .. }))
+        )
+    }
+}
+
 impl Blames for Error {
     fn reason(&self) -> Reason {
         match self {

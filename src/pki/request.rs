@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use rcgen::{CertificateSigningRequestParams, SanType, SubjectPublicKeyInfo};
-use x509_parser::{certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer as _};
+use x509_parser::{
+    certification_request::X509CertificationRequest, prelude::FromDer as _, x509::AttributeTypeAndValue,
+};
 
 use super::leaf::{Authority, Leaf, REQUESTED, Usage};
 
@@ -11,6 +13,8 @@ use super::leaf::{Authority, Leaf, REQUESTED, Usage};
 const NODE_USER: &str = "system:node:";
 /// Group of kubelets.
 const NODE_GROUP: &str = "system:nodes";
+/// What a request is called in PEM (RFC 7468, 7).
+const LABEL: &str = "CERTIFICATE REQUEST";
 /// Group that no rule of RBAC holds: who is in it can be let out of it by nobody.
 const MASTERS: &str = "system:masters";
 
@@ -58,7 +62,7 @@ impl Signer {
 pub struct SigningRequest {
     /// The certificate that is asked for.
     pub leaf: Leaf,
-    /// The request as it came (PEM).
+    /// The request (PEM), and nothing beside it.
     pub pem: String,
     /// The public key.
     pub key: SubjectPublicKeyInfo,
@@ -71,7 +75,7 @@ pub enum Unfit {
     #[error("the request cannot be read: {0}")]
     Unread(String),
     /// Who asks does not show that he has the key.
-    #[error("the request is not signed by its key, or the key is too weak: RSA takes 2048 bits or more")]
+    #[error("the request is not signed by its key, or an RSA key has not 2048 to 8192 bits")]
     Signature,
     /// A key that is not signed.
     #[error("keys may be ECDSA P-256 or P-384, Ed25519 or RSA")]
@@ -79,11 +83,17 @@ pub enum Unfit {
     /// A name that nothing of ours asks for by.
     #[error("subject alternative names may be host names and addresses alone")]
     Name,
+    /// A user or group that looks like another one.
+    #[error("common name and organisations may not be empty, nor begin or end with a blank")]
+    Blank,
+    /// The authority takes no such names.
+    #[error("the guest's authority signs no certificate with such names")]
+    Authority,
     /// No user.
     #[error("the subject must have one common name")]
     CommonName,
     /// For something else than the signer's.
-    #[error("usages must have {0:?}, and beside it \"digital signature\" and \"key encipherment\" at most")]
+    #[error("usages must have {0:?}, a kubelet's \"digital signature\" too, and nothing else but \"key encipherment\"")]
     Usages(&'static str),
     /// The group that is above all rules.
     #[error("nobody gets a certificate of group {MASTERS}; bind cluster-admin to a group of yours")]
@@ -104,13 +114,13 @@ pub enum Unfit {
 /// # Errors
 /// [`Unfit`]
 pub fn read(signer: Signer, pem: &[u8], usages: &[String]) -> Result<SigningRequest, Unfit> {
-    let pem = std::str::from_utf8(pem).map_err(|error| unread(&error))?;
-    // That whoever asks has the key is looked at here, too.
-    let asked = CertificateSigningRequestParams::from_pem(pem).map_err(|error| match error {
+    let der = decode(pem)?;
+    let (common_name, organisations, key) = subject(&der)?;
+    // That whoever asks has the key is looked at here.
+    let asked = CertificateSigningRequestParams::from_der(&der.as_slice().into()).map_err(|error| match error {
         rcgen::Error::InvalidCertificationRequestSignature => Unfit::Signature,
         error => unread(&error),
     })?;
-    let (common_name, organisations, key) = subject(pem)?;
     let (dns, addresses) = names(&asked.params.subject_alt_names)?;
     let leaf = Leaf {
         name: REQUESTED,
@@ -123,7 +133,24 @@ pub fn read(signer: Signer, pem: &[u8], usages: &[String]) -> Result<SigningRequ
     };
     check_usages(signer, usages)?;
     check(signer, &leaf)?;
-    Ok(SigningRequest { leaf, pem: pem.to_owned(), key })
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    Ok(SigningRequest { leaf, pem: pem::encode_config(&pem::Pem::new(LABEL, der), lines), key })
+}
+
+/// The one request of a text. Readers of PEM differ in which of several blocks they take, and in what they take for one: what is
+/// signed must be what its approver was shown.
+fn decode(text: &[u8]) -> Result<Vec<u8>, Unfit> {
+    let text = std::str::from_utf8(text).map_err(|error| unread(&error))?;
+    let is_one = |mark: &str| text.matches(mark).count() == 1;
+    let has_line = |mark: &str| text.lines().any(|line| line.trim_end() == format!("-----{mark} {LABEL}-----"));
+    if !(["BEGIN", "END"].into_iter().all(has_line) && is_one("-----BEGIN") && is_one("-----END")) {
+        return Err(unread(&format!("it is not one PEM block {LABEL}")));
+    }
+    let block = pem::parse(text).map_err(|error| unread(&error))?;
+    if block.tag() != LABEL || block.headers().iter().next().is_some() {
+        return Err(unread(&format!("it is not a bare PEM block {LABEL}")));
+    }
+    Ok(block.into_contents())
 }
 
 fn unread(error: &dyn std::fmt::Display) -> Unfit {
@@ -131,20 +158,22 @@ fn unread(error: &dyn std::fmt::Display) -> Unfit {
 }
 
 /// User, groups and key. Of groups, rcgen reads the last alone, and takes the sort of the key from the signature's digest.
-fn subject(pem: &str) -> Result<(String, Vec<String>, SubjectPublicKeyInfo), Unfit> {
-    let (_, pem) = parse_x509_pem(pem.as_bytes()).map_err(|error| unread(&error))?;
-    let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| unread(&error))?;
+fn subject(der: &[u8]) -> Result<(String, Vec<String>, SubjectPublicKeyInfo), Unfit> {
+    let (rest, request) = X509CertificationRequest::from_der(der).map_err(|error| unread(&error))?;
+    if !rest.is_empty() {
+        return Err(unread(&"something follows the request"));
+    }
     let info = &request.certification_request_info;
     let key = SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|_| Unfit::Key)?;
-    let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-        value.as_str().map(str::to_owned).map_err(|error| unread(&error))
+    let text = |value: &AttributeTypeAndValue<'_>| match value.as_str() {
+        // Vault leaves out blanks at the ends, and what is empty then.
+        Ok(text) if text.is_empty() || text != text.trim() => Err(Unfit::Blank),
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => Err(unread(&error)),
     };
     let mut users = info.subject.iter_common_name();
     let (Some(user), None) = (users.next(), users.next()) else { return Err(Unfit::CommonName) };
     let user = text(user)?;
-    if user.is_empty() {
-        return Err(Unfit::CommonName);
-    }
     let mut groups: Vec<_> = info.subject.iter_organization().map(text).collect::<Result<_, _>>()?;
     groups.sort();
     groups.dedup();
@@ -156,18 +185,23 @@ fn names(asked: &[SanType]) -> Result<(Vec<String>, Vec<IpAddr>), Unfit> {
     for name in asked {
         match name {
             SanType::DnsName(name) => dns.push(name.to_string()),
-            SanType::IpAddress(address) => addresses.push(*address),
+            SanType::IpAddress(address) => addresses.push(address.to_canonical()),
             _ => return Err(Unfit::Name),
         }
     }
+    dns.sort();
+    dns.dedup();
+    addresses.sort();
+    addresses.dedup();
     Ok((dns, addresses))
 }
 
 fn check_usages(signer: Signer, usages: &[String]) -> Result<(), Unfit> {
     let purpose = signer.purpose();
     let is_fit = |usage: &String| ["digital signature", "key encipherment", purpose].contains(&usage.as_str());
-    let has_purpose = usages.iter().any(|usage| usage == purpose);
-    if has_purpose && usages.iter().all(is_fit) { Ok(()) } else { Err(Unfit::Usages(purpose)) }
+    let has = |wanted: &str| usages.iter().any(|usage| usage == wanted);
+    let signs = signer == Signer::Client || has("digital signature");
+    if has(purpose) && signs && usages.iter().all(is_fit) { Ok(()) } else { Err(Unfit::Usages(purpose)) }
 }
 
 fn check(signer: Signer, leaf: &Leaf) -> Result<(), Unfit> {
@@ -205,7 +239,7 @@ mod tests {
     #[test]
     fn each_signer_signs_what_kubernetes_says_that_it_does() {
         use Signer::{Client, Kubelet, KubeletServing};
-        let (client, server) = (["client auth"], ["server auth", "digital signature"]);
+        let (client, server) = (["client auth", "digital signature"], ["server auth", "digital signature"]);
         let node = |names| leaf("system:node:a-0", &["system:nodes"], names);
         let alice = told(Client, &leaf("alice", &["dev"], &[]), &["digital signature", "client auth"]).unwrap();
         assert_eq!(
@@ -217,7 +251,11 @@ mod tests {
         assert_eq!((serving.dns, serving.usage), (vec!["a-0".to_owned()], Usage::Server));
 
         let refused = |signer, leaf: &Leaf, usages: &[&str]| told(signer, leaf, usages).unwrap_err();
-        assert_eq!(refused(Client, &leaf("", &[], &[]), &client), Unfit::CommonName);
+        for blank in [leaf("", &[], &[]), leaf("a ", &[], &[]), leaf("a", &[" b"], &[])] {
+            assert_eq!(refused(Client, &blank, &client), Unfit::Blank, "{blank:?}");
+        }
+        assert_eq!(told(Client, &leaf("a", &[], &[]), &["client auth"]).unwrap().usage, Usage::Client);
+        assert_eq!(refused(Kubelet, &node(&[]), &["client auth"]), Unfit::Usages("client auth"));
         assert_eq!(refused(Client, &leaf("a", &["system:masters"], &[]), &client), Unfit::Masters);
         for usages in [
             &[][..],
@@ -235,7 +273,7 @@ mod tests {
             leaf("system:node:a", &[], &[]),
         ] {
             assert_eq!(refused(Kubelet, &wrong, &client), Unfit::Node, "{wrong:?}");
-            assert_eq!(refused(KubeletServing, &wrong, &["server auth"]), Unfit::Node, "{wrong:?}");
+            assert_eq!(refused(KubeletServing, &wrong, &server), Unfit::Node, "{wrong:?}");
         }
         assert_eq!(refused(Kubelet, &node(&["a-0"]), &client), Unfit::NamesOfClient);
         assert_eq!(refused(KubeletServing, &node(&[]), &server), Unfit::NamelessServer);
@@ -268,11 +306,35 @@ mod tests {
         }
     }
 
+    /// What other readers of PEM take for the request, whoever approves is shown that.
+    #[test]
+    fn beside_a_request_there_is_nothing() {
+        let [shown, hidden] = [&["a-0"], &["kubernetes"]]
+            .map(|names| embedded::request(&leaf("system:node:a-0", &["system:nodes"], names)).unwrap().0);
+        let usages = ["server auth".to_owned(), "digital signature".to_owned()];
+        let read = |text: &str| read(Signer::KubeletServing, text.as_bytes(), &usages);
+        assert_eq!(read(&shown).unwrap().leaf.dns, ["a-0"]);
+        let other = hidden.replace("BEGIN CERTIFICATE REQUEST", "BEGIN X").replace("END CERTIFICATE REQUEST", "END Y");
+        let header = shown.replacen("-----\n", "-----\nProc-Type: 4\n\n", 1);
+        for text in [
+            format!("{hidden}{shown}"),
+            format!("x{hidden}{shown}"),
+            format!("{other}{shown}"),
+            format!("x{hidden}{other}{shown}"),
+            format!("x{shown}"),
+            shown.replace("END CERTIFICATE REQUEST", "END X"),
+            shown.replace("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"),
+            header,
+        ] {
+            assert!(matches!(read(&text), Err(Unfit::Unread(_))), "{text}");
+        }
+        assert_eq!(read(&format!("words\n{shown}words\n")).unwrap().pem, shown.replace("\r\n", "\n"));
+    }
+
     #[test]
     fn who_does_not_have_the_key_gets_nothing() {
         let (pem, _) = embedded::request(&leaf("alice", &[], &[])).unwrap();
-        let (_, parsed) = parse_x509_pem(pem.as_bytes()).unwrap();
-        let mut forged = parsed.contents;
+        let mut forged = decode(pem.as_bytes()).unwrap();
         let place = forged.windows(5).position(|bytes| bytes == b"alice").unwrap();
         forged[place..place + 5].copy_from_slice(b"admin");
         let forged = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", forged));

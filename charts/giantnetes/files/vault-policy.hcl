@@ -37,7 +37,7 @@ path "giantnetes/+/+/roles/+" {
   capabilities = ["create", "update", "delete"]
 }
 
-# Keys are made where they are used, and Vault sees the requests alone: there is no right to issue/, nor to sign-verbatim.
+# Keys are made where they are used, or by who asks inside a guest, and Vault sees the requests alone: there is no right to issue/, nor to sign-verbatim.
 path "giantnetes/+/+/sign/+" {
   capabilities = ["update"]
 }

@@ -8,7 +8,8 @@ use crate::pki::leaf::{Leaf, Usage};
 /// What is wrong with a certificate of a root that was put in the place of ours.
 pub const ANOTHER_ROOT: &str = "is signed by another root";
 
-/// What is wrong with a certificate (PEM) for `leaf` and the public `key` (as in a SubjectPublicKeyInfo), that `root` (PEM) was to sign, to be good until `end`.
+/// What is wrong with a certificate (PEM) for `leaf` and the public `key` (as in a SubjectPublicKeyInfo), that `root` (PEM) was
+/// to sign, to be good until `end`.
 pub fn problem(certificate: &str, root: &str, leaf: &Leaf, key: &[u8], end: Timestamp) -> Option<&'static str> {
     let [certificate, root] = [certificate, root].map(|pem| parse_x509_pem(pem.as_bytes()).ok().map(|(_, pem)| pem));
     let (Some(certificate), Some(root)) = (certificate, root) else { return Some("cannot be read") };
@@ -53,8 +54,10 @@ fn has_names(certificate: &X509Certificate, leaf: &Leaf) -> bool {
     });
     let mut wanted: Vec<_> =
         leaf.dns.iter().map(|name| Some(name.as_bytes().to_vec())).chain(addresses.map(Some)).collect();
-    found.sort_unstable();
-    wanted.sort_unstable();
+    for names in [&mut found, &mut wanted] {
+        names.sort_unstable();
+        names.dedup();
+    }
     found == wanted
 }
 

@@ -1,5 +1,5 @@
 //! Vault as a guest's authority: a PKI mount for each, whose root is generated inside and never leaves; a role per
-//! certificate; keys are made here, and only requests are signed.
+//! certificate; keys are made here, or by who asks inside a guest, and only requests are signed.
 //!
 //! - [`role`]: what may be signed for whom, and where; pure
 //! - [`check`]: whether what was signed is what was asked for; pure
