@@ -62,21 +62,25 @@ fn used(servers: &Servers) -> (BTreeSet<Right>, Vec<String>) {
     (rights, refused)
 }
 
-/// Changes objects of a guest as nobody should, one of each kind, and waits until all is as it was.
+/// Changes objects of a guest as nobody should, of each kind, and waits until all is as it was.
 async fn spoil(servers: &Servers, manager: &Manager, guest: &Guest<'_>, vni: &str) {
     let nobody = json!({"matchLabels": {"nobody": "has-it"}});
     let deeds = [
-        ("service", "master", json!({"spec": {"selector": {"nobody": "has-it"}}})),
-        ("networkpolicy", "guest", json!({"spec": {"podSelector": nobody}})),
-        ("ingress", "master", json!({"spec": {"rules": [{"host": "other.example.com"}]}})),
-        ("poddisruptionbudget", "nodes", json!({"spec": {"selector": nobody}})),
-        ("secret", "x-0-pki", json!({"data": {"kubelet.key": "AAAA"}})),
-        ("configmap", "x-0-config", json!({"data": {"user-data": "x"}})),
+        ("service/master", "{.spec.selector}", json!({"spec": {"selector": {"nobody": "has-it"}}})),
+        ("service/nodes", "{.spec.selector}", json!({"spec": {"selector": {"nobody": "has-it"}}})),
+        ("networkpolicy/guest", "{.spec.podSelector}", json!({"spec": {"podSelector": nobody}})),
+        ("ingress/master", "{.spec.rules[0].host}", json!({"spec": {"rules": [{"host": "other.example.com"}]}})),
+        ("poddisruptionbudget/nodes", "{.spec.selector}", json!({"spec": {"selector": nobody}})),
+        ("secret/x-0-pki", "{.data.kubelet\\.key}", json!({"data": {"kubelet.key": "AAAA"}})),
+        ("configmap/x-0-config", "{.data.user-data}", json!({"data": {"user-data": "x"}})),
     ];
-    for (kind, name, patch) in deeds {
+    let shown = |object: &str, path: &str| {
+        servers.kubectl(&["-n", &guest.namespace, "get", object, "-o", &format!("jsonpath={path}")]).output()
+    };
+    let before = deeds.each_ref().map(|(object, path, _)| shown(object, path).unwrap());
+    for (object, _, patch) in &deeds {
         let patch = patch.to_string();
-        let words = ["-n", guest.namespace.as_str(), "patch", kind, name, "--type=merge", "-p", patch.as_str()];
-        servers.kubectl(&words).output().unwrap();
+        servers.kubectl(&["-n", &guest.namespace, "patch", object, "--type=merge", "-p", &patch]).output().unwrap();
     }
     // What the cache does not see any more is met when it is made.
     for object in ["service/master", "networkpolicy/guest", "ingress/master", "pvc/master-0-etcd"] {
@@ -96,9 +100,16 @@ async fn spoil(servers: &Servers, manager: &Manager, guest: &Guest<'_>, vni: &st
             let found = servers.kubectl(&["-n", &guest.namespace, "get", object, "-o", label]).output()?;
             ensure!(!found.is_empty(), "{object} has no label");
         }
+        for ((object, path, _), before) in deeds.iter().zip(&before) {
+            let now = shown(object, path)?;
+            // A key is not made a second time: there is another one.
+            let is_well = if object.starts_with("secret/") { now.len() > 100 } else { now == *before };
+            ensure!(!before.is_empty() && is_well, "{path} of {object} was {before} and is {now}");
+        }
         Ok(())
     };
-    eventually(SECOND * 30, "all to be put right", all_is_well).await.unwrap();
+    let ((), took) = eventually(SECOND * 15, "all to be put right", all_is_well).await.unwrap();
+    println!("    what was spoiled was put right within {took:.1?}");
     manager.settled().await;
 }
 

@@ -12,6 +12,7 @@ use giantnetes::api::{Cluster, NetworkClaim};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service},
     networking::v1::{Ingress, NetworkPolicy},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client, ResourceExt as _,
@@ -163,6 +164,7 @@ impl World {
             self.labelled_of::<PersistentVolumeClaim>().await?,
             self.labelled_of::<Pod>().await?,
             self.labelled_of::<NetworkPolicy>().await?,
+            self.labelled_of::<PodDisruptionBudget>().await?,
             self.labelled_of::<Ingress>().await?,
         ];
         Ok(all.into_iter().flatten().collect())
@@ -178,11 +180,16 @@ impl World {
     }
 
     /// What must not depend on how often a manager died: kinds and names of objects with a guest's label, which labels,
-    /// annotations and finalizers they have, and claims.
+    /// annotations and finalizers they have, what Secrets hold, and claims.
     pub async fn inventory(&self) -> Result<Vec<String>> {
         let labelled = self.labelled().await?;
         let mut found: Vec<_> =
             labelled.iter().map(|(kind, meta)| format!("{kind} {} with {}", place(meta), marks(meta))).collect();
+        let ours = ListParams::default().labels("giantnetes.io/cluster");
+        for secret in Api::<Secret>::all(self.client.clone()).list(&ours).await? {
+            let keys: Vec<_> = secret.data.iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
+            found.push(format!("Secret {} holds {}", place(&secret.metadata), keys.join(" ")));
+        }
         for claim in self.claims().await? {
             let released = if claim.spec.released_at.is_some() { " (released)" } else { "" };
             found.push(format!("NetworkClaim {:?}{released}", claim.spec.kind));
