@@ -16,6 +16,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
+use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use super::{
@@ -209,9 +210,11 @@ impl GuestOperator {
     /// Signs what was asked for inside the guest and approved there. With the guest's authority, which it does not have itself.
     async fn sign_requests(&self, client: &Client, valid: &Valid) -> Result<(), CallError> {
         let (context, identity) = (&self.context, &valid.identity);
+        // Read when there is something to sign, and then once.
+        let ca = &OnceCell::new();
         let sign = |request: SigningRequest, ttl| async move {
-            let ca = pki::reconcile::kubernetes_ca(context, identity).await?;
-            authority::sign_request(context, &ca, &request, Timestamp::now(), ttl).await
+            let ca = ca.get_or_try_init(|| pki::reconcile::kubernetes_ca(context, identity)).await?;
+            authority::sign_request(context, ca, &request, Timestamp::now(), ttl).await
         };
         requests::answer(client, valid.pki.leaf_ttl, sign).await
     }

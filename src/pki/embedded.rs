@@ -156,8 +156,13 @@ fn with_every_organisation(made: &[u8], leaf: &Leaf, signer: &KeyPair) -> Result
             writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
         });
     });
+    Ok(encode("CERTIFICATE", certificate))
+}
+
+/// A block of PEM, its lines ended as all of ours.
+pub(super) fn encode(label: &str, der: Vec<u8>) -> String {
     let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    Ok(pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate), lines))
+    pem::encode_config(&pem::Pem::new(label, der), lines)
 }
 
 /// The organisations of a leaf, in order, and its common name.

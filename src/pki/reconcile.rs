@@ -69,11 +69,11 @@ pub enum Error {
 impl Error {
     /// Whether the authority is well, and does not sign this.
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Pki(PkiError::Make { .. })
-                | Self::Vault(vault::Error::Other { .. } | vault::Error::Vault(VaultError::Refused { .. }))
-        )
+        match self {
+            Self::Pki(PkiError::Make { .. }) => true,
+            Self::Vault(error) => error.is_refusal(),
+            _ => false,
+        }
     }
 }
 

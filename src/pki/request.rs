@@ -7,7 +7,10 @@ use x509_parser::{
     certification_request::X509CertificationRequest, prelude::FromDer as _, x509::AttributeTypeAndValue,
 };
 
-use super::leaf::{Authority, Leaf, REQUESTED, Usage};
+use super::{
+    embedded,
+    leaf::{Authority, Leaf, REQUESTED, Usage},
+};
 
 /// Beginning of the name that a kubelet has for its API server.
 const NODE_USER: &str = "system:node:";
@@ -133,8 +136,7 @@ pub fn read(signer: Signer, pem: &[u8], usages: &[String]) -> Result<SigningRequ
     };
     check_usages(signer, usages)?;
     check(signer, &leaf)?;
-    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    Ok(SigningRequest { leaf, pem: pem::encode_config(&pem::Pem::new(LABEL, der), lines), key })
+    Ok(SigningRequest { leaf, pem: embedded::encode(LABEL, der), key })
 }
 
 /// The one request of a text. Readers of PEM differ in which of several blocks they take, and in what they take for one: what is
@@ -223,7 +225,6 @@ mod tests {
     use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData as _};
 
     use super::*;
-    use crate::pki::embedded;
 
     fn leaf(user: &str, groups: &[&str], dns: &[&str]) -> Leaf {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();

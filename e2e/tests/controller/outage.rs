@@ -163,13 +163,12 @@ fn watches_that_expired_and_calls_that_fail_do_not_stop_it() {
         let conflicts = one.proxy.conflicts() + two.proxy.conflicts();
         let rate = conflicts as f64 / took.as_secs_f64();
         println!("    30 Clusters with 30 % of all requests failing and {rate:.0} conflicts/s: {took:.1?}");
-        for replica in [&one, &two] {
-            let Failures { seen, failed } = replica.proxy.failures();
+        let failures = [&one, &two].map(|replica| replica.proxy.failures());
+        for Failures { seen, failed } in &failures {
             println!("    of {seen} requests failed {failed:?}");
         }
-        let [first, second] = [&one, &two].map(|replica| replica.proxy.failures());
-        let seen = first.seen + second.seen;
-        let of = |status| [&first, &second].iter().filter_map(|all| all.failed.get(&status)).sum::<usize>();
+        let seen: usize = failures.iter().map(|all| all.seen).sum();
+        let of = |status| failures.iter().filter_map(|all| all.failed.get(&status)).sum::<usize>();
         let [busy, broken, late] = [429, 500, 504].map(of);
         let share = (busy + broken + late) * 100 / seen;
         assert!(seen >= 200 && (20..=40).contains(&share), "{share} % of {seen} requests failed");

@@ -91,6 +91,13 @@ impl std::fmt::Debug for Vault {
     }
 }
 
+impl Error {
+    /// Whether Vault is well, and does not sign this.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Other { .. } | Self::Vault(VaultError::Refused { .. }))
+    }
+}
+
 /// An authority in Vault.
 #[derive(Clone, Copy, Debug)]
 pub struct InVault<'a> {
@@ -226,7 +233,7 @@ impl Vault {
         };
         signing.await.inspect_err(|error| match error {
             // Somebody took the role away, or made it another.
-            Error::Other { .. } | Error::Vault(VaultError::Refused { .. }) => drop(lock(&self.roles).remove(&path)),
+            error if error.is_refusal() => drop(lock(&self.roles).remove(&path)),
             Error::Exchanged(_) | Error::Vault(VaultError::NoMount(_)) => drop(lock(&self.seen).remove(mount)),
             _ => {}
         })
