@@ -41,6 +41,7 @@ impl Child {
         let (group, version) = match self.kind {
             "NetworkPolicy" | "Ingress" => ("networking.k8s.io", "v1"),
             "NetworkClaim" => ("giantnetes.io", "v1alpha1"),
+            "PodDisruptionBudget" => ("policy", "v1"),
             _ => ("", "v1"),
         };
         let plural = match self.kind {

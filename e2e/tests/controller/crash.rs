@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -14,6 +14,7 @@ use crate::{
     on_servers,
     proxy::{Crash, Moment},
     servers::Servers,
+    steady::the_plan_has_nothing_to_do,
     world::{SECOND, World, condition, eventually},
 };
 
@@ -28,12 +29,16 @@ struct Undisturbed {
 
 /// With a host name: its claim and its Ingress are two more of the writes after which a manager may die; and a worker, whose
 /// place, keys and VM pod are more where there is a provider.
-async fn create(world: &World, machines: bool) {
+fn spec(machines: bool) -> Value {
     let mut spec = json!({"exposure": {"type": "Ingress", "host": "life.example.com"}});
     if machines {
         spec["nodePools"] = json!([{"name": "x", "replicas": 1}]);
     }
-    world.create("a", "life", spec).await.unwrap();
+    spec
+}
+
+async fn create(world: &World, machines: bool) {
+    world.create("a", "life", spec(machines)).await.unwrap();
 }
 
 /// Waits until all is made. Of VMs, whose pods nobody runs here, that is the pods.
@@ -54,6 +59,14 @@ async fn converged(world: &World, machines: bool) -> Result<()> {
     eventually(SECOND * 30, "the Cluster to have all", made).await.map(drop)
 }
 
+/// What a life comes to: the objects that are there, and what is said of the Cluster.
+async fn outcome(world: &World) -> Result<Vec<String>> {
+    let mut found = world.inventory().await?;
+    let status = world.clusters("a").get("life").await?.status.unwrap_or_default();
+    found.extend(status.conditions.iter().map(|said| format!("{} {} {}", said.type_, said.status, said.reason)));
+    Ok(found)
+}
+
 /// Roots and etcd's volumes with their UIDs: what is lost if it is made a second time.
 async fn irreplaceable(world: &World) -> BTreeMap<String, String> {
     let mut found = world.roots().await.unwrap();
@@ -67,7 +80,7 @@ async fn undisturbed(manager: &Manager, world: &World, machines: bool) -> Undist
     create(world, machines).await;
     converged(world, machines).await.unwrap();
     manager.settled().await;
-    let created = world.inventory().await.unwrap();
+    let created = outcome(world).await.unwrap();
     let writes_to_create = manager.proxy.writes().len();
     manager.proxy.forget();
     world.delete("a", "life").await.unwrap();
@@ -151,7 +164,13 @@ async fn killed(
 }
 
 /// Creates the Cluster, with a death on the way if one is given. Answers whether it came to that.
-async fn live(manager: &mut Manager, world: &World, whole: &Undisturbed, death: Option<(usize, Moment, u32)>) -> bool {
+async fn live(
+    servers: &Servers,
+    manager: &mut Manager,
+    world: &World,
+    whole: &Undisturbed,
+    death: Option<(usize, Moment, u32)>,
+) -> bool {
     let machines = whole.machines;
     let Some((at, moment, _)) = death else {
         create(world, machines).await;
@@ -162,7 +181,7 @@ async fn live(manager: &mut Manager, world: &World, whole: &Undisturbed, death: 
     let (ended, before) = killed(manager, world, at, moment, async || create(world, machines).await).await;
     converged(world, machines).await.unwrap_or_else(|error| panic!("{what}: {error:#}"));
     let is_whole = async || {
-        let now = world.inventory().await?;
+        let now = outcome(world).await?;
         ensure!(now == whole.created, "there are {now:?}, an undisturbed one has {:?}", whole.created);
         Ok(())
     };
@@ -172,7 +191,10 @@ async fn live(manager: &mut Manager, world: &World, whole: &Undisturbed, death: 
     for (name, id) in &before {
         assert_eq!(after.get(name), Some(id), "{what}: {name} was made anew");
     }
-    assert_eq!(world.inventory().await.unwrap(), whole.created, "{what}");
+    assert_eq!(outcome(world).await.unwrap(), whole.created, "{what}");
+    // What they hold is what a plan asks for that knows nothing of this life.
+    let parts: &[&str] = if machines { &["cluster", "network", "pki", "kvm"] } else { &["cluster", "network", "pki"] };
+    the_plan_has_nothing_to_do(servers, manager, "life", &spec(machines), parts);
     ended
 }
 
@@ -210,7 +232,7 @@ async fn every_crash(servers: &Servers, world: World, machines: bool) {
     while !creations.left.is_empty() || !deletions.left.is_empty() {
         let (birth, death) = (creations.left.pop_front(), deletions.left.pop_front());
         println!("    killed in creation at {birth:?}, in deletion at {death:?}");
-        if !live(&mut manager, &world, &whole, birth).await {
+        if !live(servers, &mut manager, &world, &whole, birth).await {
             creations.missed(birth.unwrap());
         }
         if !die(&mut manager, &world, death).await {

@@ -66,7 +66,10 @@ impl Servers {
             tied(Tools::locate()?.kubernetes.join("kube-controller-manager"))
                 .arg(format!("--kubeconfig={}", api.kubeconfig().display()))
                 .args([
-                    "--controllers=namespace-controller,persistentvolumeclaim-protection-controller",
+                    // The last one ends what an API server left half-deleted: of a pod without a host it marks first that it
+                    // goes, and stops there if its client hangs up.
+                    "--controllers=namespace-controller,persistentvolumeclaim-protection-controller,\
+                     pod-garbage-collector-controller",
                     "--leader-elect=false",
                     "--secure-port=0",
                 ]),

@@ -11,7 +11,6 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    children::Child,
     manager::{Manager, Options},
     on_servers,
     steady::home,
@@ -181,68 +180,5 @@ fn a_deletion_takes_nothing_of_namesakes_or_strangers() {
         assert_eq!(belongings(&world, "cp-aa").await, twin);
         assert_eq!(belongings(&world, "x").await, other);
         world.all_converged(SECOND * 5, names.len() - 1).await.unwrap();
-    });
-}
-
-/// Creates somebody else's object. Answers it.
-async fn namesake(world: &World, child: &Child, body: Value) -> DynamicObject {
-    let api = child.api(world);
-    let mut object = json!({
-        "apiVersion": child.resource().api_version, "kind": child.kind,
-        "metadata": {"name": child.name, "namespace": child.namespace},
-    });
-    object.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
-    let object = serde_json::from_value(object).unwrap();
-    let made = eventually(SECOND * 10, "the name to be free", || async {
-        Ok(api.create(&PostParams::default(), &object).await?)
-    });
-    made.await.unwrap().0
-}
-
-/// The manager tells of a stranger, touches nothing of it, and goes on when it is out of the way.
-async fn is_told_and_left_alone(world: &World, child: &Child, stranger: &DynamicObject, type_: &str) {
-    let foreign = (type_, "False", "ForeignObject");
-    let (message, took) = world.condition(SECOND * 60, ("a", "life"), foreign).await.unwrap();
-    println!("    told after {took:.1?}: {message}");
-    assert!(message.contains(&child.name), "{message}");
-    let after = child.api(world).get(&child.name).await.unwrap();
-    assert_eq!(after.metadata.resource_version, stranger.metadata.resource_version, "{} was touched", child.name);
-    child.api(world).delete(&child.name, &DeleteParams::default()).await.unwrap();
-    world.converged(SECOND * 90, "a", "life").await.unwrap();
-}
-
-#[test]
-fn namesakes_of_every_kind_are_told_and_left_alone() {
-    on_servers("namesakes", async |servers, world| {
-        world.namespace("a").await.unwrap();
-        let spec = json!({"exposure": {"type": "Ingress", "host": "life.example.com"}});
-        let cluster = world.create("a", "life", spec).await.unwrap();
-        // The namespace is the first thing that the manager makes: its name follows from the Cluster's UID.
-        let home = giantnetes::cluster::Identity::of(&cluster).namespace;
-        let namespace = Child { kind: "Namespace", namespace: None, name: home.clone() };
-        let stranger = namesake(&world, &namespace, json!({})).await;
-        let mut manager = Manager::start(servers, "one", Options::default()).await;
-        is_told_and_left_alone(&world, &namespace, &stranger, "Ready").await;
-
-        for (kind, name, type_, body) in [
-            ("Service", "master", "NetworkReady", json!({"spec": {"ports": [{"port": 80}]}})),
-            ("NetworkPolicy", "guest", "NetworkReady", json!({"spec": {"podSelector": {}}})),
-            (
-                "Ingress",
-                "master",
-                "NetworkReady",
-                json!({"spec": {"defaultBackend": {"service": {"name": "x", "port": {"number": 80}}}}}),
-            ),
-            ("Secret", "master-0-pki", "PKIReady", json!({"stringData": {"value": "precious"}})),
-        ] {
-            manager.signal("TERM");
-            tokio::task::block_in_place(|| manager.ended(SECOND * 12)).unwrap();
-            let child = Child { kind, namespace: Some(home.clone()), name: name.to_owned() };
-            child.api(&world).delete(name, &DeleteParams::default()).await.unwrap();
-            let stranger = namesake(&world, &child, body).await;
-            manager.restart();
-            is_told_and_left_alone(&world, &child, &stranger, type_).await;
-        }
-        assert!(!manager.log_text().contains("panicked"));
     });
 }
