@@ -119,6 +119,8 @@ pub struct NetworkSettings {
     pub cluster_domain: String,
     /// Namespace of the controller manager, whose pods may ask VM pods how they are. The chart sets it.
     pub manager_namespace: String,
+    /// Namespaces whose pods may scrape VM pods: what supervisors count, and guests' components. None: nobody may.
+    pub monitoring_namespaces: BTreeSet<String>,
 }
 
 impl Default for NetworkSettings {
@@ -129,6 +131,7 @@ impl Default for NetworkSettings {
             cluster_dns: None,
             cluster_domain: "cluster.local".into(),
             manager_namespace: "giantnetes-system".into(),
+            monitoring_namespaces: BTreeSet::new(),
         }
     }
 }

@@ -28,6 +28,8 @@ use support::apiserver::ApiServer;
 const EVERYTHING: &str = r#"{
   "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
   "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
+  "podMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+  "settings": {"network": {"monitoringNamespaces": ["monitoring"]}},
   "dashboards": {"enabled": true},
   "networkPolicy": {"ports": [443, 6443], "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]},
   "quotas": {"team-a": {"clusters": 3, "clusterAccesses": 20}, "team-b": {"clusters": 0}},
@@ -110,7 +112,7 @@ fn an_api_server_takes_every_object() {
         assert_eq!(taken.lines().count(), objects.len(), "{taken}");
     }
     // Kinds that the Prometheus operator brings.
-    assert_eq!(left_out.into_iter().collect::<Vec<_>>(), ["PrometheusRule", "ServiceMonitor"]);
+    assert_eq!(left_out.into_iter().collect::<Vec<_>>(), ["PodMonitor", "PrometheusRule", "ServiceMonitor"]);
 }
 
 #[test]
@@ -118,7 +120,7 @@ fn what_is_off_is_not_there_and_what_is_on_is() {
     let helm = Helm::new("switches");
     let kinds = |values: &str| -> Vec<String> { helm.rendered(values).iter().map(|o| kind(o).to_owned()).collect() };
     let (few, all) = (kinds(NOTHING), kinds(EVERYTHING));
-    for kind in ["ServiceMonitor", "PrometheusRule", "ResourceQuota"] {
+    for kind in ["ServiceMonitor", "PodMonitor", "PrometheusRule", "ResourceQuota"] {
         assert!(!few.iter().any(|one| one == kind) && all.iter().any(|one| one == kind), "{kind}");
     }
     let count = |kinds: &[String], kind: &str| kinds.iter().filter(|one| *one == kind).count();
@@ -270,6 +272,32 @@ fn forgotten_custom_resource_definitions_are_told() {
     assert!(said.contains("ready, and a replica leads"), "{said}");
 }
 
+/// Words of a regular expression that are names of metrics: `a_(?:sum|count)` is `a`.
+fn names_in(regex: &str) -> BTreeSet<String> {
+    let words = regex.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
+    words.filter(|word| word.contains('_')).map(|word| word.trim_end_matches('_').to_owned()).collect()
+}
+
+#[test]
+fn of_guests_is_kept_what_the_docs_list_and_nothing_that_is_ours() {
+    let monitors: Vec<_> =
+        Helm::new("kept").rendered(EVERYTHING).into_iter().filter(|object| kind(object) == "PodMonitor").collect();
+    assert_eq!(monitors.len(), 2, "of control planes and of workers");
+    let (table, mut kept) = (Table::read(), BTreeSet::new());
+    for endpoint in monitors.iter().flat_map(|monitor| monitor["spec"]["podMetricsEndpoints"].as_array().unwrap()) {
+        let [rule] = &endpoint["metricRelabelings"].as_array().unwrap()[..] else { panic!("{endpoint}") };
+        assert_eq!(rule["action"], "keep");
+        let names = names_in(rule["regex"].as_str().unwrap());
+        if endpoint["path"] == "/metrics" {
+            assert!(names.iter().all(|name| table.has(name)), "{names:?}");
+            continue;
+        }
+        assert!(!names.iter().any(|name| name.starts_with("giantnetes_")), "a guest may say what is ours: {names:?}");
+        kept.extend(names.into_iter().filter(|name| !name.starts_with("process_")));
+    }
+    assert_eq!(kept.iter().map(String::as_str).collect::<BTreeSet<_>>(), table.of_guests());
+}
+
 /// The settings that helm renders, the metrics that they lead to, and what Prometheus makes of these.
 #[test]
 fn prometheus_finds_what_dashboards_and_alerts_ask_for() {
@@ -322,8 +350,9 @@ fn prometheus_finds_what_dashboards_and_alerts_ask_for() {
         Ok(())
     })
     .unwrap();
-    // Of a manager that is well, and a Cluster that is paused and has no certificates.
-    let silent = ["certificate_renewal", "giantnetes_reconcile_errors_total", "!=\"2xx\""];
+    // Of a manager that is well, and a Cluster that is paused, and has no certificates and no guest.
+    let silent =
+        ["guest_part=", "cluster_namespace=", "certificate_renewal", "giantnetes_reconcile_errors_total", "!=\"2xx\""];
     for expression in dashboards().concat() {
         let text = expression.text.replace("$namespace", "default").replace("$name", "demo");
         let answer = prometheus.query(&text).unwrap_or_else(|error| panic!("{}: {error:#}", expression.place));

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "chart/expressions.rs"]
+#[allow(dead_code, reason = "only the dashboards are asked for")]
+mod expressions;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -10,12 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::ByteString;
 use lab::command::Run;
-use lab::{Lab, wait_for};
+use lab::{Lab, wait_every, wait_for};
 use serde_json::Value;
 use support::traces::{claims_go, fingerprints, key_words, nothing_is_left};
 use support::{
-    Guest, SYSTEM, image_path, in_steps, installed, kill_manager, list, machines, mounts_in_vault, patience, processes,
-    requests,
+    Guest, SYSTEM, image_path, in_steps, installed, installed_with, kill_manager, list, machines, monitoring,
+    mounts_in_vault, patience, processes, requests,
 };
 
 /// What the design has for a guest of one node to become Ready, in seconds.
@@ -34,13 +37,14 @@ type Step = fn(&Lab, &Guest) -> Result<()>;
 
 #[test]
 fn a_guest_lives_and_leaves_nothing() {
-    let lab = installed();
+    let lab = installed_with(&format!(",settings.network.monitoringNamespaces={{{}}}", monitoring::NAMESPACE));
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", ALPHA);
-    let steps: [(&str, Step); 13] = [
+    let steps: [(&str, Step); 14] = [
         ("kill -9 of the manager half-way changes nothing in the end", manager_killed_half_way),
         ("the guest becomes Ready", becomes_ready),
         ("a pod runs in it, and exec reaches it", pod_runs),
+        ("Prometheus has of it what the dashboards ask for", is_scraped),
         ("what is asked for and approved inside it is signed", signs_what_is_approved),
         ("its authorities are in Vault, and nowhere else", is_kept_in_vault),
         ("nothing is written when nothing changes", rests),
@@ -120,6 +124,61 @@ fn pod_runs(lab: &Lab, guest: &Guest) -> Result<()> {
         "the kubeconfig is not an administrator's"
     );
     ensure!(!lab.kubectl(&["-n", guest.namespace, "get", "secret", "alpha-kubeconfig", "-o", "name"])?.is_empty());
+    Ok(())
+}
+
+/// A real Prometheus, told what the chart's monitors say, has data for every expression of every dashboard; and whoever is not
+/// of its namespace gets nothing.
+fn is_scraped(lab: &Lab, guest: &Guest) -> Result<()> {
+    let prometheus = monitoring::Prometheus::start(lab)?;
+    let parts = "count by (guest_part) (up{cluster=\"alpha\",cluster_namespace=\"e2e-guest\",node=\"master-0\"} == 1)";
+    let (pause, began) = (Duration::from_secs(3), Instant::now());
+    wait_every(pause, MINUTE * 3, "Prometheus to be answered by all five parts", || {
+        let answer = prometheus.query(parts)?;
+        ensure!(answer.lines().count() == 5, "{answer}{}", prometheus.query("up == 0")?);
+        Ok(())
+    })?;
+    println!("    all parts are scraped after {:.1?}", began.elapsed());
+    let stranger = monitoring::Post::new(lab, "e2e-stranger")?;
+    let of_pod = ["-n", &guest.home()?, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"];
+    let address = lab.kubectl(&of_pod)?;
+    ensure!(prometheus.post().reaches(&address, 8080), "what Prometheus reaches is not reached from its pod");
+    ensure!(!stranger.reaches(&address, 8080), "a pod of another namespace reaches the supervisor");
+    ensure!(stranger.reaches(&address, 6443), "a pod of another namespace does not even reach the API");
+    wait_every(pause, MINUTE * 2, "rates", || {
+        let answer = prometheus.query("rate(apiserver_request_total{cluster=\"alpha\"}[5m]) > 0")?;
+        ensure!(!answer.trim().is_empty(), "none yet");
+        Ok(())
+    })?;
+    // Of what does not happen to a guest that is well.
+    let silent = [
+        "cluster: Conditions that are not as they should be",
+        "cluster: Conditions that were not as they should be",
+        "fleet: Conditions that are not as they should be",
+        "fleet: Clusters with too few nodes",
+        "fleet: Why Clusters are not Ready",
+        "manager: Failures",
+        "manager: Answers other than success",
+    ];
+    let mut asked = 0;
+    for expression in expressions::dashboards().concat() {
+        let text = expression.text.replace("$namespace", guest.namespace).replace("$name", guest.name);
+        let answer = prometheus.query(&text).with_context(|| expression.place.clone())?;
+        let may_be_silent = silent.contains(&expression.place.as_str());
+        ensure!(may_be_silent || !answer.trim().is_empty(), "{}: no data for {text}", expression.place);
+        asked += 1;
+    }
+    // PICTURES=docs/pictures keeps them.
+    let folder = std::env::temp_dir().join(format!("giantnetes-pictures-{}", std::process::id()));
+    let kept = std::env::var_os("PICTURES").map(|folder| support::root().join(folder));
+    let drawn = prometheus.draw(kept.as_deref().unwrap_or(&folder), guest.namespace, guest.name)?;
+    let _ = std::fs::remove_dir_all(&folder);
+    ensure!(drawn.lines().count() == expressions::dashboards().len(), "{drawn}");
+    let series = prometheus.query("count({cluster=\"alpha\"})")?;
+    println!("    {asked} expressions have data; of the guest there are {}", series.trim());
+    let strange =
+        prometheus.query("count({cluster=\"alpha\",__name__=~\"giantnetes_.*\",guest_part!=\"supervisor\"})")?;
+    ensure!(strange.trim().is_empty(), "the guest may say what is ours: {strange}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::{fs, process::Stdio, time::Duration};
 use anyhow::{Result, bail, ensure};
 use giantnetes::{
     cluster::Valid,
-    guest::requests::answer,
+    guest::{plan, requests::answer},
     network::places::Place,
     node_config::{self, Blank, NodeConfig},
     pki::{
@@ -222,6 +222,40 @@ fn a_kubelet_acts_for_its_node_alone() {
     guest.refuses(&own, &["get", "secret", "hidden"], "no relationship found between node");
     guest.refuses(&own, &["get", "secrets", "-A"], "forbidden");
     guest.refuses(&guest.of_worker("a-0", "kube-proxy"), &["get", "secrets", "-A"], "forbidden");
+}
+
+#[test]
+fn who_scrapes_does_nothing_else() {
+    let guest = Guest::start("metrics");
+    let administrator = guest.authorities.sign(&leaf::bootstrapper());
+    let rights = plan::roles().map(|role| serde_json::to_string(&role).unwrap()).into_iter();
+    for right in rights.chain(plan::bindings().map(|binding| serde_json::to_string(&binding).unwrap())) {
+        fs::write(guest.home.path("right.json"), right).unwrap();
+        guest.ask(&administrator, &["create", "-f", &guest.home.path("right.json").display().to_string()]).unwrap();
+    }
+    let (of_master, of_worker) = (guest.of_master(leaf::METRICS), guest.of_worker("a-0", leaf::METRICS));
+    wait_for(Duration::from_secs(20), "the rights to count", || {
+        guest.ask(&of_worker, &["auth", "can-i", "get", "nodes", "--subresource=metrics"])
+    })
+    .unwrap();
+    assert!(guest.ask(&of_master, &["get", "--raw", "/metrics"]).unwrap().contains("\napiserver_request_total{"));
+    guest.refuses(&of_worker, &["get", "--raw", "/metrics"], "forbidden");
+    // kubectl says nothing but `no`, and ends with a failure.
+    let may_not = |pair: &Pair, words: &[&str]| {
+        let said = guest.ask(pair, &[&["auth", "can-i"], words].concat()).expect_err(&words.join(" ")).to_string();
+        assert!(said.lines().all(|line| line.trim().is_empty() || line.starts_with("Warning: ")), "{words:?}: {said}");
+    };
+    for pair in [&of_master, &of_worker] {
+        for verb in ["get", "list", "watch", "create", "update", "patch", "delete", "impersonate"] {
+            for resource in ["secrets", "nodes", "pods", "users", "clusterroles.rbac.authorization.k8s.io"] {
+                may_not(pair, &[verb, resource, "-A"]);
+            }
+        }
+        for subresource in ["proxy", "stats", "log", "pods", "healthz", "configz"] {
+            may_not(pair, &["get", "nodes", &format!("--subresource={subresource}")]);
+        }
+        may_not(pair, &["create", "nodes", "--subresource=metrics"]);
+    }
 }
 
 /// The guest has no key of its authority: who asks inside it is answered by the controller manager.

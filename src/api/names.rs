@@ -24,7 +24,7 @@ pub const MANAGER: &str = "giantnetes";
 
 /// Annotation on every object of a guest: UID of the Cluster that owns it. Ownership is decided by this, never by a name.
 pub const OWNER_UID_ANNOTATION: &str = "giantnetes.io/cluster-uid";
-/// Annotation on the guest's namespace: `namespace/name` of its Cluster, for people.
+/// Annotation on the guest's namespace and its VM pods: `namespace/name` of its Cluster, for people and for Prometheus.
 pub const OWNER_NAME_ANNOTATION: &str = "giantnetes.io/cluster-name";
 /// Annotation on every object that we apply: hash of what was asked for.
 pub const HASH_ANNOTATION: &str = "giantnetes.io/hash";

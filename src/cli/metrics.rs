@@ -30,9 +30,19 @@ pub(super) fn page() -> String {
         ),
         (
             "A VM pod",
-            "Served by each VM pod at port 8080, to pods of the controller manager alone: the guest's NetworkPolicy keeps \
-             others out.",
+            "Served by each VM pod at port 8080, to pods of the controller manager and of the namespaces that \
+             `settings.network.monitoringNamespaces` names: the guest's NetworkPolicy keeps others out.",
             supervisor::health::metrics(),
+        ),
+        (
+            "A guest's components",
+            "VM pods serve what the guest's own API server, etcd, kubelets and containers count, at port 8080 under \
+             `/guest/apiserver/metrics`, `/guest/etcd/metrics` (control-plane nodes), `/guest/kubelet/metrics` and \
+             `/guest/containers/metrics` (all nodes). They ask with a certificate of the guest's own PKI, which may do nothing \
+             else. It is the guest's word: whoever is root there can count as he likes, so the chart's PodMonitors (value \
+             `podMonitor`) bound it and keep only these. Their labels `cluster_namespace`, `cluster`, `node` and `guest_part` \
+             are the management cluster's word.",
+            supervisor::scrape::metrics(),
         ),
         ("The device plugin", "Served by its pod on each host, at port 8080.", device_plugin::probing::metrics()),
         (

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         core::v1::{Node, Taint},
-        rbac::v1::{ClusterRoleBinding, RoleRef, Subject},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -16,35 +16,54 @@ use crate::{
     api::{NodeCounts, names},
     cluster::Valid,
     kvm::vm_pod::VmPod,
-    pki::leaf::{ADMIN_GROUP, KUBELET_CLIENT_GROUP},
+    pki::leaf::{ADMIN_GROUP, KUBELET_CLIENT_GROUP, KUBELET_METRICS_GROUP},
     rollout::wish,
 };
 
 /// The standard label of control-plane nodes. Kubelets may not set it on themselves.
 pub const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 
+/// What a group of ours is called inside a guest, and its role and binding with it.
+fn named(group: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(group.into()),
+        labels: Some([(names::MANAGED_BY_LABEL.to_owned(), names::MANAGER.to_owned())].into()),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Roles that Kubernetes does not bring.
+pub fn roles() -> [ClusterRole; 1] {
+    let metrics = PolicyRule {
+        api_groups: Some(vec![String::new()]),
+        resources: Some(vec!["nodes/metrics".into()]),
+        verbs: vec!["get".into()],
+        ..PolicyRule::default()
+    };
+    [ClusterRole { metadata: named(KUBELET_METRICS_GROUP), rules: Some(vec![metrics]), ..ClusterRole::default() }]
+}
+
 /// Rights that a guest needs before anybody can use it.
-pub fn bindings() -> Vec<ClusterRoleBinding> {
-    [(ADMIN_GROUP, "cluster-admin"), (KUBELET_CLIENT_GROUP, "system:kubelet-api-admin")]
-        .map(|(group, role)| ClusterRoleBinding {
-            metadata: ObjectMeta {
-                name: Some(group.into()),
-                labels: Some([(names::MANAGED_BY_LABEL.to_owned(), names::MANAGER.to_owned())].into()),
-                ..ObjectMeta::default()
-            },
-            role_ref: RoleRef {
-                api_group: Some("rbac.authorization.k8s.io".into()),
-                kind: "ClusterRole".into(),
-                name: role.into(),
-            },
-            subjects: Some(vec![Subject {
-                api_group: Some("rbac.authorization.k8s.io".into()),
-                kind: "Group".into(),
-                name: group.into(),
-                namespace: None,
-            }]),
-        })
-        .into()
+pub fn bindings() -> [ClusterRoleBinding; 3] {
+    [
+        (ADMIN_GROUP, "cluster-admin"),
+        (KUBELET_CLIENT_GROUP, "system:kubelet-api-admin"),
+        (KUBELET_METRICS_GROUP, KUBELET_METRICS_GROUP),
+    ]
+    .map(|(group, role)| ClusterRoleBinding {
+        metadata: named(group),
+        role_ref: RoleRef {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: "ClusterRole".into(),
+            name: role.into(),
+        },
+        subjects: Some(vec![Subject {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: "Group".into(),
+            name: group.into(),
+            namespace: None,
+        }]),
+    })
 }
 
 /// Counts nodes.

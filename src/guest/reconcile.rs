@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -9,12 +10,13 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Node, ServiceAccount},
-    rbac::v1::ClusterRoleBinding,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
 };
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -33,7 +35,7 @@ use crate::{
     pki::{self, authority, request::SigningRequest},
     runtime::{
         CallError,
-        apply::{self, Applier, ApplyError, Memory},
+        apply::{self, Applier, ApplyError, Memory, Owner},
         call, chain,
         operator::Reconciler,
         queue::Outcome,
@@ -290,17 +292,14 @@ impl GuestOperator {
     }
 
     async fn rights(&self, client: &Client, applier: &Applier, valid: &Valid) -> Result<(), Error> {
-        let api = Api::<ClusterRoleBinding>::all(client.clone());
         let owner = valid.identity.owner();
+        let (roles, bindings) =
+            (Api::<ClusterRole>::all(client.clone()), Api::<ClusterRoleBinding>::all(client.clone()));
+        for role in plan::roles() {
+            ensure_right(&roles, applier, &owner, &role).await?;
+        }
         for binding in plan::bindings() {
-            let name = binding.name_any();
-            let live = call("get", format!("ClusterRoleBinding {name}"), api.get_metadata_opt(&name))
-                .await
-                .map_err(|error| Error::Rights(error.into()))?;
-            applier
-                .ensure(&api, &owner, &binding, live.as_ref().map(|object| &object.metadata))
-                .await
-                .map_err(Error::Rights)?;
+            ensure_right(&bindings, applier, &owner, &binding).await?;
         }
         Ok(())
     }
@@ -361,4 +360,15 @@ impl Reconciler for GuestOperator {
         };
         self.context.reports.conclude(&target.identity, |reports| &mut reports.guest, look)
     }
+}
+
+async fn ensure_right<K>(api: &Api<K>, applier: &Applier, owner: &Owner, right: &K) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
+{
+    let (kind, name) = (K::kind(&()), right.name_any());
+    let live = call("get", format!("{kind} {name}"), api.get_metadata_opt(&name)).await;
+    let live = live.map_err(|error| Error::Rights(error.into()))?;
+    let there = live.as_ref().map(|object| &object.metadata);
+    applier.ensure(api, owner, right, there).await.map(drop).map_err(Error::Rights)
 }

@@ -68,6 +68,8 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
     let mut annotations: BTreeMap<_, _> = [(NODE_HASH_ANNOTATION, of.hash), (names::NODE_WISH_ANNOTATION, of.wish)]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
+    // Prometheus knows nothing else of a pod's namespace than its name.
+    annotations.insert(names::OWNER_NAME_ANNOTATION.into(), identity.key.to_string());
     match of.worker {
         Some((pool, place)) => {
             labels.extend(worker_labels(pool, of.node));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   any pod, any user ──── tcp/6443 ────► VM pods ──── any but the operator's ranges ───► the world
-//!   controller manager ─── tcp/8080 ────►  │  ▲
+//!   controller manager ─── tcp/8080 ────►  │  ▲   (and whoever may scrape)
 //!                                          └──┘ udp/8472, tcp/6443, among the VM pods of one guest
 //! ```
 //!
@@ -52,7 +52,7 @@ pub fn policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
                     ports: Some(vec![port("UDP", VXLAN_PORT)]),
                 },
                 NetworkPolicyIngressRule {
-                    from: Some(vec![manager(settings)]),
+                    from: Some(supervisors_peers(settings)),
                     ports: Some(vec![port("TCP", names::SUPERVISOR_PORT)]),
                 },
             ]),
@@ -98,9 +98,14 @@ fn members(identity: &Identity) -> NetworkPolicyPeer {
     }
 }
 
-/// The pods of the controller manager, as the chart labels them.
-fn manager(settings: &Settings) -> NetworkPolicyPeer {
-    pods(&settings.network.manager_namespace, "app.kubernetes.io/name", names::MANAGER)
+/// Who may ask supervisors: the pods of the controller manager, as the chart labels them, and all of the namespaces that scrape.
+fn supervisors_peers(settings: &Settings) -> Vec<NetworkPolicyPeer> {
+    let manager = pods(&settings.network.manager_namespace, "app.kubernetes.io/name", names::MANAGER);
+    let monitoring = settings.network.monitoring_namespaces.iter().map(|namespace| NetworkPolicyPeer {
+        namespace_selector: labelled("kubernetes.io/metadata.name", namespace),
+        ..NetworkPolicyPeer::default()
+    });
+    [manager].into_iter().chain(monitoring).collect()
 }
 
 /// The pods of the management cluster's DNS server, by the labels that every distribution gives them.
@@ -110,17 +115,19 @@ fn cluster_dns() -> NetworkPolicyPeer {
 
 /// The pods of a namespace that carry a label.
 fn pods(namespace: &str, key: &str, value: &str) -> NetworkPolicyPeer {
-    let label = |key: &str, value: &str| {
-        Some(LabelSelector {
-            match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
-            ..LabelSelector::default()
-        })
-    };
     NetworkPolicyPeer {
-        namespace_selector: label("kubernetes.io/metadata.name", namespace),
-        pod_selector: label(key, value),
+        namespace_selector: labelled("kubernetes.io/metadata.name", namespace),
+        pod_selector: labelled(key, value),
         ..NetworkPolicyPeer::default()
     }
+}
+
+/// What carries a label.
+fn labelled(key: &str, value: &str) -> Option<LabelSelector> {
+    Some(LabelSelector {
+        match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+        ..LabelSelector::default()
+    })
 }
 
 fn block(cidr: String, except: &[&str]) -> NetworkPolicyPeer {
@@ -149,6 +156,7 @@ mod tests {
         settings.kvm.resolvers = vec!["192.0.2.53".parse().unwrap()];
         settings.network.egress_allowed = vec!["10.20.30.0/24".parse().unwrap()];
         settings.network.cluster_dns = Some([10, 96, 0, 10].into());
+        settings.network.monitoring_namespaces = ["monitoring".to_owned()].into();
         let policy = policy(&valid(json!({})).identity, &settings);
         insta::assert_snapshot!(serde_saphyr::to_string(&policy).unwrap());
     }

@@ -18,6 +18,11 @@ pub const ADMIN_GROUP: &str = "giantnetes:cluster-admins";
 /// Group of the API server as a client of kubelets. The guest operator binds it to `system:kubelet-api-admin`.
 pub const KUBELET_CLIENT_GROUP: &str = "giantnetes:kubelet-clients";
 
+/// Group of whoever scrapes kubelets. The guest operator gives it `nodes/metrics`.
+pub const KUBELET_METRICS_GROUP: &str = "giantnetes:kubelet-metrics";
+/// Kubernetes' own group of whoever scrapes API servers, which has a role in every cluster.
+const MONITORING_GROUP: &str = "system:monitoring";
+
 /// A certificate authority of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -121,27 +126,27 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     let mut leaves = vec![
         api_server,
         Leaf::client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &[KUBELET_CLIENT_GROUP]),
-        Leaf { authority: Authority::Etcd, ..Leaf::client("apiserver-etcd-client", "kube-apiserver", &[]) },
+        Leaf { authority: Authority::Etcd, ..Leaf::client(ETCD_CLIENT, "kube-apiserver", &[]) },
         Leaf { authority: Authority::FrontProxy, ..Leaf::client("front-proxy-client", "front-proxy-client", &[]) },
         Leaf::client("controller-manager", "system:kube-controller-manager", &[]),
         Leaf::client("scheduler", "system:kube-scheduler", &[]),
         etcd("etcd-server", Usage::Both),
         etcd("etcd-peer", Usage::Both),
     ];
-    leaves.extend(of_every_node(&node, ip));
+    leaves.extend(of_every_node(&node, ip, &[KUBELET_METRICS_GROUP, MONITORING_GROUP]));
     leaves
 }
 
 /// Names of the certificates of a worker.
-pub const OF_WORKER: [&str; 3] = ["kubelet", "kubelet-server", "kube-proxy"];
+pub const OF_WORKER: [&str; 4] = ["kubelet", "kubelet-server", "kube-proxy", METRICS];
 
-/// The certificates of a worker: what its kubelet and its kube-proxy need, and no more.
+/// The certificates of a worker: what its kubelet and its kube-proxy need and who scrapes its kubelet, and no more.
 pub fn of_worker(cluster: &Valid, node: &str, place: Place) -> Vec<Leaf> {
     let ip = worker(&cluster.identity, cluster.ranges.overlay, place).ip.addr();
-    of_every_node(node, ip.into()).into()
+    of_every_node(node, ip.into(), &[KUBELET_METRICS_GROUP]).into()
 }
 
-fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {
+fn of_every_node(node: &str, ip: IpAddr, scraper: &[&str]) -> [Leaf; 4] {
     let server = Leaf {
         name: "kubelet-server",
         authority: Authority::Kubernetes,
@@ -155,6 +160,7 @@ fn of_every_node(node: &str, ip: IpAddr) -> [Leaf; 3] {
         Leaf::client("kubelet", format!("system:node:{node}"), &["system:nodes"]),
         server,
         Leaf::client("kube-proxy", "system:kube-proxy", &[]),
+        Leaf::client(METRICS, format!("giantnetes:metrics:{node}"), scraper),
     ]
 }
 
@@ -192,6 +198,10 @@ pub fn bootstrapper() -> Leaf {
 
 /// Name of what somebody asked for inside a guest, with a key of his own.
 pub const REQUESTED: &str = "requested";
+/// Name of the certificate by which a VM pod's supervisor scrapes its guest's components.
+pub const METRICS: &str = "metrics";
+/// Name of the API server's certificate as a client of etcd.
+pub const ETCD_CLIENT: &str = "apiserver-etcd-client";
 /// Name of [`bootstrapper`].
 pub const BOOTSTRAPPER: &str = "bootstrapper";
 

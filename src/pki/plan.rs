@@ -389,10 +389,12 @@ mod tests {
         let leaves = leaf::of_worker(&valid(json!({})), "a-0", Place(64));
         assert_eq!(
             leaves.iter().map(|leaf| leaf.name).collect::<Vec<_>>(),
-            ["kubelet", "kubelet-server", "kube-proxy"]
+            ["kubelet", "kubelet-server", "kube-proxy", "metrics"]
         );
         assert!(leaves.iter().all(|leaf| leaf.authority == Authority::Kubernetes));
         assert_eq!(leaves[1].addresses, [std::net::IpAddr::from([172, 26, 0, 64])]);
+        // Nor does it read what the API server counts.
+        assert_eq!(leaves[3].organisations, [leaf::KUBELET_METRICS_GROUP]);
     }
 
     #[test]
@@ -438,7 +440,7 @@ mod tests {
         assert!(matches!(steps.as_slice(), [Step::IssueNode { .. }]), "{steps:?}");
     }
 
-    /// What guests have that were made by a manager without lifetimes. Another hash would issue every certificate of every
+    /// What guests have that were made by an earlier manager. Another hash would issue every certificate of every
     /// guest anew when the manager is updated.
     #[test]
     fn the_hash_of_the_default_wish_stays() {
@@ -450,6 +452,6 @@ mod tests {
                 _ => panic!("{step:?}"),
             })
             .collect();
-        assert_eq!(hashes, ["d7099d5aab00b5af", "d68d844e9a66ab5e"]);
+        assert_eq!(hashes, ["6114458176040d62", "d68d844e9a66ab5e"]);
     }
 }

@@ -1,18 +1,21 @@
 //! What is known of the VM, told apart: does QEMU run, has the guest come up, does its API answer.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{Json, Router, routing::get};
-use kube::{Client, Config, client::Body};
+use kube::client::Body;
 use prometheus::IntGaugeVec;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{accelerator::Choice, paths};
+use super::{
+    accelerator::Choice,
+    line::{Callee, Line},
+};
 use crate::{
     api::names,
     node_config::paths::CA,
@@ -33,8 +36,6 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const REFUSED: Duration = Duration::from_secs(20);
 /// Who was ready stays so for this long without saying it again. That QEMU itself hangs is seen sooner.
 const SILENT: Duration = Duration::from_secs(60);
-/// A line is made anew after this time: one that is kept says nothing of the certificate that others meet.
-const LINE_AGE: Duration = Duration::from_secs(300);
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
 
@@ -213,27 +214,6 @@ impl Patience {
     }
 }
 
-/// The line to the guest. It is kept: a handshake every other second costs an emulated guest more than the answer.
-#[derive(Default)]
-struct Line {
-    /// The authority that the guest proved itself by. The mount that it is read from is live.
-    ca: Vec<u8>,
-    client: Option<(Client, Instant)>,
-}
-
-impl Line {
-    async fn client(&mut self, asked: &Asked, address: IpAddr) -> Option<Client> {
-        let ca = tokio::fs::read(format!("{}/{CA}", paths::PKI)).await.ok()?;
-        let fresh = self.client.as_ref().filter(|(_, made)| ca == self.ca && made.elapsed() < LINE_AGE);
-        if let Some((client, _)) = fresh {
-            return Some(client.clone());
-        }
-        let client = asked.connect(address, &ca)?;
-        (self.ca, self.client) = (ca, Some((client.clone(), Instant::now())));
-        Some(client)
-    }
-}
-
 /// Who in the guest is asked whether it is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -252,22 +232,17 @@ impl Asked {
         }
     }
 
-    /// A client to which the guest proves itself by its authority.
-    fn connect(&self, address: IpAddr, ca: &[u8]) -> Option<Client> {
-        let (port, server) = match self {
+    /// Nobody in particular asks.
+    fn callee(&self) -> Callee {
+        let (port, server_name) = match self {
             Self::Api => (names::API_PORT, TLS_SERVER_NAME),
             Self::Kubelet(node) => (names::KUBELET_PORT, node.as_str()),
         };
-        let (_, pem) = x509_parser::pem::parse_x509_pem(ca).ok()?;
-        let mut config = Config::new(format!("https://{}", SocketAddr::from((address, port))).parse().ok()?);
-        config.root_cert = Some(vec![pem.contents]);
-        config.tls_server_name = Some(server.into());
-        config.default_retry = false;
-        Client::try_from(config).ok()
+        Callee { port, server_name: server_name.to_owned(), authority: CA, identity: None }
     }
 
     async fn ask(&self, address: IpAddr, line: &mut Line) -> Option<bool> {
-        let client = line.client(self, address).await?;
+        let client = line.client(&self.callee(), address).await?;
         match self {
             Self::Api => {
                 let request = ::http::Request::get("/readyz").body(Vec::new()).ok()?;

@@ -19,17 +19,21 @@
 //! - [`qemu`], [`qmp`]: arguments, process and monitor
 //! - [`proxy`]: the pod's API port, forwarded to the guest
 //! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
+//! - [`scrape`]: what the guest's components count, at `/guest/<component>/metrics`
+//! - `line`: how the guest's components are called
 
 pub mod accelerator;
 pub mod addons;
 pub mod config;
 pub mod disks;
 pub mod health;
+mod line;
 pub mod network;
 pub mod peers;
 pub mod proxy;
 pub mod qemu;
 pub mod qmp;
+pub mod scrape;
 pub mod vm;
 
 /// User and group id of QEMU inside the VM pod. Secret volumes belong to this group.

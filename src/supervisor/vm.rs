@@ -26,6 +26,7 @@ use super::{
     network, paths, peers, proxy,
     qemu::{self, NodeImage},
     qmp::Monitor,
+    scrape,
 };
 use crate::{
     api::names::{API_PORT, SUPERVISOR_PORT},
@@ -60,8 +61,9 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     // A worker reaches its API by way of its pod.
     let asked = if vm.api_address.is_some() { Asked::Kubelet(vm.node.clone()) } else { Asked::Api };
     let api = SocketAddr::from((vm.api_address.unwrap_or(guest), API_PORT));
-    let mut server =
-        tokio::spawn(http::serve(pod(SUPERVISOR_PORT), health.routes(&asked).merge(addons::routes()), stop.clone()));
+    let scraped = scrape::routes(&vm.node, vm.api_address.is_some(), guest);
+    let routes = health.routes(&asked).merge(addons::routes()).merge(scraped);
+    let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
     let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, stop.clone()));
 
     let network = network::set_up(&vm.overlay, pod_address).await?;

@@ -5,6 +5,7 @@
 
 pub mod apiserver;
 pub mod hosts;
+pub mod monitoring;
 pub mod node;
 pub mod processes;
 pub mod requests;

@@ -173,8 +173,11 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         steps.push(step("kvm", "the worker's configuration", &config, &first)?);
         steps.push(Step { rolls: Some(node), ..step("kvm", "the worker", &pod, &needs)? });
     }
-    for binding in guest::plan::bindings() {
-        let mut step = step("guest", "rights, inside the guest", &binding, &["the control plane"])?;
+    let rights = "rights, inside the guest";
+    let roles = guest::plan::roles().map(|role| step("guest", rights, &role, &["the control plane"]));
+    let bindings = guest::plan::bindings().map(|binding| step("guest", rights, &binding, &["the control plane"]));
+    for step in roles.into_iter().chain(bindings) {
+        let mut step = step?;
         step.object.in_guest = true;
         steps.push(step);
     }
