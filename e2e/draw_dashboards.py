@@ -5,7 +5,7 @@
 
 Grafana draws them more beautifully, and needs a browser. What is asked, where it stands and in which unit is theirs.
 """
-import html, json, math, pathlib, sys, time, urllib.parse, urllib.request
+import html, json, math, pathlib, re, sys, time, urllib.parse, urllib.request
 
 BOARDS = pathlib.Path(__file__).resolve().parent.parent / "charts/giantnetes/files/dashboards"
 COLUMN, ROW, GAP = 50, 34, 8
@@ -78,8 +78,9 @@ def timeseries(url, panel, box, values):
         return [text(x + width / 2, y + height / 2, "none", 14, "#999", "middle")]
     rows = math.ceil(min(len(series), 12) / 3)
     left, right, top, bottom = x + 62, x + width - 12, y + 32, y + height - 24 - 15 * rows
-    most = max(value for _, points in series for _, value in points) or 1
-    least = min(0, min(value for _, points in series for _, value in points))
+    everything = [value for _, points in series for _, value in points]
+    least = min(0, min(everything))
+    most = max(max(everything), least + 1e-9)
     out = []
     for part in range(5):
         level = bottom - (bottom - top) * part / 4
@@ -98,9 +99,7 @@ def timeseries(url, panel, box, values):
 
 
 def fill(expression, values):
-    for name, value in values.items():
-        expression = expression.replace(f"${name}", value)
-    return expression
+    return re.sub(r"\$(\w+)", lambda found: values.get(found[1], found[0]), expression)
 
 
 def draw(url, board, values):
@@ -121,7 +120,6 @@ def draw(url, board, values):
 def main():
     url, folder, namespace, name = sys.argv[1:]
     for file in sorted(BOARDS.glob("*.json")):
-        # $name is the beginning of no other variable.
         picture = draw(url, json.loads(file.read_text()), {"namespace": namespace, "name": name})
         (pathlib.Path(folder) / f"{file.stem}.svg").write_text(picture)
         print(f"{file.stem}.svg: {len(picture)} bytes")

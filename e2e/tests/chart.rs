@@ -63,6 +63,7 @@ fn wrong_values_are_refused_by_name() {
     let helm = Helm::new("wrong");
     for (values, words) in [
         (r#"{"replicas": "many"}"#, "/replicas"),
+        (r#"{"podMonitor": {"interval": "5m"}}"#, "/podMonitor/interval"),
         (r#"{"replica": 3}"#, "'replica'"),
         (r#"{"image": {"pullPolicy": "Sometimes"}}"#, "/image/pullPolicy"),
         (r#"{"leaseDuration": "1500ms"}"#, "/leaseDuration"),
@@ -272,30 +273,42 @@ fn forgotten_custom_resource_definitions_are_told() {
     assert!(said.contains("ready, and a replica leads"), "{said}");
 }
 
-/// Words of a regular expression that are names of metrics: `a_(?:sum|count)` is `a`.
-fn names_in(regex: &str) -> BTreeSet<String> {
-    let words = regex.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
-    words.filter(|word| word.contains('_')).map(|word| word.trim_end_matches('_').to_owned()).collect()
-}
-
 #[test]
-fn of_guests_is_kept_what_the_docs_list_and_nothing_that_is_ours() {
+fn every_part_of_a_guest_is_scraped_under_the_name_of_its_cluster_alone() {
+    let helm = Helm::new("scraped");
     let monitors: Vec<_> =
-        Helm::new("kept").rendered(EVERYTHING).into_iter().filter(|object| kind(object) == "PodMonitor").collect();
-    assert_eq!(monitors.len(), 2, "of control planes and of workers");
-    let (table, mut kept) = (Table::read(), BTreeSet::new());
-    for endpoint in monitors.iter().flat_map(|monitor| monitor["spec"]["podMetricsEndpoints"].as_array().unwrap()) {
-        let [rule] = &endpoint["metricRelabelings"].as_array().unwrap()[..] else { panic!("{endpoint}") };
-        assert_eq!(rule["action"], "keep");
-        let names = names_in(rule["regex"].as_str().unwrap());
-        if endpoint["path"] == "/metrics" {
-            assert!(names.iter().all(|name| table.has(name)), "{names:?}");
-            continue;
+        helm.rendered(EVERYTHING).into_iter().filter(|object| kind(object) == "PodMonitor").collect();
+    let mut parts = BTreeSet::new();
+    for monitor in &monitors {
+        let spec = &monitor["spec"];
+        assert!(spec["sampleLimit"].as_u64().is_some_and(|limit| limit <= 500) && spec["bodySizeLimit"] == "1MB");
+        let role = spec["selector"]["matchLabels"]["giantnetes.io/role"].as_str().unwrap();
+        for endpoint in spec["podMetricsEndpoints"].as_array().unwrap() {
+            let rules = endpoint["relabelings"].as_array().unwrap();
+            let kept: Vec<_> = rules.iter().filter(|rule| rule["action"] == "keep").collect();
+            assert_eq!(kept.len(), 3, "of other namespaces, and what says no Cluster or no node, nothing is taken");
+            let of = |label: &str| rules.iter().find(|rule| rule["targetLabel"] == label).unwrap();
+            for label in ["cluster_namespace", "cluster_name", "node"] {
+                assert!(
+                    of(label)["sourceLabels"][0].as_str().unwrap().starts_with("__meta_kubernetes_pod_"),
+                    "{label}"
+                );
+            }
+            let part = of("guest_part")["replacement"].as_str().unwrap();
+            let path = if part == "supervisor" { "/metrics".to_owned() } else { format!("/guest/{part}/metrics") };
+            assert_eq!((&endpoint["path"], &endpoint["honorLabels"]), (&Value::from(path), &Value::Null));
+            parts.insert(format!("{role} {part}"));
         }
-        assert!(!names.iter().any(|name| name.starts_with("giantnetes_")), "a guest may say what is ours: {names:?}");
-        kept.extend(names.into_iter().filter(|name| !name.starts_with("process_")));
     }
-    assert_eq!(kept.iter().map(String::as_str).collect::<BTreeSet<_>>(), table.of_guests());
+    let [of_all, of_masters] = [["containers", "kubelet", "supervisor"].as_slice(), &["apiserver", "etcd"]];
+    let named = |role: &str, parts: &[&str]| parts.iter().map(|part| format!("{role} {part}")).collect::<Vec<_>>();
+    let all = [named("control-plane", of_all), named("control-plane", of_masters), named("worker", of_all)];
+    assert_eq!(parts, all.concat().into_iter().collect());
+
+    let alone = r#"{"podMonitor": {"enabled": true}}"#;
+    let template = helm.run(&["template", &chart(), "--kube-version", "1.36.3"]);
+    let refusal = format!("{:#}", template.values(alone).output().unwrap_err());
+    assert!(refusal.contains("settings.network.monitoringNamespaces"), "{refusal}");
 }
 
 /// The settings that helm renders, the metrics that they lead to, and what Prometheus makes of these.

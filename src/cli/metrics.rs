@@ -38,10 +38,10 @@ pub(super) fn page() -> String {
             "A guest's components",
             "VM pods serve what the guest's own API server, etcd, kubelets and containers count, at port 8080 under \
              `/guest/apiserver/metrics`, `/guest/etcd/metrics` (control-plane nodes), `/guest/kubelet/metrics` and \
-             `/guest/containers/metrics` (all nodes). They ask with a certificate of the guest's own PKI, which may do nothing \
-             else. It is the guest's word: whoever is root there can count as he likes, so the chart's PodMonitors (value \
-             `podMonitor`) bound it and keep only these. Their labels `cluster_namespace`, `cluster`, `node` and `guest_part` \
-             are the management cluster's word.",
+             `/guest/containers/metrics` (all nodes). It is the guest's word: whoever is root there can count as he likes. So \
+             supervisors pass on these alone, under names of their own, and sum up what differs in other labels. The \
+             chart's PodMonitors (value `podMonitor`) add `cluster_namespace`, `cluster_name`, `node` and `guest_part` \
+             (apiserver, etcd, kubelet, containers, supervisor).",
             supervisor::scrape::metrics(),
         ),
         ("The device plugin", "Served by its pod on each host, at port 8080.", device_plugin::probing::metrics()),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use axum::{Json, Router, routing::get};
+use http_body_util::{BodyExt as _, Limited};
 use kube::client::Body;
 use prometheus::IntGaugeVec;
 use serde::Serialize;
@@ -36,6 +37,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const REFUSED: Duration = Duration::from_secs(20);
 /// Who was ready stays so for this long without saying it again. That QEMU itself hangs is seen sooner.
 const SILENT: Duration = Duration::from_secs(60);
+/// Longest answer, in bytes.
+const ANSWER: usize = 16 << 10;
 /// QEMU's monitor was heard within this time, or QEMU hangs.
 const QEMU_SILENCE: Duration = Duration::from_secs(30);
 
@@ -245,18 +248,26 @@ impl Asked {
         let client = line.client(&self.callee(), address).await?;
         match self {
             Self::Api => {
-                let request = ::http::Request::get("/readyz").body(Vec::new()).ok()?;
-                Some(client.request_text(request).await.ok()? == "ok")
+                let request = ::http::Request::get("/readyz").body(Body::empty()).ok()?;
+                let answer = client.send(request).await.ok()?;
+                let is_ok = answer.status() == ::http::StatusCode::OK;
+                Some(is_ok && read(answer.into_body()).await? == b"ok")
             }
             // It refuses strangers, which we are: whoever can refuse is there. Its answer is read to the end, or the connection
             // would not be used again.
             Self::Kubelet(_) => {
                 let request = ::http::Request::get("/healthz").body(Body::empty()).ok()?;
                 let answer = client.send(request).await.ok()?;
-                Some(answer.into_body().collect_bytes().await.is_ok())
+                Some(read(answer.into_body()).await.is_some())
             }
         }
     }
+}
+
+/// An answer to its end. It has a word to say; whoever is root in the guest may say more.
+async fn read(body: Body) -> Option<Vec<u8>> {
+    let whole = Limited::new(body, ANSWER).collect().await.ok()?;
+    Some(whole.to_bytes().to_vec())
 }
 
 #[cfg(test)]

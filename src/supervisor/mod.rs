@@ -21,6 +21,7 @@
 //! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
 //! - [`scrape`]: what the guest's components count, at `/guest/<component>/metrics`
 //! - `line`: how the guest's components are called
+//! - `kept`: what of it is passed on
 
 pub mod accelerator;
 pub mod addons;
@@ -28,6 +29,7 @@ pub mod config;
 pub mod disks;
 pub mod health;
 mod line;
+mod kept;
 pub mod network;
 pub mod peers;
 pub mod proxy;

@@ -76,11 +76,11 @@ pub fn dashboards() -> Vec<Vec<Expression>> {
         .collect()
 }
 
-/// A metric of the table: its type, its labels, and the text that tells their values, unless those are not ours.
+/// A metric of the table: its type, its labels, and the text that tells their values.
 struct Row {
     kind: String,
     labels: BTreeSet<String>,
-    values: Option<String>,
+    values: String,
 }
 
 /// docs/metrics.md
@@ -90,10 +90,15 @@ pub struct Table {
     api: BTreeSet<String>,
 }
 
-/// Labels that Prometheus gives targets, those of guests by the chart's PodMonitors.
-const OF_TARGETS: [&str; 6] = ["job", "instance", "cluster_namespace", "cluster", "node", "guest_part"];
-/// What docs/metrics.md has of what is not ours.
-const OF_GUESTS: &str = "A guest's components";
+/// Labels that Prometheus gives every target.
+const OF_TARGETS: [&str; 2] = ["job", "instance"];
+/// Labels that the chart's PodMonitors give VM pods, with the values that are not names.
+const OF_VM_PODS: [(&str, &[&str]); 4] = [
+    ("cluster_namespace", &[]),
+    ("cluster_name", &[]),
+    ("node", &[]),
+    ("guest_part", &["apiserver", "etcd", "kubelet", "containers", "supervisor"]),
+];
 
 fn quoted(text: &str) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
@@ -104,16 +109,12 @@ impl Table {
         let docs = |name: &str| std::fs::read_to_string(support::root().join("docs").join(name)).unwrap();
         let mut rows = BTreeMap::new();
         // Prometheus' own.
-        rows.insert("up".to_owned(), Row { kind: "gauge".into(), labels: BTreeSet::new(), values: None });
-        let mut section = "";
-        let text = docs("metrics.md");
-        for line in text.lines() {
-            section = line.strip_prefix("## ").unwrap_or(section);
+        rows.insert("up".to_owned(), Row { kind: "gauge".into(), labels: BTreeSet::new(), values: String::new() });
+        for line in docs("metrics.md").lines() {
             if let [_, name, kind, labels, _, _] = line.split('|').map(str::trim).collect::<Vec<_>>()[..]
                 && let Some(name) = name.strip_prefix('`')
             {
-                let values = (section != OF_GUESTS).then(|| labels.to_owned());
-                let row = Row { kind: kind.into(), labels: quoted(labels), values };
+                let row = Row { kind: kind.into(), labels: quoted(labels), values: labels.into() };
                 rows.insert(name.trim_end_matches('`').to_owned(), row);
             }
         }
@@ -123,12 +124,6 @@ impl Table {
 
     pub fn has(&self, name: &str) -> bool {
         self.rows.contains_key(name)
-    }
-
-    /// What is kept of guests' components.
-    pub fn of_guests(&self) -> BTreeSet<&str> {
-        let foreign = self.rows.iter().filter(|(name, row)| row.values.is_none() && *name != "up");
-        foreign.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The row of a series; a histogram has three of them.
@@ -156,18 +151,24 @@ impl Table {
                 continue;
             };
             known.extend(row.labels.iter().cloned());
+            let of_vm_pod = name == "up" || name.starts_with("guest_") || name.starts_with("giantnetes_vm_");
+            let of_target = |label: &str| OF_VM_PODS.iter().find(|(known, _)| of_vm_pod && *known == label);
+            if of_vm_pod {
+                known.extend(OF_VM_PODS.map(|(label, _)| label.to_owned()));
+            }
             if bucket {
                 known.insert("le".into());
             }
             for (label, value) in matchers {
-                if OF_TARGETS.contains(&label.as_str()) {
+                if let Some((_, values)) = of_target(label) {
+                    let strange = value.split('|').find(|value| !values.is_empty() && !values.contains(value));
+                    problems.extend(strange.map(|value| format!("{place}: no {label} {value}")));
                     continue;
                 }
                 if !row.labels.contains(label) {
                     problems.push(format!("{place}: {name} has no label {label}"));
                 }
-                let Some(values) = &row.values else { continue };
-                let words = values.split(|char: char| !char.is_alphanumeric()).collect::<BTreeSet<_>>();
+                let words = row.values.split(|char: char| !char.is_alphanumeric()).collect::<BTreeSet<_>>();
                 for value in value.split('|').filter(|value| !value.starts_with('$')) {
                     if !words.contains(value) && !self.api.contains(value) {
                         problems.push(format!("{place}: {name} has no {label} {value}"));

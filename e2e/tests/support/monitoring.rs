@@ -122,7 +122,9 @@ impl Drop for Prometheus<'_> {
 
 /// What Prometheus is told, from the chart's monitors.
 fn configuration(lab: &Lab) -> Result<Value> {
-    let set = format!("podMonitor.enabled=true,podMonitor.interval={INTERVAL},serviceMonitor.enabled=true");
+    let set = format!(
+        "podMonitor.enabled=true,podMonitor.interval={INTERVAL},settings.network.monitoringNamespaces={{{NAMESPACE}}}"
+    );
     let text = helm_template("giantnetes").args(["--namespace", SYSTEM, "--set", &set]).output()?;
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
     let monitors: Vec<_> = documents.iter().filter(|document| document["kind"] == "PodMonitor").collect();
@@ -138,32 +140,39 @@ fn configuration(lab: &Lab) -> Result<Value> {
         for (number, endpoint) in
             monitor["spec"]["podMetricsEndpoints"].as_array().context("no endpoints")?.iter().enumerate()
         {
-            jobs.push(job(lab, &format!("podMonitor/{SYSTEM}/{name}/{number}"), &monitor["spec"], endpoint));
+            jobs.push(job(lab, &format!("podMonitor/{SYSTEM}/{name}/{number}"), &monitor["spec"], endpoint)?);
         }
     }
     Ok(json!({"global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL}, "scrape_configs": jobs}))
 }
 
 /// One endpoint of a PodMonitor as a job, as the operator translates it.
-fn job(lab: &Lab, name: &str, spec: &Value, endpoint: &Value) -> Value {
-    let label = |label: &str| format!("__meta_kubernetes_pod_label_{}", label.replace(['.', '/', '-'], "_"));
-    let selected = spec["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let mut relabelings: Vec<_> =
-        selected.map(|(key, value)| json!({"source_labels": [label(key)], "regex": value, "action": "keep"})).collect();
-    relabelings.push(json!({
-        "source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": endpoint["port"], "action": "keep",
-    }));
-    relabelings.extend(relabeled(&endpoint["relabelings"]));
-    json!({
+fn job(lab: &Lab, name: &str, spec: &Value, endpoint: &Value) -> Result<Value> {
+    let meta = |what: &str| format!("__meta_kubernetes_{}", what.replace(['.', '/', '-'], "_"));
+    let keep = |source: &str, regex: &Value| json!({"source_labels": [meta(source)], "regex": regex, "action": "keep"});
+    let selected = spec["selector"]["matchLabels"].as_object().context("no labels")?;
+    let mut rules: Vec<_> = selected.iter().map(|(key, value)| keep(&format!("pod_label_{key}"), value)).collect();
+    for expression in spec["selector"]["matchExpressions"].as_array().context("no expressions")? {
+        ensure!(expression["operator"] == "Exists", "{expression}");
+        let key = expression["key"].as_str().context("no key")?;
+        rules.push(keep(&format!("pod_labelpresent_{key}"), &json!("true")));
+    }
+    rules.push(keep("pod_container_port_name", &endpoint["port"]));
+    for (source, target) in [("namespace", "namespace"), ("pod_container_name", "container"), ("pod_name", "pod")] {
+        rules.push(json!({"source_labels": [meta(source)], "target_label": target}));
+    }
+    rules.extend(relabeled(&endpoint["relabelings"]));
+    let job = json!({
         "job_name": name,
         "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": lab.kubeconfig()}],
         "metrics_path": endpoint["path"],
         "scrape_interval": endpoint["interval"], "scrape_timeout": endpoint["scrapeTimeout"],
-        "honor_timestamps": endpoint["honorTimestamps"],
-        "sample_limit": spec["sampleLimit"], "body_size_limit": spec["bodySizeLimit"], "label_limit": spec["labelLimit"],
-        "label_name_length_limit": spec["labelNameLengthLimit"], "label_value_length_limit": spec["labelValueLengthLimit"],
-        "relabel_configs": relabelings, "metric_relabel_configs": relabeled(&endpoint["metricRelabelings"]),
-    })
+        "sample_limit": spec["sampleLimit"], "body_size_limit": spec["bodySizeLimit"],
+        "relabel_configs": rules,
+    });
+    let missing = job.as_object().into_iter().flatten().find(|(_, value)| value.is_null());
+    ensure!(missing.is_none(), "the chart's PodMonitor says nothing for {missing:?}");
+    Ok(job)
 }
 
 /// Rules in the words of Prometheus' own configuration.

@@ -1,0 +1,425 @@
+//! Which of the metrics of a guest's components are passed on, and as what. Pure.
+//!
+//! Whoever is root in a guest counts as he likes. So names are ours (`guest_…`, never those of the management cluster's own
+//! components), every label has a closed list of values, and what differs in others is summed up: however long a guest
+//! lives and whatever it says, it has the same few series.
+
+use std::collections::BTreeMap;
+
+use super::scrape::Component;
+use crate::runtime::telemetry::metric::{Kind, Metric};
+
+/// Longest line that is read, in bytes: those of samples that are kept are shorter.
+const LINE: usize = 4096;
+const PREFIX: &str = "guest_";
+const OTHER: &str = "other";
+
+/// The value of a label as it is passed on.
+type Value = fn(&str) -> &'static str;
+/// The labels of a sample.
+type Labels = [(String, String)];
+
+/// A metric that is kept.
+pub(super) struct Rule {
+    /// As it is passed on.
+    pub metric: Metric,
+    /// What becomes of the values of its labels, in their order.
+    values: &'static [Value],
+    /// Which samples count.
+    counts: fn(&Labels) -> bool,
+}
+
+const fn kept(
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [(&'static str, &'static str)],
+    values: &'static [Value],
+    counts: fn(&Labels) -> bool,
+    help: &'static str,
+) -> Rule {
+    Rule { metric: Metric { name, kind, labels, help }, values, counts }
+}
+
+/// A histogram of which sum and count are kept.
+const MEAN: Kind = Kind::Histogram(&[]);
+
+const VERBS: [&str; 10] =
+    ["GET", "LIST", "WATCH", "POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION", "CONNECT"];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const KINDS: [&str; 2] = ["mutating", "readOnly"];
+const RESOURCES: [&str; 12] = [
+    "configmaps",
+    "daemonsets",
+    "deployments",
+    "endpointslices",
+    "events",
+    "leases",
+    "namespaces",
+    "nodes",
+    "pods",
+    "replicasets",
+    "secrets",
+    "services",
+];
+
+fn one_of(all: &[&'static str], value: &str) -> &'static str {
+    all.iter().find(|known| **known == value).copied().unwrap_or(OTHER)
+}
+
+fn verb(value: &str) -> &'static str {
+    one_of(&VERBS, value)
+}
+
+fn class(value: &str) -> &'static str {
+    let first = value.as_bytes().first().filter(|_| value.len() == 3);
+    first.and_then(|first| CLASSES.iter().find(|class| class.as_bytes()[0] == *first)).copied().unwrap_or(OTHER)
+}
+
+fn request_kind(value: &str) -> &'static str {
+    one_of(&KINDS, value)
+}
+
+fn resource(value: &str) -> &'static str {
+    one_of(&RESOURCES, value)
+}
+
+fn has(labels: &Labels, name: &str, values: &[&str]) -> bool {
+    labels.iter().any(|(label, value)| label == name && values.contains(&value.as_str()))
+}
+
+fn always(_: &Labels) -> bool {
+    true
+}
+
+/// What ends when its client has enough says nothing about the server.
+fn is_short(labels: &Labels) -> bool {
+    !has(labels, "verb", &["WATCH", "CONNECT"])
+        && !has(labels, "subresource", &["log", "exec", "attach", "portforward", "proxy"])
+}
+
+fn is_whole_node(labels: &Labels) -> bool {
+    has(labels, "id", &["/"])
+}
+
+const VERB: (&str, &str) =
+    ("verb", "GET, LIST, WATCH, POST, PUT, PATCH, APPLY, DELETE, DELETECOLLECTION, CONNECT, other");
+
+static OF_API_SERVER: [Rule; 4] = [
+    kept(
+        "guest_apiserver_request_total",
+        Kind::Counter,
+        &[VERB, ("code", "1xx, 2xx, 3xx, 4xx, 5xx, other")],
+        &[verb, class],
+        always,
+        "Requests",
+    ),
+    kept(
+        "guest_apiserver_request_duration_seconds",
+        MEAN,
+        &[VERB],
+        &[verb],
+        is_short,
+        "How long they took, but for watches, logs, exec and the like; sum and count alone",
+    ),
+    kept(
+        "guest_apiserver_current_inflight_requests",
+        Kind::Gauge,
+        &[("request_kind", "mutating, readOnly, other")],
+        &[request_kind],
+        always,
+        "Requests under way",
+    ),
+    kept(
+        "guest_apiserver_resource_objects",
+        Kind::Gauge,
+        &[(
+            "resource",
+            "configmaps, daemonsets, deployments, endpointslices, events, leases, namespaces, nodes, pods, replicasets, \
+             secrets, services, other",
+        )],
+        &[resource],
+        always,
+        "Stored objects",
+    ),
+];
+static OF_ETCD: [Rule; 7] = [
+    kept("guest_etcd_server_has_leader", Kind::Gauge, &[], &[], always, "1 if this member knows a leader"),
+    kept(
+        "guest_etcd_server_leader_changes_seen_total",
+        Kind::Counter,
+        &[],
+        &[],
+        always,
+        "Changes of the leader that this member saw",
+    ),
+    kept("guest_etcd_server_proposals_failed_total", Kind::Counter, &[], &[], always, "Proposals that failed"),
+    kept("guest_etcd_server_quota_backend_bytes", Kind::Gauge, &[], &[], always, "How large its database may become"),
+    kept("guest_etcd_mvcc_db_total_size_in_bytes", Kind::Gauge, &[], &[], always, "How large its database is"),
+    kept(
+        "guest_etcd_disk_wal_fsync_duration_seconds",
+        MEAN,
+        &[],
+        &[],
+        always,
+        "How long its log takes to be on disk; sum and count alone",
+    ),
+    kept(
+        "guest_etcd_disk_backend_commit_duration_seconds",
+        MEAN,
+        &[],
+        &[],
+        always,
+        "How long a commit takes; sum and count alone",
+    ),
+];
+static OF_KUBELET: [Rule; 2] = [
+    kept("guest_kubelet_running_pods", Kind::Gauge, &[], &[], always, "Pods that have a running sandbox"),
+    kept(
+        "guest_kubelet_runtime_operations_errors_total",
+        Kind::Counter,
+        &[],
+        &[],
+        always,
+        "Operations of the container runtime that failed",
+    ),
+];
+static OF_CONTAINERS: [Rule; 4] = [
+    kept("guest_container_cpu_usage_seconds_total", Kind::Counter, &[], &[], is_whole_node, "CPU time of the node"),
+    kept(
+        "guest_container_memory_working_set_bytes",
+        Kind::Gauge,
+        &[],
+        &[],
+        is_whole_node,
+        "Memory of the node that cannot be taken back",
+    ),
+    kept("guest_machine_cpu_cores", Kind::Gauge, &[], &[], always, "CPUs of the node"),
+    kept("guest_machine_memory_bytes", Kind::Gauge, &[], &[], always, "Memory of the node"),
+];
+static OF_PROCESSES: [Rule; 2] = [
+    kept("guest_process_cpu_seconds_total", Kind::Counter, &[], &[], always, "CPU time of API server, etcd or kubelet"),
+    kept("guest_process_resident_memory_bytes", Kind::Gauge, &[], &[], always, "Resident memory of the same"),
+];
+
+/// Everything that is kept, in the order in which it is listed.
+pub(super) fn all() -> impl Iterator<Item = &'static Rule> {
+    OF_API_SERVER.iter().chain(&OF_ETCD).chain(&OF_KUBELET).chain(&OF_CONTAINERS).chain(&OF_PROCESSES)
+}
+
+fn rules(component: Component) -> Vec<&'static Rule> {
+    match component {
+        Component::ApiServer => OF_API_SERVER.iter().chain(&OF_PROCESSES).collect(),
+        Component::Etcd => OF_ETCD.iter().chain(&OF_PROCESSES).collect(),
+        Component::Kubelet => OF_KUBELET.iter().chain(&OF_PROCESSES).collect(),
+        Component::Containers => OF_CONTAINERS.iter().collect(),
+    }
+}
+
+/// What of an answer is kept, while it is read.
+pub(super) struct Kept {
+    rules: Vec<&'static Rule>,
+    /// By rule, the end of the name (`_sum` and `_count` of a histogram) and the values of labels.
+    sums: BTreeMap<(usize, &'static str, Vec<&'static str>), f64>,
+    /// The line that is not at its end yet. None: it is too long, and left out.
+    line: Option<Vec<u8>>,
+}
+
+impl Kept {
+    pub(super) fn of(component: Component) -> Self {
+        Self { rules: rules(component), sums: BTreeMap::new(), line: Some(Vec::new()) }
+    }
+
+    /// Reads the next piece of an answer in Prometheus' text format.
+    pub(super) fn read(&mut self, piece: &[u8]) {
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            self.line = self.line.take().filter(|line| line.len() + part.len() <= LINE).map(|mut line| {
+                line.extend_from_slice(part);
+                line
+            });
+            if part.ends_with(b"\n") {
+                let line = self.line.replace(Vec::new()).unwrap_or_default();
+                self.take(&line);
+            }
+        }
+    }
+
+    fn take(&mut self, line: &[u8]) {
+        let Some((name, rest)) = std::str::from_utf8(line).ok().and_then(split_name) else { return };
+        let Some((number, end)) = self.rules.iter().enumerate().find_map(|(n, rule)| Some((n, end(rule, name)?)))
+        else {
+            return;
+        };
+        let rule = self.rules[number];
+        let Some((labels, value)) = sample(rest).filter(|(labels, _)| (rule.counts)(labels)) else { return };
+        let of = |name: &str| labels.iter().find(|(label, _)| label == name).map_or("", |(_, value)| value.as_str());
+        let values = rule.metric.labels.iter().zip(rule.values).map(|((name, _), value)| value(of(name))).collect();
+        *self.sums.entry((number, end, values)).or_default() += value;
+    }
+
+    /// What is passed on, in Prometheus' text format.
+    pub(super) fn text(&self) -> String {
+        let (mut text, mut last) = (String::new(), None);
+        for ((number, end, values), sum) in &self.sums {
+            let Metric { name, kind, labels, .. } = self.rules[*number].metric;
+            if last.replace(number) != Some(number) {
+                // Without its buckets a histogram is a summary without quantiles.
+                let kind = if kind == MEAN { "summary" } else { kind.name() };
+                text.push_str(&format!("# TYPE {name} {kind}\n"));
+            }
+            let pairs: Vec<_> =
+                labels.iter().zip(values).map(|((name, _), value)| format!("{name}=\"{value}\"")).collect();
+            let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
+            text.push_str(&format!("{name}{end}{labels} {sum}\n"));
+        }
+        text
+    }
+}
+
+/// With which end a sample's name is that of a rule.
+fn end(rule: &Rule, name: &str) -> Option<&'static str> {
+    let rest = name.strip_prefix(rule.metric.name.strip_prefix(PREFIX)?)?;
+    let ends: &[_] = if rule.metric.kind == MEAN { &["_sum", "_count"] } else { &[""] };
+    ends.iter().find(|end| **end == rest).copied()
+}
+
+/// The name of a sample, and the rest of its line. None of a comment.
+fn split_name(line: &str) -> Option<(&str, &str)> {
+    let length = line.find(|char: char| !char.is_ascii_alphanumeric() && char != '_' && char != ':')?;
+    (length > 0).then(|| line.split_at(length))
+}
+
+/// Labels and value of a sample, from what follows its name.
+fn sample(rest: &str) -> Option<(Vec<(String, String)>, f64)> {
+    let mut labels = Vec::new();
+    let mut rest = rest.trim_start_matches([' ', '\t']);
+    if let Some(inner) = rest.strip_prefix('{') {
+        rest = inner.trim_start();
+        while !rest.starts_with('}') {
+            let (name, after) = rest.split_once("=\"")?;
+            let (value, after) = quoted(after)?;
+            labels.push((name.trim().to_owned(), value));
+            rest = after.trim_start().trim_start_matches(',').trim_start();
+        }
+        rest = &rest[1..];
+    }
+    let value: f64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+    value.is_finite().then_some((labels, value))
+}
+
+/// The text up to the closing quotation mark, and what follows that.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let (mut value, mut chars) = (String::new(), text.char_indices());
+    while let Some((at, char)) = chars.next() {
+        match char {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            _ => value.push(char),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kept_of(component: Component, text: &str) -> String {
+        let mut kept = Kept::of(component);
+        // However it is cut.
+        text.as_bytes().chunks(7).for_each(|piece| kept.read(piece));
+        kept.text()
+    }
+
+    #[test]
+    fn what_is_known_is_summed_up_and_the_rest_left_out() {
+        let text = concat!(
+            "# HELP apiserver_request_total [STABLE] Counter\n",
+            "apiserver_request_total{code=\"200\",verb=\"GET\",resource=\"pods\"} 3\n",
+            "apiserver_request_total{code=\"201\",verb=\"GET\",resource=\"a\\\"},{\\\\\"} 4 1700000000000\n",
+            "apiserver_request_total{code=\"boo\",verb=\"STEAL\"} 1\n",
+            "apiserver_request_duration_seconds_sum{verb=\"GET\",subresource=\"\"} 1.5\n",
+            "apiserver_request_duration_seconds_sum{verb=\"GET\",subresource=\"log\"} 1000\n",
+            "apiserver_request_duration_seconds_sum{verb=\"WATCH\"} 1000\n",
+            "apiserver_request_duration_seconds_bucket{verb=\"GET\",le=\"1\"} 9\n",
+            "apiserver_request_duration_seconds_count{verb=\"GET\"} 2\n",
+            "apiserver_resource_objects{group=\"example.com\",resource=\"mine\"} 5\n",
+            "apiserver_resource_objects{group=\"other.example.com\",resource=\"yours\"} 6\n",
+            "apiserver_request_total_created 1\n",
+            "giantnetes_leading 1\n",
+            "up 0\n",
+            "process_resident_memory_bytes 5e+08\n",
+        );
+        let expected = concat!(
+            "# TYPE guest_apiserver_request_total counter\n",
+            "guest_apiserver_request_total{verb=\"GET\",code=\"2xx\"} 7\n",
+            "guest_apiserver_request_total{verb=\"other\",code=\"other\"} 1\n",
+            "# TYPE guest_apiserver_request_duration_seconds summary\n",
+            "guest_apiserver_request_duration_seconds_count{verb=\"GET\"} 2\n",
+            "guest_apiserver_request_duration_seconds_sum{verb=\"GET\"} 1.5\n",
+            "# TYPE guest_apiserver_resource_objects gauge\n",
+            "guest_apiserver_resource_objects{resource=\"other\"} 11\n",
+            "# TYPE guest_process_resident_memory_bytes gauge\n",
+            "guest_process_resident_memory_bytes 500000000\n",
+        );
+        assert_eq!(kept_of(Component::ApiServer, text), expected);
+        // etcd may not say what the API server counts.
+        let process =
+            "# TYPE guest_process_resident_memory_bytes gauge\nguest_process_resident_memory_bytes 500000000\n";
+        assert_eq!(kept_of(Component::Etcd, text), process);
+        assert_eq!(kept_of(Component::Containers, text), "");
+    }
+
+    #[test]
+    fn of_containers_the_whole_node_counts() {
+        let text = "container_cpu_usage_seconds_total{id=\"/\"} 7\ncontainer_cpu_usage_seconds_total{id=\"/a\"} 5\n\
+                    machine_cpu_cores{boot_id=\"x\"} 2\n";
+        let expected = "# TYPE guest_container_cpu_usage_seconds_total counter\nguest_container_cpu_usage_seconds_total 7\n\
+                        # TYPE guest_machine_cpu_cores gauge\nguest_machine_cpu_cores 2\n";
+        assert_eq!(kept_of(Component::Containers, text), expected);
+    }
+
+    #[test]
+    fn what_is_no_sample_or_too_long_spoils_no_other() {
+        let long = format!("etcd_server_has_leader{{x=\"{}\"}} 5\n", "y".repeat(LINE));
+        let text = format!(
+            "etcd_server_has_leader NaN\netcd_server_has_leader +Inf\netcd_server_has_leader\netcd_server_has_leader{{x=\"1 3\n\
+             etcd_server_has_leader{{x}} 3\n\u{fffd}\n{long}etcd_server_has_leader 1\netcd_server_has_leader 4"
+        );
+        let expected = "# TYPE guest_etcd_server_has_leader gauge\nguest_etcd_server_has_leader 1\n";
+        assert_eq!(kept_of(Component::Etcd, &text), expected);
+    }
+
+    #[test]
+    fn every_label_has_its_values_and_every_name_is_ours() {
+        for rule in all() {
+            let Metric { name, labels, .. } = rule.metric;
+            assert!(name.starts_with(PREFIX), "{name}");
+            assert_eq!(labels.len(), rule.values.len(), "{name}");
+            for ((label, listed), value) in labels.iter().zip(rule.values) {
+                let listed: Vec<_> = listed.split(", ").collect();
+                for (said, shown) in listed.iter().map(|word| (*word, *word)).chain([("strange", OTHER), ("", OTHER)]) {
+                    let said = said.replace("xx", "00");
+                    assert_eq!(value(&said), shown, "{name} {label}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_guest_says_it_has_few_series(pieces in prop::collection::vec(
+            prop_oneof![
+                ".{0,40}", "apiserver_request_total\\{verb=\"[A-Z]{0,6}\",code=\"[0-9a-z]{0,4}\"\\} [0-9.e+-]{1,6}\n",
+                Just("apiserver_request_total{verb=\"".to_owned()), Just("\"} 1\n".to_owned()),
+            ], 0..200)) {
+            let text = kept_of(Component::ApiServer, &pieces.concat());
+            prop_assert!(text.lines().all(|line| line.trim_start_matches("# TYPE ").starts_with(PREFIX)), "{text}");
+            prop_assert!(text.lines().count() < 200);
+        }
+    }
+}
