@@ -8,7 +8,7 @@
 //!  ┌─────────────────▼──────────────────── giantnetes run ──────────┴──────────────┐
 //!  │ cache: one watch per kind; a change wakes the Cluster it belongs to             │
 //!  │   ↓ key                                                                        │
-//!  │ micro-operators: network · pki · kvm · guest · access                          │
+//!  │ micro-operators: network · pki · kvm · isolation · guest · access              │
 //!  │   each: observe (cache) → plan (pure) → apply → report                         │
 //!  │   ↓ reports (in memory)                                                        │
 //!  │ cluster: identity, order, deletion, the only writer of Cluster status          │
@@ -27,6 +27,7 @@
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
 //! - [`rollout`]: which node may change next
+//! - [`isolation`]: whether VM pods reach what they must not
 //! - [`guest`]: rights and nodes inside a guest
 //! - [`supervisor`]: what runs inside a VM pod beside QEMU
 //! - [`device_plugin`]: which hosts offer KVM to VM pods
@@ -42,6 +43,7 @@ pub mod cluster;
 pub mod context;
 pub mod device_plugin;
 pub mod guest;
+pub mod isolation;
 pub mod kvm;
 pub mod network;
 pub mod node_config;

@@ -49,6 +49,7 @@ fn a_guest_lives_and_leaves_nothing() {
         ("its authorities are in Vault, and nowhere else", is_kept_in_vault),
         ("nothing is written when nothing changes", rests),
         ("a restart of the manager changes no status", restarts_quietly),
+        ("a policy that opens what is closed is told, and what it opens", tells_of_leaks),
         ("the VM pod has no more rights than designed", is_unprivileged),
         ("the guest reaches neither the pod's loopback nor its addresses", is_held_in_place),
         ("no secret is in user data, pod, status, events or logs", shows_no_secret),
@@ -158,14 +159,14 @@ fn is_scraped(lab: &Lab, guest: &Guest) -> Result<()> {
         "fleet: Conditions that are not as they should be",
         "fleet: Clusters with too few nodes",
         "fleet: Why Clusters are not Ready",
-        "manager: Failures",
         "guest: Requests that failed",
+        "manager: Failures",
         "manager: Answers other than success",
     ];
     let mut asked = 0;
     for expression in expressions::dashboards().concat() {
-        let text = expression.text.replace("$namespace", guest.namespace).replace("$name", guest.name);
         // The longer name first: the other is its beginning.
+        let text = expression.text.replace("$namespace", guest.namespace).replace("$name", guest.name);
         let answer = prometheus.query(&text).with_context(|| expression.place.clone())?;
         let may_be_silent = silent.contains(&expression.place.as_str());
         ensure!(may_be_silent || !answer.trim().is_empty(), "{}: no data for {text}", expression.place);
@@ -241,6 +242,26 @@ fn restarts_quietly(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(version()? == before, "the Cluster was written: {}", guest.object()?["status"]);
     let after = support::manager_writes(lab)?;
     ensure!(after == writes, "{} writes after a restart", after - writes);
+    Ok(())
+}
+
+/// Policies add up: somebody else's may open what the guest's closes, and nobody would see it.
+fn tells_of_leaks(lab: &Lab, guest: &Guest) -> Result<()> {
+    guest.await_condition(MINUTE, "NetworkIsolated", "True")?;
+    let open = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "open"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}}"#;
+    lab.apply_in(&guest.home()?, open)?;
+    let began = Instant::now();
+    guest.await_condition(MINUTE * 3, "NetworkIsolated", "False")?;
+    let message = guest.object()?["status"]["message"].as_str().unwrap_or_default().to_owned();
+    println!("    told after {:.1?}: {message}", began.elapsed());
+    let api = lab.kubectl(&["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let pair = format!("VM pod master-0 reaches the management cluster's API ({api}:443)");
+    ensure!(message.contains(&pair), "{message}");
+    lab.kubectl(&["-n", &guest.home()?, "delete", "networkpolicy", "open"])?;
+    let began = Instant::now();
+    guest.await_condition(MINUTE * 3, "NetworkIsolated", "True")?;
+    println!("    seen to be closed after {:.1?}", began.elapsed());
     Ok(())
 }
 

@@ -25,6 +25,8 @@ pub enum ConditionType {
     ControlPlaneReady,
     /// Every node of every pool is Ready.
     NodePoolsReady,
+    /// No VM pod of the guest reaches what it must not.
+    NetworkIsolated,
     /// The guest's own objects are in place.
     GuestReady,
     /// Nothing is done until `spec.pausedUntil`.
@@ -35,7 +37,7 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every type.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Available,
         Self::Ready,
         Self::Progressing,
@@ -44,6 +46,7 @@ impl ConditionType {
         Self::PKIReady,
         Self::ControlPlaneReady,
         Self::NodePoolsReady,
+        Self::NetworkIsolated,
         Self::GuestReady,
         Self::Paused,
         Self::Deleting,
@@ -59,6 +62,7 @@ impl ConditionType {
             | Self::PKIReady
             | Self::ControlPlaneReady
             | Self::NodePoolsReady
+            | Self::NetworkIsolated
             | Self::GuestReady => Status::True,
         }
     }
@@ -74,6 +78,7 @@ impl ConditionType {
             Self::PKIReady => "PKIReady",
             Self::ControlPlaneReady => "ControlPlaneReady",
             Self::NodePoolsReady => "NodePoolsReady",
+            Self::NetworkIsolated => "NetworkIsolated",
             Self::GuestReady => "GuestReady",
             Self::Paused => "Paused",
             Self::Deleting => "Deleting",
@@ -112,6 +117,8 @@ pub enum Reason {
     VaultUnavailable,
     /// Vault refuses; the message names the path.
     VaultDenied,
+    /// A VM pod reaches what it must not; the message names the pair.
+    NotIsolated,
     /// No host takes a node; the message is the scheduler's.
     Unschedulable,
     /// The host of a node with a volume is dead, as far as can be told from here.
@@ -128,7 +135,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -143,6 +150,7 @@ impl Reason {
         Self::EtcdLost,
         Self::VaultUnavailable,
         Self::VaultDenied,
+        Self::NotIsolated,
         Self::Unschedulable,
         Self::HostDead,
         Self::ImageNotFound,
@@ -168,6 +176,7 @@ impl Reason {
             Self::EtcdLost => "EtcdLost",
             Self::VaultUnavailable => "VaultUnavailable",
             Self::VaultDenied => "VaultDenied",
+            Self::NotIsolated => "NotIsolated",
             Self::Unschedulable => "Unschedulable",
             Self::HostDead => "HostDead",
             Self::ImageNotFound => "ImageNotFound",

@@ -22,6 +22,7 @@ use crate::{
     cluster::{ClusterKey, Reports, metrics, reconcile::ClusterOperator},
     context::{Cache, Context, Wake},
     guest::reconcile::GuestOperator,
+    isolation::reconcile::IsolationOperator,
     kvm::reconcile::KvmOperator,
     network::reconcile::NetworkOperator,
     pki::{reconcile::PkiOperator, vault::Vault},
@@ -89,8 +90,8 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
 
 /// What the micro-operators work on.
 struct Queues {
-    /// In their order: cluster, network, pki, kvm, guest.
-    clusters: [Queue<ClusterKey>; 5],
+    /// In their order: cluster, network, pki, kvm, isolation, guest.
+    clusters: [Queue<ClusterKey>; 6],
     accesses: Queue<AccessKey>,
 }
 
@@ -158,6 +159,12 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     ended
 }
 
+/// Where pods find the management cluster's API, as kubelet tells every pod. None: this process runs outside of it.
+fn api_of_pods() -> Option<SocketAddr> {
+    let [host, port] = ["HOST", "PORT"].map(|what| std::env::var(format!("KUBERNETES_SERVICE_{what}")).ok());
+    Some(SocketAddr::new(host?.parse().ok()?, port?.parse().ok()?))
+}
+
 /// What a watch waits for that has not listed yet.
 fn first_list(watch: &str) -> String {
     if [Cluster::plural(&()), ClusterAccess::plural(&()), NetworkClaim::plural(&())].iter().any(|ours| ours == watch) {
@@ -193,11 +200,12 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         context.reports.clear();
         context.cache.resync(&wake);
         let shift = Shift::default();
-        let [cluster, network, pki, kvm, guest] = &queues.clusters;
+        let [cluster, network, pki, kvm, isolation, guest] = &queues.clusters;
         operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, &shift);
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
+        operator::start(Arc::new(IsolationOperator::new(context.clone(), api_of_pods())), isolation, &shift);
         operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
         operator::start(Arc::new(AccessOperator::new(context.clone())), &queues.accesses, &shift);
         tokio::select! {

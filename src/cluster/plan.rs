@@ -141,14 +141,15 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network, pki, kvm, pools, guest, bound: _ } = reports;
-    let parts = [
+    let ClusterReports { network, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
+    let mut parts = vec![
         (ConditionType::NetworkReady, judge(network.as_ref())),
         (ConditionType::PKIReady, judge(pki.as_ref())),
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
         (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
         (ConditionType::GuestReady, judge(guest.as_ref())),
     ];
+    parts.extend(isolation(observed).map(|verdict| (ConditionType::NetworkIsolated, verdict)));
     let mut trouble = failure.clone();
     if let Err(violations) = valid {
         let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
@@ -188,6 +189,18 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         trouble.map_or((Status::False, Reason::AsExpected, String::new()), |(r, m)| (Status::True, r, m));
     conditions.set(ConditionType::Degraded, degraded, reason, message);
     conditions.finish()
+}
+
+/// Whether the guest is kept apart. After a start what was said stands until its VM pods have tried again; before the first of
+/// them could, nothing is said.
+fn isolation(observed: &Observed) -> Option<(Status, Reason, String)> {
+    let name = ConditionType::NetworkIsolated.name();
+    let before = || observed.old.conditions.iter().find(|condition| condition.type_ == name);
+    let said = |condition: &Condition| match condition.status == Status::True.name() {
+        true => (Status::True, Reason::AsExpected, String::new()),
+        false => (Status::False, Reason::NotIsolated, condition.message.clone()),
+    };
+    observed.reports.isolation.as_ref().map(|report| judge(Some(report))).or_else(|| before().map(said))
 }
 
 fn reason_of(holds: bool) -> Reason {
@@ -274,6 +287,7 @@ mod tests {
                 nodes: NodeCounts { ready: 1, total: 1 },
                 ..GuestFacts::default()
             })),
+            isolation: Some(Report::Ready(())),
             bound: None,
         }
     }
@@ -417,6 +431,25 @@ mod tests {
     }
 
     #[test]
+    fn a_leak_is_degraded_stands_until_it_is_seen_closed_and_nobody_waits_for_the_first_try() {
+        let untried = status_of(&ClusterReports { isolation: None, ..good() }, None);
+        assert_eq!(untried.phase.as_deref(), Some("Ready"));
+        assert!(!untried.conditions.iter().any(|condition| condition.type_ == "NetworkIsolated"));
+        let leak = Report::failed(Reason::NotIsolated, "VM pod a reaches b", None);
+        let leaking = status_of(&ClusterReports { isolation: Some(leak), ..good() }, None);
+        assert_eq!(leaking.phase.as_deref(), Some("Degraded"));
+        assert_eq!(leaking.message.as_deref(), Some("NetworkIsolated: VM pod a reaches b"));
+        // The control plane answers nevertheless.
+        assert_eq!(condition(&leaking, "Available").status, "True");
+        let restarted = succeeding(&leaking, &ClusterReports { isolation: None, ..good() }, json!({}));
+        assert_eq!(restarted.phase.as_deref(), Some("Degraded"));
+        assert_eq!(restarted.message, leaking.message);
+        let closed = succeeding(&restarted, &good(), json!({}));
+        assert_eq!((closed.phase.as_deref(), closed.message.as_deref()), (Some("Ready"), None));
+        assert_eq!(condition(&closed, "NetworkIsolated").status, "True");
+    }
+
+    #[test]
     fn a_pause_leaves_what_was_said_before() {
         let before = status_of(&good(), None);
         let paused = paused_status(&before, 4, Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
@@ -434,6 +467,7 @@ mod tests {
             kvm: Some(Report::Gone),
             pools: Some(Report::Gone),
             guest: None,
+            isolation: None,
             bound: None,
         };
         assert!(left_over(&all_gone, true).is_empty());

@@ -102,6 +102,8 @@ pub struct ClusterReports {
     pub kvm: Option<Report<KvmFacts>>,
     /// kvm, of the node pools
     pub pools: Option<Report<PoolFacts>>,
+    /// isolation; nothing while nobody could be asked.
+    pub isolation: Option<Report<()>>,
     /// guest
     pub guest: Option<Report<GuestFacts>>,
     /// guest, of the rights that ClusterAccesses ask for; no part of the Cluster's status.

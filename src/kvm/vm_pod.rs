@@ -67,6 +67,9 @@ pub struct VmPodStatus {
     /// Its address, once it has one.
     #[serde(default, rename = "podIP")]
     pub pod_ip: Option<std::net::IpAddr>,
+    /// That of its host, once it has one.
+    #[serde(default, rename = "hostIP")]
+    pub host_ip: Option<std::net::IpAddr>,
     /// Conditions, `Ready` and `PodScheduled` among them.
     #[serde(default)]
     pub conditions: Vec<VmPodCondition>,

@@ -19,22 +19,24 @@
 //! - [`qemu`], [`qmp`]: arguments, process and monitor
 //! - [`proxy`]: the pod's API port, forwarded to the guest
 //! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
+//! - [`reach`]: what the pod reaches, at `/isolation`
 //! - [`scrape`]: what the guest's components count, at `/guest/<component>/metrics`
-//! - `line`: how the guest's components are called
 //! - `kept`: what of it is passed on
+//! - `line`: how the guest's components are called
 
 pub mod accelerator;
 pub mod addons;
 pub mod config;
 pub mod disks;
 pub mod health;
-mod line;
 mod kept;
+mod line;
 pub mod network;
 pub mod peers;
 pub mod proxy;
 pub mod qemu;
 pub mod qmp;
+pub mod reach;
 pub mod scrape;
 pub mod vm;
 

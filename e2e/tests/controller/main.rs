@@ -15,6 +15,7 @@ mod crash;
 mod crowd;
 mod example;
 mod exposure;
+mod isolation;
 mod largest;
 mod leadership;
 mod manager;
