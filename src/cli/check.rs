@@ -8,7 +8,7 @@ use kube::Config;
 use super::{Failure, run::duration};
 use crate::runtime::{
     call_within,
-    link::{self, Limits},
+    link::{self, Server},
 };
 
 /// Pause between two looks.
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Longest time of a call.
 const CALL: Duration = Duration::from_secs(5);
 /// Metrics of ten thousand Clusters are shorter than that.
-const LIMITS: Limits = Limits { connecting: CALL, answer: 16 << 20 };
+const SERVER: Server = Server { name: "manager", connecting: CALL, answer: 16 << 20 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
@@ -49,7 +49,7 @@ pub(super) async fn check(args: &CheckArgs) -> Result<(), Failure> {
 
 /// Looks once, by a connection of its own: a Service leads each to any replica, and one of them leads.
 async fn look(url: &Uri) -> Result<(), Failure> {
-    let client = link::connect_within(LIMITS, Config::new(url.clone()), None)?;
+    let client = link::connect_to(SERVER, Config::new(url.clone()), None)?;
     let get = async |path: &'static str| {
         let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError);
         call_within(CALL, "get", path, async { client.request_text(request?).await }).await

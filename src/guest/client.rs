@@ -16,7 +16,7 @@ use crate::{
     pki::{self, kubeconfig::TLS_SERVER_NAME},
     runtime::{
         CallError, call,
-        link::{self, Limits},
+        link::{self, Server},
     },
     supervisor::addons,
 };
@@ -24,7 +24,7 @@ use crate::{
 /// An emulated API server that starts takes longer for a handshake than others do, and one that was given up has to be begun
 /// anew. Whoever is root in a guest's control plane can answer as long as he likes, and this process serves all guests; the
 /// list of 500 Nodes is shorter than that.
-const LIMITS: Limits = Limits { connecting: Duration::from_secs(15), answer: 16 << 20 };
+const SERVER: Server = Server { name: "guest", connecting: Duration::from_secs(15), answer: 16 << 20 };
 /// Lifetime of the certificate.
 pub const TTL: Duration = Duration::from_secs(600);
 
@@ -64,7 +64,7 @@ pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) ->
         ..AuthInfo::default()
     };
     // Writes inside a guest are the leader's, too.
-    link::connect_within(LIMITS, config, Some(context.leadership.clone())).map_err(|error| failed(error.into()))
+    link::connect_to(SERVER, config, Some(context.leadership.clone())).map_err(|error| failed(error.into()))
 }
 
 /// The manifests of add-ons that the VM image of the VM pod at `address` carries.
@@ -76,7 +76,7 @@ pub async fn manifests(address: IpAddr) -> Result<String, CallError> {
         let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
         let config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
         let request = http::Request::get(addons::PATH).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        link::connect_within(LIMITS, config, None)?.request_text(request).await
+        link::connect_to(SERVER, config, None)?.request_text(request).await
     };
     call("get", format!("{} of {address}", addons::PATH), ask).await
 }

@@ -21,7 +21,7 @@ use crate::{
     kvm::vm_pod::VmPod,
     runtime::{
         CallError, call, chain,
-        link::{self, Limits},
+        link::{self, Server},
         operator::Reconciler,
         queue::Outcome,
     },
@@ -33,7 +33,7 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// VM pods of one guest that are asked at a time; of more it is the turn of each.
 const AT_A_TIME: usize = 4;
 /// A supervisor is in the hands of nobody but us, and has little to say.
-const LIMITS: Limits = Limits { connecting: Duration::from_secs(5), answer: 16 << 10 };
+const SERVER: Server = Server { name: "vm-pod", connecting: Duration::from_secs(5), answer: 16 << 10 };
 
 /// What is known of a guest.
 #[derive(Clone)]
@@ -137,7 +137,7 @@ async fn ask(address: IpAddr, targets: &Targets) -> Result<Vec<SocketAddr>, Call
         let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
         let config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        link::connect_within(LIMITS, config, None)?.request::<Vec<SocketAddr>>(request).await
+        link::connect_to(SERVER, config, None)?.request::<Vec<SocketAddr>>(request).await
     };
     call("get", format!("{} of {address}", reach::PATH), ask).await
 }

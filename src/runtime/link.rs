@@ -38,29 +38,34 @@ pub struct NotLeading;
 /// # Errors
 /// If the configuration is unusable.
 pub fn connect(config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
-    connect_within(Limits { connecting: CONNECT_TIMEOUT, answer: usize::MAX }, config, leadership)
+    connect_to(Server { name: MANAGEMENT, connecting: CONNECT_TIMEOUT, answer: usize::MAX }, config, leadership)
 }
 
-/// What a connection may take.
+/// What metrics call the server that [`connect`] leads to.
+pub const MANAGEMENT: &str = "management";
+
+/// A server, and what a connection to it may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct Server {
+    /// What metrics call it, and all of its sort.
+    pub name: &'static str,
     /// Longest time to a connection, its handshake included.
     pub connecting: Duration,
     /// Longest answer in bytes; a longer one is an error. A server that is not trusted could fill this process' memory.
     pub answer: usize,
 }
 
-/// [`connect`], within other limits.
+/// [`connect`], for a server of another sort.
 ///
 /// # Errors
 /// As [`connect`].
-pub fn connect_within(limits: Limits, mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
+pub fn connect_to(server: Server, mut config: Config, leadership: Option<Leadership>) -> kube::Result<Client> {
     // kube would repeat a refused call up to fifteen times and sleep in between; queues do that better.
     config.default_retry = false;
-    config.connect_timeout = Some(limits.connecting);
+    config.connect_timeout = Some(server.connecting);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Guard { leadership, longest: limits.answer }).build())
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Guard { leadership, server }).build())
 }
 
 /// Whether an error is a write that was held back by [`NotLeading`].
@@ -79,8 +84,7 @@ pub fn is_not_leading(error: &kube::Error) -> bool {
 #[derive(Clone)]
 struct Guard {
     leadership: Option<Leadership>,
-    /// Longest answer.
-    longest: usize,
+    server: Server,
 }
 
 impl<S> Layer<S> for Guard {
@@ -121,7 +125,7 @@ where
             },
             _ => None,
         };
-        let longest = self.guard.longest;
+        let Server { name: server, answer: longest, .. } = self.guard.server;
         let answer = self.inner.call(request).map_ok(move |answer| answer.map(|body| Limited::new(body, longest)));
         let Some(leadership) = self.guard.leadership.clone() else { return Box::pin(answer) };
         Box::pin(async move {
@@ -140,8 +144,10 @@ where
                 }
             };
             let code = answer.as_ref().map_or("none", |answer| class(answer.status()));
-            telemetry::API_REQUESTS.with_label_values(&[verb.name(), code]).inc();
-            telemetry::API_REQUEST_SECONDS.with_label_values(&[verb.name()]).observe(began.elapsed().as_secs_f64());
+            telemetry::API_REQUESTS.with_label_values(&[server, verb.name(), code]).inc();
+            telemetry::API_REQUEST_SECONDS
+                .with_label_values(&[server, verb.name()])
+                .observe(began.elapsed().as_secs_f64());
             if let Some(watched) = watched.filter(|_| code == "2xx") {
                 telemetry::WATCH_AGE.hear(&watched);
             }
@@ -221,6 +227,10 @@ mod tests {
 
     use super::*;
 
+    fn guard(leadership: Option<Leadership>, longest: usize) -> Guard {
+        Guard { leadership, server: Server { name: "x", connecting: CONNECT_TIMEOUT, answer: longest } }
+    }
+
     async fn send(guard: &Guard, method: Method) -> Result<(), BoxError> {
         let sent = Arc::new(AtomicUsize::new(0));
         let count = sent.clone();
@@ -236,7 +246,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_leadership_nothing_but_reads_is_sent() {
-        let guard = Guard { leadership: Some(Leadership::default()), longest: 0 };
+        let guard = guard(Some(Leadership::default()), 0);
         send(&guard, Method::GET).await.unwrap();
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
             let error = kube::Error::Service(send(&guard, method).await.unwrap_err());
@@ -260,8 +270,7 @@ mod tests {
             }
         });
         let request = Request::builder().method(Method::POST).uri("/api").body(Body::empty()).unwrap();
-        let mut answer =
-            std::pin::pin!(Guard { leadership: Some(leadership), longest: 0 }.layer(wire).oneshot(request));
+        let mut answer = std::pin::pin!(guard(Some(leadership), 0).layer(wire).oneshot(request));
         assert!(futures::poll!(answer.as_mut()).is_pending());
         // Frozen: when it goes on, this is polled before any timer is looked at.
         std::thread::sleep(Duration::from_millis(40));
@@ -271,13 +280,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_unguarded_client_writes() {
-        send(&Guard { leadership: None, longest: 0 }, Method::POST).await.unwrap();
+        send(&guard(None, 0), Method::POST).await.unwrap();
     }
 
     #[tokio::test]
     async fn an_answer_that_is_too_long_is_not_read_to_its_end() {
         for (longest, fits) in [(4, true), (3, false)] {
-            let guard = Guard { leadership: None, longest };
+            let guard = guard(None, longest);
             let wire =
                 service_fn(|_: Request<Body>| async { Ok::<_, BoxError>(Response::new(Full::<Bytes>::from("four"))) });
             let request = Request::get("/api").body(Body::empty()).unwrap();

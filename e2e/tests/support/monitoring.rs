@@ -31,8 +31,8 @@ impl<'a> Post<'a> {
     pub fn new(lab: &'a Lab, namespace: &'static str) -> Result<Self> {
         let image = Image::build("toolbox")?;
         lab.load(&image.archive)?;
-        // No other process of this machine has this command line.
-        let command = ["sh", "-c", &format!("sleep 86400 # {namespace}")];
+        // No other process of this machine has this command line, and a shell stays for a loop.
+        let command = ["sh", "-c", &format!("while true; do sleep 3600; done # {namespace}")];
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "post", "namespace": namespace},
             "spec": {"terminationGracePeriodSeconds": 0, "containers": [

@@ -16,13 +16,13 @@ use crate::{
     runtime::{
         CallFailure, call, chain,
         lease::Leadership,
-        link::{self, Limits},
+        link::{self, Server},
     },
     settings::{VaultAuth, VaultSettings},
 };
 
 /// What is asked for here are single certificates and short lists.
-const LIMITS: Limits = Limits { connecting: Duration::from_secs(5), answer: 1 << 20 };
+const SERVER: Server = Server { name: "vault", connecting: Duration::from_secs(5), answer: 1 << 20 };
 
 /// Why Vault did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -318,7 +318,7 @@ fn connect(
     let mut config = Config::new(settings.address.parse()?);
     let authorities = Pem::iter_from_buffer(settings.ca_certificate.as_bytes());
     config.root_cert = Some(authorities.map(|pem| Ok(pem?.contents)).collect::<Result<_, PEMError>>()?);
-    Ok(link::connect_within(LIMITS, config, leadership)?)
+    Ok(link::connect_to(SERVER, config, leadership)?)
 }
 
 async fn read(path: &Path) -> Result<String, VaultError> {

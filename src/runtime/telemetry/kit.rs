@@ -9,6 +9,7 @@ use super::{
 
 const OPERATOR: (&str, &str) = ("operator", "the operator's name");
 const WATCH: (&str, &str) = ("watch", "plural of the kind");
+const SERVER: (&str, &str) = ("server", "management, guest, vault");
 const VERB: (&str, &str) = ("verb", "get (and list), watch, create, update, patch, delete");
 
 /// Bounds of durations, in seconds.
@@ -60,15 +61,15 @@ pub static QUEUE_DEPTH: Declared<Pulled> = Declared::new(
 pub static API_REQUESTS: Declared<IntCounterVec> = Declared::counters(Metric {
     name: "giantnetes_api_requests_total",
     kind: Kind::Counter,
-    labels: &[VERB, ("code", "2xx, 409, 429, 4xx, 5xx, other; none: no answer")],
-    help: "Requests to API servers, the management cluster's and guests', by verb and class of the answer",
+    labels: &[SERVER, VERB, ("code", "2xx, 409, 429, 4xx, 5xx, other; none: no answer")],
+    help: "Requests to the management cluster's API server, guests' and Vault, by verb and class of the answer",
 });
 
 /// How long API servers take to begin an answer in seconds, by verb.
 pub static API_REQUEST_SECONDS: Declared<HistogramVec> = Declared::histograms(Metric {
     name: "giantnetes_api_request_seconds",
     kind: Kind::Histogram(SECONDS),
-    labels: &[VERB],
+    labels: &[SERVER, VERB],
     help: "Time from a request to the head of its answer, by verb",
 });
 
@@ -156,8 +157,8 @@ mod tests {
         RECONCILE_ERRORS.with_label_values(&["x", "other"]).inc();
         RECONCILE_SECONDS.with_label_values(&["x"]).observe(1.0);
         QUEUE_DEPTH.follow("x", || 1.0);
-        API_REQUESTS.with_label_values(&["get", "2xx"]).inc();
-        API_REQUEST_SECONDS.with_label_values(&["get"]).observe(1.0);
+        API_REQUESTS.with_label_values(&["x", "get", "2xx"]).inc();
+        API_REQUEST_SECONDS.with_label_values(&["x", "get"]).observe(1.0);
         WATCH_AGE.begin("x");
         WATCH_FAILURES.with_label_values(&["x"]).inc();
         MALFORMED_OBJECTS.with_label_values(&["x"]).inc();
