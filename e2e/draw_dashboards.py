@@ -9,7 +9,7 @@ import html, json, math, pathlib, re, sys, time, urllib.parse, urllib.request
 
 BOARDS = pathlib.Path(__file__).resolve().parent.parent / "charts/giantnetes/files/dashboards"
 COLUMN, ROW, GAP = 50, 34, 8
-SPAN, STEP = 600, 10
+LONGEST = 600
 COLOURS = ["#3274d9", "#56a64b", "#e0a22e", "#c4162a", "#8f3bb8", "#37872d", "#fa6400", "#0e8c8c", "#705da0", "#7c7c7c"]
 
 
@@ -69,10 +69,13 @@ def table(url, panel, box, values):
 def timeseries(url, panel, box, values):
     x, y, width, height = box
     unit, now = panel["fieldConfig"]["defaults"].get("unit"), time.time()
+    # As far back as there is something.
+    first = ask(url, "query", query=f"min(min_over_time(timestamp(up)[{LONGEST}s:5s]))")
+    span = max(now - float(first[0]["value"][1]), 30)
     series = [
         (legend(target, one["metric"]), [(float(at), float(value)) for at, value in one["values"] if value != "NaN"])
         for target in panel["targets"]
-        for one in ask(url, "query_range", query=fill(target["expr"], values), start=now - SPAN, end=now, step=STEP)
+        for one in ask(url, "query_range", query=fill(target["expr"], values), start=now - span, end=now, step=max(span / 60, 1))
     ]
     if not any(points for _, points in series):
         return [text(x + width / 2, y + height / 2, "none", 14, "#999", "middle")]
@@ -86,10 +89,10 @@ def timeseries(url, panel, box, values):
         level = bottom - (bottom - top) * part / 4
         out.append(f'<line x1="{left}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}" stroke="#e4e4e4"/>')
         out.append(text(left - 6, level + 4, human(least + (most - least) * part / 4, unit), 10, "#777", "end"))
-    out += [text(left, bottom + 14, f"{SPAN // 60} min ago", 10, "#777"), text(right, bottom + 14, "now", 10, "#777", "end")]
+    out += [text(left, bottom + 14, f"{human(span, 's')} ago", 10, "#777"), text(right, bottom + 14, "now", 10, "#777", "end")]
     for number, (name, points) in enumerate(series[:12]):
         colour = COLOURS[number % len(COLOURS)]
-        spot = lambda at, value: (left + (at - now + SPAN) / SPAN * (right - left), bottom - (value - least) / (most - least) * (bottom - top))
+        spot = lambda at, value: (left + (at - now + span) / span * (right - left), bottom - (value - least) / (most - least) * (bottom - top))
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (spot(*point) for point in points))
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         place = (x + 14 + (number % 3) * (width - 20) / 3, bottom + 30 + 15 * (number // 3))

@@ -1,7 +1,7 @@
 //! `giantnetes metrics`: docs/metrics.md, from what the code declares.
 
 use crate::{
-    cluster, device_plugin,
+    cluster, device_plugin, isolation,
     runtime::telemetry::{self, metric::Metric},
     supervisor,
 };
@@ -28,6 +28,7 @@ pub(super) fn page() -> String {
              namespace have 21 letters together; each further letter makes it 20 kB more.",
             cluster::metrics::metrics(),
         ),
+        ("Isolation", "What the leader counts.", isolation::metrics()),
         (
             "A VM pod",
             "Served by each VM pod at port 8080, to pods of the controller manager and of the namespaces that \

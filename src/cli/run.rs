@@ -88,6 +88,11 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
     if duration.subsec_nanos() == 0 { Ok(duration) } else { Err(format!("{text} is not whole seconds")) }
 }
 
+/// The place of the isolation operator among those of Clusters. Its work is to wait for what does not come about, so it has so many
+/// times the others' workers.
+const ISOLATION: usize = 4;
+const WAITING: usize = 8;
+
 /// What the micro-operators work on.
 struct Queues {
     /// In their order: cluster, network, pki, kvm, isolation, guest.
@@ -109,7 +114,9 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let client = link::connect(config, Some(leadership.clone()))?;
     let stop = CancellationToken::new();
     let workers = usize::from(args.workers);
-    let queues = Queues { clusters: std::array::from_fn(|_| Queue::new(workers)), accesses: Queue::new(workers) };
+    let of = |number| if number == ISOLATION { workers * WAITING } else { workers };
+    let queues =
+        Queues { clusters: std::array::from_fn(|number| Queue::new(of(number))), accesses: Queue::new(workers) };
     let [_, networks, .., guests] = queues.clusters.clone();
     let wake = Wake::new(queues.clusters.to_vec(), networks, guests, queues.accesses.clone(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
@@ -159,12 +166,6 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     ended
 }
 
-/// Where pods find the management cluster's API, as kubelet tells every pod. None: this process runs outside of it.
-fn api_of_pods() -> Option<SocketAddr> {
-    let [host, port] = ["HOST", "PORT"].map(|what| std::env::var(format!("KUBERNETES_SERVICE_{what}")).ok());
-    Some(SocketAddr::new(host?.parse().ok()?, port?.parse().ok()?))
-}
-
 /// What a watch waits for that has not listed yet.
 fn first_list(watch: &str) -> String {
     if [Cluster::plural(&()), ClusterAccess::plural(&()), NetworkClaim::plural(&())].iter().any(|ours| ours == watch) {
@@ -205,7 +206,7 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
-        operator::start(Arc::new(IsolationOperator::new(context.clone(), api_of_pods())), isolation, &shift);
+        operator::start(Arc::new(IsolationOperator::new(context.clone())), isolation, &shift);
         operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
         operator::start(Arc::new(AccessOperator::new(context.clone())), &queues.accesses, &shift);
         tokio::select! {

@@ -142,18 +142,24 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
     let ClusterReports { network, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
-    let mut parts = vec![
+    let parts = [
         (ConditionType::NetworkReady, judge(network.as_ref())),
         (ConditionType::PKIReady, judge(pki.as_ref())),
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
         (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
         (ConditionType::GuestReady, judge(guest.as_ref())),
     ];
-    parts.extend(isolation(observed).map(|verdict| (ConditionType::NetworkIsolated, verdict)));
     let mut trouble = failure.clone();
     if let Err(violations) = valid {
         let list: Vec<_> = violations.iter().map(ToString::to_string).collect();
         trouble = Some((Reason::InvalidSpec, list.join("; ")));
+    }
+    if let Some((status, reason, message)) = isolation(observed) {
+        conditions.set(ConditionType::NetworkIsolated, status, reason, message.clone());
+        if status == Status::False {
+            trouble =
+                trouble.or_else(|| Some((reason, format!("{}: {message}", ConditionType::NetworkIsolated.name()))));
+        }
     }
     let mut waiting: Option<(Reason, String)> = None;
     for (type_, (status, reason, message)) in &parts {
@@ -192,15 +198,20 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
 }
 
 /// Whether the guest is kept apart. After a start what was said stands until its VM pods have tried again; before the first of
-/// them could, nothing is said.
+/// them could, nothing is said. Nobody waits for one that does not say it.
 fn isolation(observed: &Observed) -> Option<(Status, Reason, String)> {
+    if let Some(report) = &observed.reports.isolation {
+        return Some(match judge(Some(report)) {
+            (Status::False, Reason::Waiting, message) => (Status::Unknown, Reason::Waiting, message),
+            verdict => verdict,
+        });
+    }
     let name = ConditionType::NetworkIsolated.name();
-    let before = || observed.old.conditions.iter().find(|condition| condition.type_ == name);
-    let said = |condition: &Condition| match condition.status == Status::True.name() {
-        true => (Status::True, Reason::AsExpected, String::new()),
-        false => (Status::False, Reason::NotIsolated, condition.message.clone()),
-    };
-    observed.reports.isolation.as_ref().map(|report| judge(Some(report))).or_else(|| before().map(said))
+    let before = observed.old.conditions.iter().find(|condition| condition.type_ == name)?;
+    let of =
+        [(Status::True, Reason::AsExpected), (Status::False, Reason::NotIsolated), (Status::Unknown, Reason::Waiting)];
+    let (status, reason) = of.into_iter().find(|(status, _)| status.name() == before.status)?;
+    Some((status, reason, before.message.clone()))
 }
 
 fn reason_of(holds: bool) -> Reason {
@@ -441,6 +452,12 @@ mod tests {
         assert_eq!(leaking.message.as_deref(), Some("NetworkIsolated: VM pod a reaches b"));
         // The control plane answers nevertheless.
         assert_eq!(condition(&leaking, "Available").status, "True");
+        // Who does not say it keeps nobody waiting.
+        let silent = status_of(&ClusterReports { isolation: Some(Report::waiting("x")), ..good() }, None);
+        assert_eq!(
+            (silent.phase.as_deref(), condition(&silent, "NetworkIsolated").status.as_str()),
+            (Some("Ready"), "Unknown")
+        );
         let restarted = succeeding(&leaking, &ClusterReports { isolation: None, ..good() }, json!({}));
         assert_eq!(restarted.phase.as_deref(), Some("Degraded"));
         assert_eq!(restarted.message, leaking.message);

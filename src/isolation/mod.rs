@@ -1,4 +1,4 @@
-//! Whether a guest is kept apart: each VM pod tries again and again what it must not reach, in the pod's own network.
+//! Whether a guest is kept apart: each VM pod tries again and again what it must not reach, by the pod's own network.
 //!
 //! ```text
 //!  isolation ── GET /isolation?to=… ──► supervisor ──✗ management API, hosts' kubelets, cloud metadata, other guests' VM pods
@@ -12,5 +12,22 @@
 //! It shows that the CNI enforces the guest's NetworkPolicy and that no other policy opens what it closes. What holds QEMU in its
 //! place inside the pod is another rule, by QEMU's user, and not tried by this.
 
+use prometheus::IntCounterVec;
+
+use crate::runtime::telemetry::metric::{Declared, Kind, Metric};
+
 pub mod plan;
 pub mod reconcile;
+
+/// Connections that VM pods tried.
+static PROBES: Declared<IntCounterVec> = Declared::counters(Metric {
+    name: "giantnetes_isolation_probes_total",
+    kind: Kind::Counter,
+    labels: &[("result", "closed, reached, silent")],
+    help: "Connections that must not come about and were asked of VM pods, by what came of it; silent: the VM pod did not say",
+});
+
+/// The metrics of the isolation operator.
+pub fn metrics() -> Vec<&'static Metric> {
+    vec![&PROBES.metric]
+}

@@ -1,7 +1,7 @@
 //! Effects of the isolation operator: VM pods are asked what they reach.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,17 +10,21 @@ use std::{
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use kube::Config;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{Api, Config};
 use tracing::{debug, warn};
 
-use super::plan::{self, Leak, Surroundings, Targets};
+use super::{
+    PROBES,
+    plan::{self, Answer, Fleet, Leak, Member},
+};
 use crate::{
-    api::{Reason, names},
+    api::{ConditionType, Reason, Status, names},
     cluster::{ClusterKey, Identity, Report},
-    context::Context,
+    context::{Context, Target},
     kvm::vm_pod::VmPod,
     runtime::{
-        CallError, call, chain,
+        CallError, call, call_within, chain,
         link::{self, Server},
         operator::Reconciler,
         queue::Outcome,
@@ -28,90 +32,173 @@ use crate::{
     supervisor::reach,
 };
 
-/// Pause between two looks at a guest: a leak is told within a minute.
+/// Pause between two looks at a guest.
 const PERIOD: Duration = Duration::from_secs(30);
-/// VM pods of one guest that are asked at a time; of more it is the turn of each.
-const AT_A_TIME: usize = 4;
+/// A connection that comes about is tried once more after this time: a network takes moments to learn of a new pod.
+const CERTAINTY: Duration = Duration::from_secs(5);
+/// Guests whose VM pods say nothing for so long are not known to be apart.
+const SILENCE: Duration = Duration::from_secs(150);
+/// How long what is known of the fleet is good for, and of its API servers.
+const FLEET: Duration = Duration::from_secs(10);
+const APIS: Duration = Duration::from_secs(300);
+/// How long a VM pod may take to answer: longer than it tries.
+const TIMEOUT: Duration = Duration::from_secs(6);
 /// A supervisor is in the hands of nobody but us, and has little to say.
-const SERVER: Server = Server { name: "vm-pod", connecting: Duration::from_secs(5), answer: 16 << 10 };
+const SERVER: Server = Server { name: "vm-pod", connecting: Duration::from_secs(3), answer: 16 << 10 };
 
 /// What is known of a guest.
 #[derive(Clone)]
 struct Known {
     uid: String,
+    /// Looks so far.
+    turn: usize,
     /// When it was last looked at, and which VM pods there were.
     at: Instant,
-    pods: Vec<IpAddr>,
-    turn: u64,
-    leaks: Vec<Leak>,
+    members: Vec<Member>,
+    /// When one of them last answered.
+    heard: Instant,
+    leaks: BTreeSet<Leak>,
 }
 
 /// The isolation operator.
 pub struct IsolationOperator {
     context: Context,
-    /// Where pods find the management cluster's API.
-    api: Option<SocketAddr>,
     known: Mutex<HashMap<ClusterKey, Known>>,
+    fleet: Mutex<Option<(Instant, Arc<Fleet>)>>,
+    apis: tokio::sync::Mutex<Option<(Instant, BTreeSet<SocketAddr>)>>,
 }
 
 impl IsolationOperator {
-    /// An isolation operator. `api` is where pods find the management cluster's API.
-    pub fn new(context: Context, api: Option<SocketAddr>) -> Self {
-        Self { context, api, known: Mutex::default() }
+    /// An isolation operator.
+    pub fn new(context: Context) -> Self {
+        Self { context, known: Mutex::default(), fleet: Mutex::default(), apis: tokio::sync::Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<ClusterKey, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn surroundings(&self, identity: &Identity) -> Surroundings {
-        let pods = self.context.cache.pods.state();
-        let hosts = pods.iter().filter_map(|pod| pod.status.host_ip).collect();
-        let home = Some(identity.namespace.as_str());
-        let others = pods.iter().filter(|pod| pod.metadata.namespace.as_deref() != home && serves(pod));
-        let named = |pod: &Arc<VmPod>| {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            Some((pod.status.pod_ip?, format!("{namespace}/{}", pod.node())))
-        };
-        Surroundings {
-            api: self.api,
-            hosts,
-            others: others.filter_map(named).collect(),
-            allowed: self.context.settings.network.egress_allowed.clone(),
+    /// What is known of the management cluster. It is the same for all guests, so it is put together once in a while.
+    async fn fleet(&self) -> Arc<Fleet> {
+        let known = || self.fleet.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, fleet)) = known().as_ref().filter(|(at, _)| at.elapsed() < FLEET) {
+            return fleet.clone();
         }
+        let apis = self.apis().await;
+        let hosts = self.context.cache.hosts.state();
+        let addresses = hosts.iter().flat_map(|host| &host.status.addresses).filter(|one| one.type_ == "InternalIP");
+        let pods = self.context.cache.pods.state();
+        let ours = pods.iter().filter(|pod| serves(pod) && is_guests(pod));
+        let named = |pod: &Arc<VmPod>| {
+            let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+            Some((pod.status.pod_ip?, (namespace, pod.node().to_owned())))
+        };
+        let fleet = Arc::new(Fleet {
+            apis,
+            hosts: addresses.filter_map(|one| one.address.parse().ok()).collect(),
+            pods: ours.filter_map(named).collect(),
+            allowed: self.context.settings.network.egress_allowed.clone(),
+        });
+        *known() = Some((Instant::now(), fleet.clone()));
+        fleet
     }
 
-    /// Asks some of the guest's VM pods, and says what came of it. There is one at least. Those that
-    /// do not answer say nothing: what was known of them stays.
-    async fn look(&self, key: &ClusterKey, identity: &Identity, pods: &BTreeMap<IpAddr, String>) {
-        let before = self.known().get(key).filter(|known| known.uid == identity.uid).cloned();
-        let (turn, former) = before.map_or((0, Vec::new()), |known| (known.turn + 1, known.leaks));
-        let targets = plan::targets(&self.surroundings(identity), turn, &former);
-        let first = usize::try_from(turn).unwrap_or_default().wrapping_mul(AT_A_TIME);
-        let asked = pods.iter().cycle().skip(first % pods.len()).take(pods.len().min(AT_A_TIME));
-        let answers = join_all(asked.map(|(address, pod)| answer(key, *address, pod, &targets))).await;
-        let answers: Vec<_> = answers.into_iter().flatten().collect();
-        let mut leaks = plan::leaks(&targets, &answers);
-        // Whose turn it is not, or who does not answer, may still reach what it reached.
-        let silent = |leak: &&Leak| {
-            !answers.iter().any(|(pod, _)| *pod == leak.pod) && pods.values().any(|pod| *pod == leak.pod)
-        };
-        leaks.extend(former.iter().filter(silent).cloned());
-        leaks.sort();
-        if leaks != former && !leaks.is_empty() {
-            warn!(cluster = %key, leaks = plan::message(&leaks), "a guest is not kept apart");
+    /// Where the management cluster's API servers are: a policy sees these, and not the address of their Service.
+    async fn apis(&self) -> BTreeSet<SocketAddr> {
+        let mut known = self.apis.lock().await;
+        if let Some((_, apis)) = known.as_ref().filter(|(at, _)| at.elapsed() < APIS) {
+            return apis.clone();
         }
+        let slices = Api::<EndpointSlice>::namespaced(self.context.client.clone(), "default");
+        let apis = match call("get", "EndpointSlice default/kubernetes", slices.get_opt("kubernetes")).await {
+            Ok(slice) => slice.as_ref().map(addresses).unwrap_or_default(),
+            Err(error) => {
+                debug!(error = chain(&error), "it is not known where the API servers are");
+                known.as_ref().map(|(_, apis)| apis.clone()).unwrap_or_default()
+            }
+        };
+        *known = Some((Instant::now(), apis.clone()));
+        apis
+    }
+
+    /// Asks some of the guest's VM pods, and says what came of it. There is one at least.
+    async fn look(&self, key: &ClusterKey, target: &Target, members: Vec<Member>, all: &BTreeSet<String>) {
+        let (identity, fleet) = (&target.identity, self.fleet().await);
+        let home = identity.namespace.as_str();
+        let before = self.known().get(key).filter(|known| known.uid == identity.uid).cloned();
+        let fresh = || Known {
+            uid: identity.uid.clone(),
+            turn: 0,
+            at: Instant::now(),
+            members: Vec::new(),
+            heard: Instant::now(),
+            leaks: BTreeSet::new(),
+        };
+        let mut known = before.unwrap_or_else(fresh);
+        let questions: Vec<_> = plan::whose_turn(&members, known.turn)
+            .map(|(member, seed)| (member.clone(), fleet.question(home, member, seed, &known.leaks)))
+            .filter(|(_, question)| !question.is_empty())
+            .collect();
+        let mut answers = ask_all(&questions).await;
+        let suspects: Vec<_> = suspects(&questions, &answers, &known.leaks);
+        if !suspects.is_empty() {
+            tokio::time::sleep(CERTAINTY).await;
+            let again = ask_all(&suspects).await;
+            for answer in &mut answers {
+                answer.reached.retain(|address| {
+                    let leak = Leak { pod: answer.pod.clone(), address: *address };
+                    let confirmed = |other: &Answer| other.pod == leak.pod && other.reached.contains(&leak.address);
+                    known.leaks.contains(&leak) || again.iter().any(confirmed)
+                });
+            }
+        }
+        let is_there = |leak: &Leak| all.contains(&leak.pod) && fleet.what(home, leak.address).is_some();
+        let leaks = plan::leaks(&known.leaks, &answers, is_there);
+        if leaks != known.leaks && !leaks.is_empty() {
+            warn!(cluster = %key, leaks = fleet.message(home, &leaks), "a guest is not kept apart");
+        }
+        known.turn = known.turn.wrapping_add(1);
+        known.leaks = leaks;
         if !answers.is_empty() {
-            let report = match leaks.is_empty() {
-                true => Report::Ready(()),
-                false => Report::failed(Reason::NotIsolated, plan::message(&leaks), None),
-            };
+            known.heard = Instant::now();
+        }
+        // What an earlier process saw is closed when all was tried.
+        let is_whole = known.turn >= fleet.looks(home, members.len()) || !was_open(target);
+        let report = match () {
+            () if !known.leaks.is_empty() => {
+                Some(Report::failed(Reason::NotIsolated, fleet.message(home, &known.leaks), None))
+            }
+            () if !answers.is_empty() && is_whole => Some(Report::Ready(())),
+            () if known.heard.elapsed() > SILENCE => {
+                Some(Report::waiting("VM pods to say what they reach (an earlier version's cannot: roll them)"))
+            }
+            () => None,
+        };
+        if let Some(report) = report {
             self.context.reports.update(identity, |reports| reports.isolation = Some(report));
         }
-        let pods = pods.keys().copied().collect();
-        let known = Known { uid: identity.uid.clone(), at: Instant::now(), pods, turn, leaks };
+        (known.at, known.members) = (Instant::now(), members);
         self.known().insert(key.clone(), known);
     }
+
+    /// The guest's VM pods that can be asked, and the names of all.
+    fn members(&self, identity: &Identity) -> (Vec<Member>, BTreeSet<String>) {
+        let pods = self.context.vm_pods(identity);
+        let member = |pod: &Arc<VmPod>| {
+            let (name, host) = (pod.node().to_owned(), pod.status.host_ip);
+            Some(Member { name, address: pod.status.pod_ip.filter(|_| serves(pod))?, host })
+        };
+        let mut members: Vec<_> = pods.iter().filter_map(member).collect();
+        members.sort();
+        (members, pods.iter().map(|pod| pod.node().to_owned()).collect())
+    }
+}
+
+/// Whether it is said that something leaks.
+fn was_open(target: &Target) -> bool {
+    let name = ConditionType::NetworkIsolated.name();
+    let said = target.cluster.status.iter().flat_map(|status| &status.conditions).find(|said| said.type_ == name);
+    said.is_some_and(|said| said.status == Status::False.name())
 }
 
 /// Whether its supervisor is to be reached: it serves from its start on, long before the guest does.
@@ -119,27 +206,68 @@ fn serves(pod: &VmPod) -> bool {
     pod.started_at().is_some() && !pod.is_going() && !pod.is_finished()
 }
 
-/// What a VM pod reaches of the targets, if it says so.
-async fn answer(key: &ClusterKey, address: IpAddr, pod: &str, targets: &Targets) -> Option<(String, Vec<SocketAddr>)> {
-    match ask(address, targets).await {
-        Ok(reached) => Some((pod.to_owned(), reached)),
-        Err(error) => {
-            debug!(cluster = %key, pod, error = chain(&error), "a VM pod does not say what it reaches");
-            None
-        }
-    }
+/// Whether it is one of ours, as far as a pod can tell.
+fn is_guests(pod: &VmPod) -> bool {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let owned = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(names::OWNER_UID_ANNOTATION));
+    owned && namespace.starts_with(names::NAMESPACE_PREFIX)
 }
 
-/// Which of the targets the VM pod at `address` reaches.
-async fn ask(address: IpAddr, targets: &Targets) -> Result<Vec<SocketAddr>, CallError> {
-    let path = reach::question(targets.keys());
+fn addresses(slice: &EndpointSlice) -> BTreeSet<SocketAddr> {
+    let ports = slice.ports.iter().flatten().filter_map(|port| u16::try_from(port.port?).ok());
+    let of_port = |port| {
+        let all = slice.endpoints.iter().flatten().flat_map(|endpoint| &endpoint.addresses);
+        all.filter_map(move |address| Some(SocketAddr::new(address.parse().ok()?, port))).collect::<Vec<_>>()
+    };
+    ports.flat_map(of_port).collect()
+}
+
+type Question = (Member, BTreeSet<SocketAddr>);
+
+/// What was reached and is no leak that is known: it is tried once more before it is told.
+fn suspects(questions: &[Question], answers: &[Answer], known: &BTreeSet<Leak>) -> Vec<Question> {
+    let of = |(member, tried): &Question| {
+        let answer = answers.iter().find(|answer| answer.pod == member.name)?;
+        let is_new = |address: &SocketAddr| {
+            tried.contains(address) && !known.contains(&Leak { pod: member.name.clone(), address: *address })
+        };
+        let new: BTreeSet<_> = answer.reached.iter().copied().filter(is_new).collect();
+        (!new.is_empty()).then(|| (member.clone(), new))
+    };
+    questions.iter().filter_map(of).collect()
+}
+
+/// Asks all at once. Who does not answer says nothing.
+async fn ask_all(questions: &[Question]) -> Vec<Answer> {
+    let answers = questions.iter().map(|(member, tried)| async move {
+        match ask(member.address, tried).await {
+            Ok(reached) => {
+                PROBES.with_label_values(&["reached"]).inc_by(reached.len() as u64);
+                PROBES.with_label_values(&["closed"]).inc_by(tried.len().saturating_sub(reached.len()) as u64);
+                Some(Answer { pod: member.name.clone(), tried: tried.clone(), reached })
+            }
+            Err(error) => {
+                PROBES.with_label_values(&["silent"]).inc_by(tried.len() as u64);
+                debug!(pod = member.name, error = chain(&error), "a VM pod does not say what it reaches");
+                None
+            }
+        }
+    });
+    join_all(answers).await.into_iter().flatten().collect()
+}
+
+/// Which of these addresses the VM pod at `address` reaches.
+async fn ask(address: IpAddr, tried: &BTreeSet<SocketAddr>) -> Result<Vec<SocketAddr>, CallError> {
+    let path = reach::question(tried.iter());
     let ask = async {
         let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
-        let config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
+        let mut config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
+        // It speaks no TLS: the system's authorities need not be read for it.
+        config.root_cert = Some(Vec::new());
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         link::connect_to(SERVER, config, None)?.request::<Vec<SocketAddr>>(request).await
     };
-    call("get", format!("{} of {address}", reach::PATH), ask).await
+    call_within(TIMEOUT, "get", format!("{} of {address}", reach::PATH), ask).await
 }
 
 impl Reconciler for IsolationOperator {
@@ -148,27 +276,26 @@ impl Reconciler for IsolationOperator {
     type Error = Infallible;
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Infallible> {
-        let target = self.context.target(key).filter(|target| !target.is_deleting());
-        let Some(target) = target.filter(|target| target.paused(Timestamp::now()).is_none()) else {
+        let Some(target) = self.context.target(key).filter(|target| !target.is_deleting()) else {
             self.known().remove(key);
             return Ok(Outcome::AwaitChange);
         };
-        let identity = &target.identity;
-        let serving: Vec<_> = self.context.vm_pods(identity).into_iter().filter(|pod| serves(pod)).collect();
-        let pods: BTreeMap<_, _> =
-            serving.iter().filter_map(|pod| Some((pod.status.pod_ip?, pod.node().to_owned()))).collect();
-        if pods.is_empty() {
+        if let Some(left) = target.paused(Timestamp::now()) {
+            return Ok(Outcome::After(left));
+        }
+        let (members, all) = self.members(&target.identity);
+        if members.is_empty() {
             return Ok(Outcome::AwaitChange);
         }
         // Every change of a guest's objects leads here: only that of its VM pods is a reason to ask before the time.
         let rest = self.known().get(key).and_then(|known| {
-            let same = known.uid == identity.uid && known.pods.iter().eq(pods.keys());
+            let same = known.uid == target.identity.uid && known.members == members;
             PERIOD.checked_sub(known.at.elapsed()).filter(|_| same)
         });
         if let Some(rest) = rest {
             return Ok(Outcome::After(rest));
         }
-        self.look(key, identity, &pods).await;
+        self.look(key, &target, members, &all).await;
         Ok(Outcome::After(PERIOD))
     }
 }

@@ -51,8 +51,20 @@ pub struct HostTaint {
 pub struct HostStatus {
     /// Conditions, `Ready` among them.
     pub conditions: Vec<HostCondition>,
+    /// Its addresses.
+    pub addresses: Vec<HostAddress>,
     /// What it has for pods.
     pub allocatable: Allocatable,
+}
+
+/// An address of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostAddress {
+    /// `InternalIP`, `ExternalIP`, `Hostname` and the like.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// It.
+    pub address: String,
 }
 
 /// What a host has for pods.

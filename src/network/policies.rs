@@ -8,7 +8,7 @@
 //!
 //! The management cluster's CNI enforces it. Kubelet's probes come from the pod's own host, which every CNI lets in.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::{
@@ -31,6 +31,14 @@ pub const POLICY: &str = "guest";
 /// clouds serve their metadata from link-local addresses.
 const CLOSED: [&str; 6] =
     ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"];
+
+/// Whether the policy keeps guests from an address: from private ranges, but for those that the operator opens, and from all of
+/// IPv6.
+pub fn is_closed(address: IpAddr, opened: &[Ipv4Net]) -> bool {
+    let IpAddr::V4(address) = address else { return true };
+    let closed = CLOSED.iter().filter_map(|range| range.parse::<Ipv4Net>().ok());
+    closed.into_iter().any(|range| range.contains(&address)) && !opened.iter().any(|range| range.contains(&address))
+}
 
 /// The policy of a guest's namespace.
 pub fn policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
@@ -159,6 +167,20 @@ mod tests {
         settings.network.monitoring_namespaces = ["monitoring".to_owned()].into();
         let policy = policy(&valid(json!({})).identity, &settings);
         insta::assert_snapshot!(serde_saphyr::to_string(&policy).unwrap());
+    }
+
+    #[test]
+    fn private_addresses_are_closed_but_for_what_the_operator_opens() {
+        let opened = ["10.20.0.0/16".parse().unwrap()];
+        for (address, closed) in [
+            ("10.1.2.3", true),
+            ("10.20.1.1", false),
+            ("169.254.169.254", true),
+            ("192.0.2.1", false),
+            ("fd00::1", true),
+        ] {
+            assert_eq!(is_closed(address.parse().unwrap(), &opened), closed, "{address}");
+        }
     }
 
     #[test]

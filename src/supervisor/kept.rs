@@ -14,8 +14,8 @@ const LINE: usize = 4096;
 const PREFIX: &str = "guest_";
 const OTHER: &str = "other";
 
-/// The value of a label as it is passed on.
-type Value = fn(&str) -> &'static str;
+/// The value of a label as it is passed on, from the labels of a sample.
+type Value = fn(&Labels) -> &'static str;
 /// The labels of a sample.
 type Labels = [(String, String)];
 
@@ -26,7 +26,7 @@ pub(super) struct Rule {
     /// What becomes of the values of its labels, in their order.
     values: &'static [Value],
     /// Which samples count.
-    counts: fn(&Labels) -> bool,
+    counts: fn(&Labels, f64) -> bool,
 }
 
 const fn kept(
@@ -34,92 +34,104 @@ const fn kept(
     kind: Kind,
     labels: &'static [(&'static str, &'static str)],
     values: &'static [Value],
-    counts: fn(&Labels) -> bool,
+    counts: fn(&Labels, f64) -> bool,
     help: &'static str,
 ) -> Rule {
     Rule { metric: Metric { name, kind, labels, help }, values, counts }
 }
 
-/// A histogram of which sum and count are kept.
-const MEAN: Kind = Kind::Histogram(&[]);
-
-const VERBS: [&str; 10] =
-    ["GET", "LIST", "WATCH", "POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION", "CONNECT"];
+const VERBS: [&str; 8] = ["GET", "LIST", "POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"];
+/// What ends when its client has enough says nothing about the server.
+const LONG_VERBS: [&str; 2] = ["WATCH", "CONNECT"];
+const LONG_SUBRESOURCES: [&str; 5] = ["log", "exec", "attach", "portforward", "proxy"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 const KINDS: [&str; 2] = ["mutating", "readOnly"];
-const RESOURCES: [&str; 12] = [
-    "configmaps",
-    "daemonsets",
-    "deployments",
-    "endpointslices",
-    "events",
-    "leases",
-    "namespaces",
-    "nodes",
-    "pods",
-    "replicasets",
-    "secrets",
-    "services",
+/// Kubernetes' own, each with its group: a namesake in another group is another.
+const RESOURCES: [(&str, &str); 12] = [
+    ("configmaps", ""),
+    ("daemonsets", "apps"),
+    ("deployments", "apps"),
+    ("endpointslices", "discovery.k8s.io"),
+    ("events", ""),
+    ("leases", "coordination.k8s.io"),
+    ("namespaces", ""),
+    ("nodes", ""),
+    ("pods", ""),
+    ("replicasets", "apps"),
+    ("secrets", ""),
+    ("services", ""),
 ];
+
+fn value<'a>(labels: &'a Labels, name: &str) -> &'a str {
+    labels.iter().find(|(label, _)| label == name).map_or("", |(_, value)| value)
+}
 
 fn one_of(all: &[&'static str], value: &str) -> &'static str {
     all.iter().find(|known| **known == value).copied().unwrap_or(OTHER)
 }
 
-fn verb(value: &str) -> &'static str {
-    one_of(&VERBS, value)
+fn any_verb(labels: &Labels) -> &'static str {
+    match one_of(&LONG_VERBS, value(labels, "verb")) {
+        OTHER => verb(labels),
+        long => long,
+    }
 }
 
-fn class(value: &str) -> &'static str {
-    let first = value.as_bytes().first().filter(|_| value.len() == 3);
+fn verb(labels: &Labels) -> &'static str {
+    one_of(&VERBS, value(labels, "verb"))
+}
+
+fn class(labels: &Labels) -> &'static str {
+    let code = value(labels, "code");
+    let first = code.as_bytes().first().filter(|_| code.len() == 3);
     first.and_then(|first| CLASSES.iter().find(|class| class.as_bytes()[0] == *first)).copied().unwrap_or(OTHER)
 }
 
-fn request_kind(value: &str) -> &'static str {
-    one_of(&KINDS, value)
+fn request_kind(labels: &Labels) -> &'static str {
+    one_of(&KINDS, value(labels, "request_kind"))
 }
 
-fn resource(value: &str) -> &'static str {
-    one_of(&RESOURCES, value)
+fn resource(labels: &Labels) -> &'static str {
+    let asked = (value(labels, "resource"), value(labels, "group"));
+    RESOURCES.iter().find(|known| **known == asked).map_or(OTHER, |(name, _)| name)
 }
 
-fn has(labels: &Labels, name: &str, values: &[&str]) -> bool {
-    labels.iter().any(|(label, value)| label == name && values.contains(&value.as_str()))
-}
-
-fn always(_: &Labels) -> bool {
+fn always(_: &Labels, _: f64) -> bool {
     true
 }
 
-/// What ends when its client has enough says nothing about the server.
-fn is_short(labels: &Labels) -> bool {
-    !has(labels, "verb", &["WATCH", "CONNECT"])
-        && !has(labels, "subresource", &["log", "exec", "attach", "portforward", "proxy"])
+/// An API server that cannot count says -1.
+fn is_counted(_: &Labels, value: f64) -> bool {
+    value >= 0.0
 }
 
-fn is_whole_node(labels: &Labels) -> bool {
-    has(labels, "id", &["/"])
+fn is_short(labels: &Labels, _: f64) -> bool {
+    !LONG_VERBS.contains(&value(labels, "verb")) && !LONG_SUBRESOURCES.contains(&value(labels, "subresource"))
 }
 
-const VERB: (&str, &str) =
-    ("verb", "GET, LIST, WATCH, POST, PUT, PATCH, APPLY, DELETE, DELETECOLLECTION, CONNECT, other");
+fn is_whole_node(labels: &Labels, _: f64) -> bool {
+    value(labels, "id") == "/"
+}
 
 static OF_API_SERVER: [Rule; 4] = [
     kept(
         "guest_apiserver_request_total",
         Kind::Counter,
-        &[VERB, ("code", "1xx, 2xx, 3xx, 4xx, 5xx, other")],
-        &[verb, class],
+        &[
+            ("verb", "GET, LIST, POST, PUT, PATCH, APPLY, DELETE, DELETECOLLECTION, WATCH, CONNECT, other"),
+            ("code", "1xx, 2xx, 3xx, 4xx, 5xx, other"),
+        ],
+        &[any_verb, class],
         always,
         "Requests",
     ),
     kept(
         "guest_apiserver_request_duration_seconds",
-        MEAN,
-        &[VERB],
+        Kind::Summary,
+        &[("verb", "GET, LIST, POST, PUT, PATCH, APPLY, DELETE, DELETECOLLECTION, other")],
         &[verb],
         is_short,
-        "How long they took, but for watches, logs, exec and the like; sum and count alone",
+        "How long they took, but for watches, logs, exec and the like",
     ),
     kept(
         "guest_apiserver_current_inflight_requests",
@@ -138,7 +150,7 @@ static OF_API_SERVER: [Rule; 4] = [
              secrets, services, other",
         )],
         &[resource],
-        always,
+        is_counted,
         "Stored objects",
     ),
 ];
@@ -157,20 +169,13 @@ static OF_ETCD: [Rule; 7] = [
     kept("guest_etcd_mvcc_db_total_size_in_bytes", Kind::Gauge, &[], &[], always, "How large its database is"),
     kept(
         "guest_etcd_disk_wal_fsync_duration_seconds",
-        MEAN,
+        Kind::Summary,
         &[],
         &[],
         always,
-        "How long its log takes to be on disk; sum and count alone",
+        "How long its log takes to be on disk",
     ),
-    kept(
-        "guest_etcd_disk_backend_commit_duration_seconds",
-        MEAN,
-        &[],
-        &[],
-        always,
-        "How long a commit takes; sum and count alone",
-    ),
+    kept("guest_etcd_disk_backend_commit_duration_seconds", Kind::Summary, &[], &[], always, "How long a commit takes"),
 ];
 static OF_KUBELET: [Rule; 2] = [
     kept("guest_kubelet_running_pods", Kind::Gauge, &[], &[], always, "Pods that have a running sandbox"),
@@ -218,7 +223,7 @@ fn rules(component: Component) -> Vec<&'static Rule> {
 /// What of an answer is kept, while it is read.
 pub(super) struct Kept {
     rules: Vec<&'static Rule>,
-    /// By rule, the end of the name (`_sum` and `_count` of a histogram) and the values of labels.
+    /// By rule, the end of the name (`_sum` and `_count` of a summary) and the values of labels.
     sums: BTreeMap<(usize, &'static str, Vec<&'static str>), f64>,
     /// The line that is not at its end yet. None: it is too long, and left out.
     line: Option<Vec<u8>>,
@@ -250,9 +255,10 @@ impl Kept {
             return;
         };
         let rule = self.rules[number];
-        let Some((labels, value)) = sample(rest).filter(|(labels, _)| (rule.counts)(labels)) else { return };
-        let of = |name: &str| labels.iter().find(|(label, _)| label == name).map_or("", |(_, value)| value.as_str());
-        let values = rule.metric.labels.iter().zip(rule.values).map(|((name, _), value)| value(of(name))).collect();
+        let Some((labels, value)) = sample(rest).filter(|(labels, value)| (rule.counts)(labels, *value)) else {
+            return;
+        };
+        let values = rule.values.iter().map(|value| value(&labels)).collect();
         *self.sums.entry((number, end, values)).or_default() += value;
     }
 
@@ -262,9 +268,7 @@ impl Kept {
         for ((number, end, values), sum) in &self.sums {
             let Metric { name, kind, labels, .. } = self.rules[*number].metric;
             if last.replace(number) != Some(number) {
-                // Without its buckets a histogram is a summary without quantiles.
-                let kind = if kind == MEAN { "summary" } else { kind.name() };
-                text.push_str(&format!("# TYPE {name} {kind}\n"));
+                text.push_str(&format!("# TYPE {name} {}\n", kind.name()));
             }
             let pairs: Vec<_> =
                 labels.iter().zip(values).map(|((name, _), value)| format!("{name}=\"{value}\"")).collect();
@@ -278,7 +282,7 @@ impl Kept {
 /// With which end a sample's name is that of a rule.
 fn end(rule: &Rule, name: &str) -> Option<&'static str> {
     let rest = name.strip_prefix(rule.metric.name.strip_prefix(PREFIX)?)?;
-    let ends: &[_] = if rule.metric.kind == MEAN { &["_sum", "_count"] } else { &[""] };
+    let ends: &[_] = if rule.metric.kind == Kind::Summary { &["_sum", "_count"] } else { &[""] };
     ends.iter().find(|end| **end == rest).copied()
 }
 
@@ -348,7 +352,9 @@ mod tests {
             "apiserver_request_duration_seconds_bucket{verb=\"GET\",le=\"1\"} 9\n",
             "apiserver_request_duration_seconds_count{verb=\"GET\"} 2\n",
             "apiserver_resource_objects{group=\"example.com\",resource=\"mine\"} 5\n",
-            "apiserver_resource_objects{group=\"other.example.com\",resource=\"yours\"} 6\n",
+            "apiserver_resource_objects{group=\"other.example.com\",resource=\"services\"} 6\n",
+            "apiserver_resource_objects{group=\"\",resource=\"services\"} 2\n",
+            "apiserver_resource_objects{group=\"\",resource=\"pods\"} -1\n",
             "apiserver_request_total_created 1\n",
             "giantnetes_leading 1\n",
             "up 0\n",
@@ -363,6 +369,7 @@ mod tests {
             "guest_apiserver_request_duration_seconds_sum{verb=\"GET\"} 1.5\n",
             "# TYPE guest_apiserver_resource_objects gauge\n",
             "guest_apiserver_resource_objects{resource=\"other\"} 11\n",
+            "guest_apiserver_resource_objects{resource=\"services\"} 2\n",
             "# TYPE guest_process_resident_memory_bytes gauge\n",
             "guest_process_resident_memory_bytes 500000000\n",
         );
@@ -403,8 +410,10 @@ mod tests {
             for ((label, listed), value) in labels.iter().zip(rule.values) {
                 let listed: Vec<_> = listed.split(", ").collect();
                 for (said, shown) in listed.iter().map(|word| (*word, *word)).chain([("strange", OTHER), ("", OTHER)]) {
-                    let said = said.replace("xx", "00");
-                    assert_eq!(value(&said), shown, "{name} {label}");
+                    let group = RESOURCES.iter().find(|(name, _)| *name == said).map_or("", |(_, group)| group);
+                    let labels = [("group", group), (label, &said.replace("xx", "00"))];
+                    let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+                    assert_eq!(value(&labels), shown, "{name} {label}");
                 }
             }
         }

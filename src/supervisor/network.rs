@@ -30,6 +30,8 @@ pub const VXLAN_PORT: u16 = 8472;
 const VXLAN_OVERHEAD: u32 = 50;
 /// Smallest MTU that a guest can live with: IPv6's minimum.
 const LEAST_MTU: u32 = 1280;
+/// The pod's interface, as every CNI calls it.
+pub(super) const INTERFACE: &str = "eth0";
 const TAP: &str = "tap0";
 const BRIDGE: &str = "br0";
 /// The nftables set of the addresses of the guest's other VM pods.
@@ -88,7 +90,7 @@ pub struct Network {
 /// # Errors
 /// [`Error`]
 pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Network, Error> {
-    let pod_mtu = std::fs::read_to_string("/sys/class/net/eth0/mtu").map_err(Error::ReadMtu)?;
+    let pod_mtu = std::fs::read_to_string(format!("/sys/class/net/{INTERFACE}/mtu")).map_err(Error::ReadMtu)?;
     let mtu = overlay_mtu(&pod_mtu, overlay.mtu)?;
     // Whatever a former life of this container left: the devices, then the rules (whose table `nft` replaces as a whole).
     for device in [BRIDGE.to_owned(), vxlan_name(overlay.vni), TAP.to_owned()] {

@@ -1,27 +1,28 @@
-//! `/isolation?to=ADDRESS,…`: which of these TCP addresses the pod reaches. The manager asks for those that it must not.
+//! `/isolation?to=ADDRESS,…`: which of these TCP addresses the pod reaches by its own interface. The manager asks for those that
+//! it must not.
 //!
-//! Only connections are made, and ended at once: nothing is sent. Who may ask is let in by the guest's NetworkPolicy, and
-//! reaches more than this pod, whose way to private addresses is closed.
+//! Only connections are made, and ended at once: nothing is sent. They leave by the pod's interface alone, so neither what
+//! listens inside the pod nor the guest's overlay is tried, whatever addresses the overlay has.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::Query,
+    extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::get,
 };
 use futures::future::join_all;
 use serde::Deserialize;
-use tokio::net::TcpStream;
+use tokio::{net::TcpSocket, sync::Mutex};
 
 /// Path on the supervisor's port.
 pub const PATH: &str = "/isolation";
 /// The most addresses that are tried for one question.
-const MOST: usize = 16;
+pub const MOST: usize = 16;
 /// What is kept out is kept out silently, as a rule: who is let in answers sooner.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 #[derive(Deserialize)]
 struct Question {
@@ -36,16 +37,24 @@ pub fn question<'a>(addresses: impl Iterator<Item = &'a SocketAddr>) -> String {
     format!("{PATH}?to={}", addresses.join(","))
 }
 
-/// The route.
-pub(super) fn routes() -> Router {
-    Router::new().route(PATH, get(try_all))
+/// One question at a time, and the interface that connections leave by.
+#[derive(Clone)]
+struct Way {
+    device: Option<&'static str>,
+    turn: Arc<Mutex<()>>,
 }
 
-async fn try_all(Query(question): Query<Question>) -> Response {
+/// The route. Connections leave by this device; none: by any.
+pub(super) fn routes(device: Option<&'static str>) -> Router {
+    Router::new().route(PATH, get(try_all)).with_state(Way { device, turn: Arc::default() })
+}
+
+async fn try_all(State(way): State<Way>, Query(question): Query<Question>) -> Response {
     let parsed: Result<Vec<SocketAddr>, _> = question.to.split(',').map(str::parse).collect();
     match parsed {
         Ok(addresses) if addresses.len() <= MOST => {
-            let reached = join_all(addresses.into_iter().map(reach)).await;
+            let _turn = way.turn.lock().await;
+            let reached = join_all(addresses.into_iter().map(|address| reach(way.device, address))).await;
             Json(reached.into_iter().flatten().collect::<Vec<_>>()).into_response()
         }
         Ok(_) => (StatusCode::BAD_REQUEST, format!("to: at most {MOST} addresses\n")).into_response(),
@@ -53,8 +62,13 @@ async fn try_all(Query(question): Query<Question>) -> Response {
     }
 }
 
-async fn reach(address: SocketAddr) -> Option<SocketAddr> {
-    let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await;
+async fn reach(device: Option<&str>, address: SocketAddr) -> Option<SocketAddr> {
+    let connect = async {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.bind_device(device.map(str::as_bytes))?;
+        socket.connect(address).await
+    };
+    let connected = tokio::time::timeout(PATIENCE, connect).await;
     matches!(connected, Ok(Ok(_))).then_some(address)
 }
 
@@ -68,7 +82,7 @@ mod tests {
     use super::*;
 
     async fn ask(path: &str) -> (StatusCode, String) {
-        let answer = routes().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        let answer = routes(None).oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
         let status = answer.status();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())

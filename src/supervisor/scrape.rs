@@ -7,11 +7,14 @@
 //!
 //! No certificate leaves the VM pod. The answers are the guest's word, and of them only what is known here is passed on.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
-    Router,
-    extract::State,
+    Router, extract,
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::get,
@@ -34,6 +37,8 @@ use crate::{
 const ETCD_PORT: u16 = 2379;
 /// How long a component may take for all of its answer. An emulated API server takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// An answer is given again for so long: several replicas of Prometheus cost the guest no more than one.
+const FRESH: Duration = Duration::from_secs(8);
 /// The most that is read of one answer, in bytes: the API server of a large guest has some 10 MB.
 const MOST: usize = 32 << 20;
 /// The only format that is understood here.
@@ -81,12 +86,19 @@ impl Component {
     }
 }
 
-/// One component of the guest, and the line to it. Whoever asks while it is being asked waits for his turn.
+/// One component of the guest. Whoever asks while it is being asked gets the same answer.
 struct Scraped {
     component: Component,
     callee: Callee,
     address: IpAddr,
-    line: Mutex<Line>,
+    state: Mutex<State>,
+}
+
+/// The line to a component, and what it said last.
+#[derive(Default)]
+struct State {
+    line: Line,
+    said: Option<(Instant, String)>,
 }
 
 /// The routes of the components that a node has.
@@ -94,28 +106,37 @@ pub(super) fn routes(node: &str, is_worker: bool, address: IpAddr) -> Router {
     let components: &[_] = if is_worker { &Component::OF_WORKER } else { &Component::OF_MASTER };
     components.iter().fold(Router::new(), |router, component| {
         let (component, callee) = (*component, component.callee(node));
-        let scraped = Arc::new(Scraped { component, callee, address, line: Mutex::default() });
+        let scraped = Arc::new(Scraped { component, callee, address, state: Mutex::default() });
         router.merge(Router::new().route(component.path(), get(scrape)).with_state(scraped))
     })
 }
 
-async fn scrape(State(scraped): State<Arc<Scraped>>) -> Response {
-    match tokio::time::timeout(TIMEOUT, scraped.ask()).await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, TEXT)], text).into_response(),
+async fn scrape(extract::State(scraped): extract::State<Arc<Scraped>>) -> Response {
+    let mut state = scraped.state.lock().await;
+    if let Some((_, text)) = state.said.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        return answer(text.clone());
+    }
+    match tokio::time::timeout(TIMEOUT, scraped.ask(&mut state.line)).await {
+        Ok(Ok(text)) => {
+            state.said = Some((Instant::now(), text.clone()));
+            answer(text)
+        }
         Ok(Err((status, problem))) => (status, format!("{problem}\n")).into_response(),
         Err(_) => (StatusCode::GATEWAY_TIMEOUT, format!("no answer within {TIMEOUT:?}\n")).into_response(),
     }
 }
 
+fn answer(text: String) -> Response {
+    ([(header::CONTENT_TYPE, TEXT)], text).into_response()
+}
+
 impl Scraped {
-    async fn ask(&self) -> Result<String, (StatusCode, String)> {
+    async fn ask(&self, line: &mut Line) -> Result<String, (StatusCode, String)> {
         let unavailable = || {
             let what =
                 "its certificate for this is not there, or not usable; it comes with the node's other certificates";
             (StatusCode::SERVICE_UNAVAILABLE, what.to_owned())
         };
-        // Held to the end: one answer at a time is in memory, in part.
-        let mut line = self.line.lock().await;
         let client = line.client(&self.callee, self.address).await.ok_or_else(unavailable)?;
         let bad = |problem: String| (StatusCode::BAD_GATEWAY, problem);
         let request = http::Request::get(self.component.inner_path()).header(header::ACCEPT, TEXT);

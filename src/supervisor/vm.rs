@@ -62,7 +62,8 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let asked = if vm.api_address.is_some() { Asked::Kubelet(vm.node.clone()) } else { Asked::Api };
     let api = SocketAddr::from((vm.api_address.unwrap_or(guest), API_PORT));
     let scraped = scrape::routes(&vm.node, vm.api_address.is_some(), guest);
-    let routes = health.routes(&asked).merge(addons::routes()).merge(reach::routes()).merge(scraped);
+    let routes =
+        health.routes(&asked).merge(addons::routes()).merge(reach::routes(Some(network::INTERFACE))).merge(scraped);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
     let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, stop.clone()));
 

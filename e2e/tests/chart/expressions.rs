@@ -128,12 +128,17 @@ impl Table {
 
     /// The row of a series; a histogram has three of them.
     fn row(&self, series: &str) -> Option<(&Row, bool)> {
-        let plain = self.rows.get(series).filter(|row| row.kind != "histogram").map(|row| (row, false));
+        let plain = self
+            .rows
+            .get(series)
+            .filter(|row| !["histogram", "summary"].contains(&row.kind.as_str()))
+            .map(|row| (row, false));
         plain.or_else(|| {
             let (base, bucket) = ["_bucket", "_sum", "_count"]
                 .into_iter()
                 .find_map(|end| Some((series.strip_suffix(end)?, end == "_bucket")))?;
-            self.rows.get(base).filter(|row| row.kind == "histogram").map(|row| (row, bucket))
+            let has = |row: &&Row| row.kind == "histogram" || row.kind == "summary" && !bucket;
+            self.rows.get(base).filter(has).map(|row| (row, bucket))
         })
     }
 

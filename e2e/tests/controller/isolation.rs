@@ -7,10 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tokio::{
@@ -89,11 +89,22 @@ async fn running(world: &World, name: &str, address: IpAddr, host: &str) -> Stri
     home
 }
 
+async fn host(world: &World, name: &str, address: &str) {
+    let nodes = Api::<Node>::all(world.client.clone());
+    let node = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+    nodes.create(&PostParams::default(), &node).await.unwrap();
+    let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+    nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+}
+
 #[test]
 fn a_leak_is_told_with_its_pair_and_goes_when_it_is_closed() {
     on_servers("isolation", async |servers, world| {
         let [one, two] = [[127, 77, 0, 1], [127, 77, 0, 2]].map(IpAddr::from);
         let (supervisor, _other) = (Supervisor::serve(one).await, Supervisor::serve(two).await);
+        for (name, address) in [("h1", "10.1.0.1"), ("h2", "10.1.0.2"), ("h3", "10.1.0.3")] {
+            host(&world, name, address).await;
+        }
         let mut manager = Manager::start(servers, "one", Options { kvm: true, ..Options::default() }).await;
         world.namespace("a").await.unwrap();
         let other = running(&world, "two", two, "10.1.0.2").await;
@@ -106,10 +117,11 @@ fn a_leak_is_told_with_its_pair_and_goes_when_it_is_closed() {
         let leak: SocketAddr = (two, 8080).into();
         eventually(SECOND * 90, "all to be tried", || async {
             let asked = supervisor.asked.lock().unwrap().clone();
-            for address in ["169.254.169.254:80", "10.1.0.1:10250", "10.1.0.2:10250", "127.77.0.2:8080"] {
+            for address in ["169.254.169.254:80", "10.1.0.2:10250", "10.1.0.3:10250", "127.77.0.2:8080"] {
                 ensure!(asked.contains(&address.parse()?), "{address} is missing among {asked:?}");
             }
             ensure!(!asked.contains(&(one, 8080).into()), "it is asked whether it reaches itself");
+            ensure!(!asked.contains(&"10.1.0.1:10250".parse()?), "no policy keeps it from its own host");
             Ok(())
         })
         .await

@@ -36,6 +36,8 @@ pub enum Kind {
     Gauge,
     /// It counts what is at most as large as each of these bounds.
     Histogram(&'static [f64]),
+    /// Its sum and its count alone.
+    Summary,
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
             Self::Histogram(_) => "histogram",
+            Self::Summary => "summary",
         }
     }
 }
