@@ -147,9 +147,11 @@ fn is_scraped(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(prometheus.post().reaches(&address, 8080), "what Prometheus reaches is not reached from its pod");
     ensure!(!stranger.reaches(&address, 8080), "a pod of another namespace reaches the supervisor");
     ensure!(stranger.reaches(&address, 6443), "a pod of another namespace does not even reach the API");
-    wait_every(pause, MINUTE * 2, "rates", || {
-        let answer = prometheus.query(&format!("rate(guest_apiserver_request_total{{{whose}}}[5m]) > 0"))?;
-        ensure!(!answer.trim().is_empty(), "none yet");
+    // A rate takes two answers, of the manager as of each part.
+    wait_every(pause, MINUTE * 3, "every target to have answered three times", || {
+        let seldom = prometheus.query("sum_over_time(up[5m]) < 3")?;
+        let targets = prometheus.query("count(up == 1)")?;
+        ensure!(seldom.trim().is_empty() && targets.contains("=> 6 "), "{targets}{seldom}");
         Ok(())
     })?;
     // Of what does not happen to a guest that is well.
