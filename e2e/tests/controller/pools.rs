@@ -107,6 +107,8 @@ fn workers_come_and_go_and_keep_their_places() {
             "kubelet-server.key",
             "kubelet.crt",
             "kubelet.key",
+            "metrics.crt",
+            "metrics.key",
         ];
         assert_eq!(first.secrets["x-0"], keys.map(str::to_owned).into(), "a worker knows no more than it needs");
         let said = async || {

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::ensure;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
-use kube::Api;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 
 use crate::{
@@ -128,6 +131,15 @@ async fn a_life(servers: &Servers, manager: &Manager, world: &World) {
     for node in ["master-0", "x-0"] {
         guest.ready(node).await;
     }
+    // Whose VM pods run is asked what they reach; nobody answers here.
+    let running = json!({"status": {
+        "podIP": "127.77.0.9", "podIPs": [{"ip": "127.77.0.9"}],
+        "containerStatuses": [{
+            "name": "vm", "image": "x", "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+        }],
+    }});
+    guest.pods.patch_status("master-0", &PatchParams::default(), &Patch::Merge(running)).await.unwrap();
     manager.settled().await;
     let vni = world.clusters("a").get("demo").await.unwrap().status.unwrap().vni.unwrap();
     spoil(servers, manager, &guest, &format!("vni-{vni}")).await;
