@@ -97,7 +97,8 @@ impl Fleet {
             .chain(in_turn(&hosts, TRIED.0, seed).map(at(names::KUBELET_PORT)))
             .chain(in_turn(&others, TRIED.1, seed).map(at(names::SUPERVISOR_PORT)));
         let mut question = BTreeSet::new();
-        for address in all.filter(|address| self.what(home, *address).is_some()) {
+        let is_own = |address: &SocketAddr| Some(address.ip()) == member.host;
+        for address in all.filter(|address| self.what(home, *address).is_some() && !is_own(address)) {
             if question.len() < reach::MOST {
                 question.insert(address);
             }

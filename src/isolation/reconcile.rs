@@ -36,8 +36,8 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(30);
 /// A connection that comes about is tried once more after this time: a network takes moments to learn of a new pod.
 const CERTAINTY: Duration = Duration::from_secs(5);
-/// Guests whose VM pods say nothing for so long are not known to be apart.
-const SILENCE: Duration = Duration::from_secs(150);
+/// Guests whose VM pods say nothing in so many looks are not known to be apart.
+const SILENT: usize = 5;
 /// How long what is known of the fleet is good for, and of its API servers.
 const FLEET: Duration = Duration::from_secs(10);
 const APIS: Duration = Duration::from_secs(300);
@@ -55,8 +55,11 @@ struct Known {
     /// When it was last looked at, and which VM pods there were.
     at: Instant,
     members: Vec<Member>,
-    /// When one of them last answered.
-    heard: Instant,
+    /// Looks in a row in which nobody answered, and in which all who were asked did.
+    silent: usize,
+    whole: usize,
+    /// Whether an earlier process said that something leaks, and not all was tried since.
+    inherited: bool,
     leaks: BTreeSet<Leak>,
 }
 
@@ -65,6 +68,7 @@ pub struct IsolationOperator {
     context: Context,
     known: Mutex<HashMap<ClusterKey, Known>>,
     fleet: Mutex<Option<(Instant, Arc<Fleet>)>>,
+    /// And how long they are good for.
     apis: tokio::sync::Mutex<Option<(Instant, BTreeSet<SocketAddr>)>>,
 }
 
@@ -106,18 +110,21 @@ impl IsolationOperator {
     /// Where the management cluster's API servers are: a policy sees these, and not the address of their Service.
     async fn apis(&self) -> BTreeSet<SocketAddr> {
         let mut known = self.apis.lock().await;
-        if let Some((_, apis)) = known.as_ref().filter(|(at, _)| at.elapsed() < APIS) {
+        if let Some((_, apis)) = known.as_ref().filter(|(until, _)| *until > Instant::now()) {
             return apis.clone();
         }
+        let before = known.as_ref().map(|(_, apis)| apis.clone()).unwrap_or_default();
         let slices = Api::<EndpointSlice>::namespaced(self.context.client.clone(), "default");
-        let apis = match call("get", "EndpointSlice default/kubernetes", slices.get_opt("kubernetes")).await {
+        let found = match call("get", "EndpointSlice default/kubernetes", slices.get_opt("kubernetes")).await {
             Ok(slice) => slice.as_ref().map(addresses).unwrap_or_default(),
             Err(error) => {
                 debug!(error = chain(&error), "it is not known where the API servers are");
-                known.as_ref().map(|(_, apis)| apis.clone()).unwrap_or_default()
+                BTreeSet::new()
             }
         };
-        *known = Some((Instant::now(), apis.clone()));
+        // A lone one that is started anew is in no list for a while.
+        let (apis, good) = if found.is_empty() { (before, FLEET) } else { (found, APIS) };
+        *known = Some((Instant::now() + good, apis.clone()));
         apis
     }
 
@@ -131,7 +138,9 @@ impl IsolationOperator {
             turn: 0,
             at: Instant::now(),
             members: Vec::new(),
-            heard: Instant::now(),
+            silent: 0,
+            whole: 0,
+            inherited: was_open(target),
             leaks: BTreeSet::new(),
         };
         let mut known = before.unwrap_or_else(fresh);
@@ -152,24 +161,28 @@ impl IsolationOperator {
                 });
             }
         }
-        let is_there = |leak: &Leak| all.contains(&leak.pod) && fleet.what(home, leak.address).is_some();
+        let on_its_host = |leak: &Leak| {
+            members.iter().any(|member| member.name == leak.pod && member.host == Some(leak.address.ip()))
+        };
+        let is_there =
+            |leak: &Leak| all.contains(&leak.pod) && fleet.what(home, leak.address).is_some() && !on_its_host(leak);
         let leaks = plan::leaks(&known.leaks, &answers, is_there);
         if leaks != known.leaks && !leaks.is_empty() {
             warn!(cluster = %key, leaks = fleet.message(home, &leaks), "a guest is not kept apart");
         }
         known.turn = known.turn.wrapping_add(1);
         known.leaks = leaks;
-        if !answers.is_empty() {
-            known.heard = Instant::now();
-        }
-        // What an earlier process saw is closed when all was tried.
-        let is_whole = known.turn >= fleet.looks(home, members.len()) || !was_open(target);
+        known.silent = if answers.is_empty() && !questions.is_empty() { known.silent + 1 } else { 0 };
+        known.whole = if answers.len() == questions.len() { known.whole + 1 } else { 0 };
+        known.inherited &= known.whole < fleet.looks(home, members.len());
         let report = match () {
+            // What an earlier process said stands, in its words, until all was tried.
+            () if known.inherited => None,
             () if !known.leaks.is_empty() => {
                 Some(Report::failed(Reason::NotIsolated, fleet.message(home, &known.leaks), None))
             }
-            () if !answers.is_empty() && is_whole => Some(Report::Ready(())),
-            () if known.heard.elapsed() > SILENCE => {
+            () if !answers.is_empty() => Some(Report::Ready(())),
+            () if known.silent >= SILENT => {
                 Some(Report::waiting("VM pods to say what they reach (an earlier version's cannot: roll them)"))
             }
             () => None,

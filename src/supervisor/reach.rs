@@ -55,21 +55,23 @@ async fn try_all(State(way): State<Way>, Query(question): Query<Question>) -> Re
         Ok(addresses) if addresses.len() <= MOST => {
             let _turn = way.turn.lock().await;
             let reached = join_all(addresses.into_iter().map(|address| reach(way.device, address))).await;
-            Json(reached.into_iter().flatten().collect::<Vec<_>>()).into_response()
+            match reached.into_iter().collect::<std::io::Result<Vec<_>>>() {
+                Ok(reached) => Json(reached.into_iter().flatten().collect::<Vec<_>>()).into_response(),
+                // What could not be tried is not closed.
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("try to connect: {error}\n")).into_response(),
+            }
         }
         Ok(_) => (StatusCode::BAD_REQUEST, format!("to: at most {MOST} addresses\n")).into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, format!("to: {error}, such as 10.96.0.1:443\n")).into_response(),
     }
 }
 
-async fn reach(device: Option<&str>, address: SocketAddr) -> Option<SocketAddr> {
-    let connect = async {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.bind_device(device.map(str::as_bytes))?;
-        socket.connect(address).await
-    };
-    let connected = tokio::time::timeout(PATIENCE, connect).await;
-    matches!(connected, Ok(Ok(_))).then_some(address)
+/// The address, if it is reached; an error if it could not be tried.
+async fn reach(device: Option<&str>, address: SocketAddr) -> std::io::Result<Option<SocketAddr>> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind_device(device.map(str::as_bytes))?;
+    let connected = tokio::time::timeout(PATIENCE, socket.connect(address)).await;
+    Ok(matches!(connected, Ok(Ok(_))).then_some(address))
 }
 
 #[cfg(test)]
@@ -96,6 +98,14 @@ mod tests {
         drop(closed);
         let (status, reached) = ask(&question([open_at, closed_at].iter())).await;
         assert_eq!((status, reached), (StatusCode::OK, format!("[\"{open_at}\"]")));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_tried_does_not_count_as_closed() {
+        let path = question(["127.0.0.1:1".parse().unwrap()].iter());
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let answer = routes(Some("no-such-device")).oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[tokio::test]
