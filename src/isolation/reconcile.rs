@@ -68,7 +68,7 @@ pub struct IsolationOperator {
     context: Context,
     known: Mutex<HashMap<ClusterKey, Known>>,
     fleet: Mutex<Option<(Instant, Arc<Fleet>)>>,
-    /// And how long they are good for.
+    /// Where the API servers are, and until when that is good.
     apis: tokio::sync::Mutex<Option<(Instant, BTreeSet<SocketAddr>)>>,
 }
 

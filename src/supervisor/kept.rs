@@ -40,6 +40,11 @@ const fn kept(
     Rule { metric: Metric { name, kind, labels, help }, values, counts }
 }
 
+/// One that has no labels, and of which every sample counts.
+const fn plain(name: &'static str, kind: Kind, help: &'static str) -> Rule {
+    kept(name, kind, &[], &[], always, help)
+}
+
 const VERBS: [&str; 8] = ["GET", "LIST", "POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"];
 /// What ends when its client has enough says nothing about the server.
 const LONG_VERBS: [&str; 2] = ["WATCH", "CONNECT"];
@@ -155,36 +160,19 @@ static OF_API_SERVER: [Rule; 4] = [
     ),
 ];
 static OF_ETCD: [Rule; 7] = [
-    kept("guest_etcd_server_has_leader", Kind::Gauge, &[], &[], always, "1 if this member knows a leader"),
-    kept(
-        "guest_etcd_server_leader_changes_seen_total",
-        Kind::Counter,
-        &[],
-        &[],
-        always,
-        "Changes of the leader that this member saw",
-    ),
-    kept("guest_etcd_server_proposals_failed_total", Kind::Counter, &[], &[], always, "Proposals that failed"),
-    kept("guest_etcd_server_quota_backend_bytes", Kind::Gauge, &[], &[], always, "How large its database may become"),
-    kept("guest_etcd_mvcc_db_total_size_in_bytes", Kind::Gauge, &[], &[], always, "How large its database is"),
-    kept(
-        "guest_etcd_disk_wal_fsync_duration_seconds",
-        Kind::Summary,
-        &[],
-        &[],
-        always,
-        "How long its log takes to be on disk",
-    ),
-    kept("guest_etcd_disk_backend_commit_duration_seconds", Kind::Summary, &[], &[], always, "How long a commit takes"),
+    plain("guest_etcd_server_has_leader", Kind::Gauge, "1 if this member knows a leader"),
+    plain("guest_etcd_server_leader_changes_seen_total", Kind::Counter, "Changes of the leader that this member saw"),
+    plain("guest_etcd_server_proposals_failed_total", Kind::Counter, "Proposals that failed"),
+    plain("guest_etcd_server_quota_backend_bytes", Kind::Gauge, "How large its database may become"),
+    plain("guest_etcd_mvcc_db_total_size_in_bytes", Kind::Gauge, "How large its database is"),
+    plain("guest_etcd_disk_wal_fsync_duration_seconds", Kind::Summary, "How long its log takes to be on disk"),
+    plain("guest_etcd_disk_backend_commit_duration_seconds", Kind::Summary, "How long a commit takes"),
 ];
 static OF_KUBELET: [Rule; 2] = [
-    kept("guest_kubelet_running_pods", Kind::Gauge, &[], &[], always, "Pods that have a running sandbox"),
-    kept(
+    plain("guest_kubelet_running_pods", Kind::Gauge, "Pods that have a running sandbox"),
+    plain(
         "guest_kubelet_runtime_operations_errors_total",
         Kind::Counter,
-        &[],
-        &[],
-        always,
         "Operations of the container runtime that failed",
     ),
 ];
@@ -198,12 +186,12 @@ static OF_CONTAINERS: [Rule; 4] = [
         is_whole_node,
         "Memory of the node that cannot be taken back",
     ),
-    kept("guest_machine_cpu_cores", Kind::Gauge, &[], &[], always, "CPUs of the node"),
-    kept("guest_machine_memory_bytes", Kind::Gauge, &[], &[], always, "Memory of the node"),
+    plain("guest_machine_cpu_cores", Kind::Gauge, "CPUs of the node"),
+    plain("guest_machine_memory_bytes", Kind::Gauge, "Memory of the node"),
 ];
 static OF_PROCESSES: [Rule; 2] = [
-    kept("guest_process_cpu_seconds_total", Kind::Counter, &[], &[], always, "CPU time of API server, etcd or kubelet"),
-    kept("guest_process_resident_memory_bytes", Kind::Gauge, &[], &[], always, "Resident memory of the same"),
+    plain("guest_process_cpu_seconds_total", Kind::Counter, "CPU time of API server, etcd or kubelet"),
+    plain("guest_process_resident_memory_bytes", Kind::Gauge, "Resident memory of the same"),
 ];
 
 /// Everything that is kept, in the order in which it is listed.
