@@ -67,11 +67,11 @@ mod tests {
 
     #[test]
     fn trouble_is_a_warning_with_its_cause_and_its_end_is_told() {
-        let bad = status(ConditionType::Degraded, Status::True, Reason::CALost, "ca-kubernetes-1 is missing");
+        let bad = status(ConditionType::Degraded, Status::True, Reason::CALost, "roots-1 is missing");
         let fine = status(ConditionType::Degraded, Status::False, Reason::AsExpected, "");
         let said = news(&fine, &bad);
         assert_eq!((said[0].weight, said[0].reason.as_str()), (Weight::Warning, "CALost"));
-        assert!(said[0].note.contains("ca-kubernetes-1"));
+        assert!(said[0].note.contains("roots-1"));
         assert_eq!(news(&bad, &fine)[0].reason, "Recovered");
         assert!(news(&bad, &bad).is_empty() && news(&ClusterStatus::default(), &fine).is_empty());
     }

@@ -432,11 +432,11 @@ mod tests {
     #[test]
     fn a_failure_is_degraded_and_names_its_cause() {
         let mut reports = good();
-        reports.pki = Some(Report::failed(Reason::CALost, "ca-kubernetes-1 is missing", None));
+        reports.pki = Some(Report::failed(Reason::CALost, "roots-1 is missing", None));
         let status = status_of(&reports, None);
         let degraded = condition(&status, "Degraded");
         assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "CALost"));
-        assert_eq!(status.message.as_deref(), Some("PKIReady: ca-kubernetes-1 is missing"));
+        assert_eq!(status.message.as_deref(), Some("PKIReady: roots-1 is missing"));
         // The guest still answers.
         assert_eq!(condition(&status, "Available").status, "True");
     }

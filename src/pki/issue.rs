@@ -8,10 +8,9 @@ use tracing::info;
 
 use super::{
     authority::{self, Kept},
-    embedded::{self, Pair},
-    kubeconfig,
-    leaf::{self, Authority, Leaf},
-    plan::{Root, World, renew_at},
+    embedded, kubeconfig,
+    leaf::{self, Leaf},
+    plan::{World, renew_at},
     reconcile::{Error, PkiOperator},
     secrets::{bytes, issued, secret},
     store::Place,
@@ -36,24 +35,6 @@ pub(super) struct Issue<'a> {
     pub now: Timestamp,
 }
 
-struct Roots {
-    all: BTreeMap<Root, Kept>,
-}
-
-impl Roots {
-    fn root(&self, root: Root, identity: &Identity) -> Result<&Kept, Error> {
-        self.all.get(&root).ok_or_else(|| lost(root, identity))
-    }
-
-    fn pair(&self, root: Root, identity: &Identity) -> Result<&Pair, Error> {
-        self.root(root, identity)?.pair().ok_or_else(|| lost(root, identity))
-    }
-}
-
-fn lost(root: Root, identity: &Identity) -> Error {
-    Error::Lost(format!("{}/{}", identity.namespace, root.secret()))
-}
-
 impl PkiOperator {
     pub(super) async fn issue_master(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
@@ -61,21 +42,19 @@ impl PkiOperator {
         let Place::Open(former) = place else { return Ok(()) };
         let roots = self.roots(identity, world).await?;
         let mut data = BTreeMap::new();
-        for (file, root) in [
-            (paths::CA, Root::Ca(Authority::Kubernetes)),
-            (paths::ETCD_CA, Root::Ca(Authority::Etcd)),
-            (paths::FRONT_PROXY_CA, Root::Ca(Authority::FrontProxy)),
-            (paths::SERVICE_ACCOUNT_PUB, Root::ServiceAccount),
+        for (file, content) in [
+            (paths::CA, roots.kubernetes.certificate()),
+            (paths::ETCD_CA, roots.etcd.certificate()),
+            (paths::FRONT_PROXY_CA, roots.front_proxy.certificate()),
+            (paths::SERVICE_ACCOUNT_PUB, &roots.service_account.certificate),
+            (paths::SERVICE_ACCOUNT_KEY, roots.service_account.key.expose_secret()),
+            (paths::ENCRYPTION, roots.encryption.expose_secret()),
         ] {
-            data.insert(file.to_owned(), bytes(roots.root(root, identity)?.certificate()));
+            data.insert(file.to_owned(), bytes(content));
         }
-        let service_account = roots.pair(Root::ServiceAccount, identity)?;
-        data.insert(paths::SERVICE_ACCOUNT_KEY.into(), bytes(service_account.key.expose_secret()));
-        let encryption = roots.pair(Root::Encryption, identity)?;
-        data.insert(paths::ENCRYPTION.into(), bytes(encryption.key.expose_secret()));
         let mut roots_end = Timestamp::MAX;
         for leaf in leaves {
-            let authority = roots.root(Root::Ca(leaf.authority), identity)?;
+            let authority = roots.authority(leaf.authority);
             roots_end = roots_end.min(self.sign_into(&mut data, authority, node, leaf, ttl, now).await?);
         }
         let annotations = issued(hash, renew_at(now, ttl, roots_end));
@@ -91,7 +70,7 @@ impl PkiOperator {
         let Issue { identity, world, hash, ttl, now } = issue;
         let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
-        let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
+        let ca = self.roots(identity, world).await?.kubernetes;
         let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(ca.certificate()))]);
         let mut roots_end = Timestamp::MAX;
         for leaf in leaves {
@@ -114,7 +93,7 @@ impl PkiOperator {
             && identity.owner().owns(&meta)
         {
             if cluster.pki.backend == PkiBackend::Vault {
-                let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
+                let ca = self.roots(identity, world).await?.kubernetes;
                 // Before the Secret, which brings us back here until it is gone.
                 authority::forget(&self.context, &ca, node, &leaf::OF_WORKER).await?;
             }
@@ -129,7 +108,7 @@ impl PkiOperator {
         let name = names::kubeconfig_secret(&identity.key.name);
         let place = self.keys.place(identity, &identity.key.namespace, &name, hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
-        let ca = self.root(identity, world, Root::Ca(Authority::Kubernetes)).await?;
+        let ca = self.roots(identity, world).await?.kubernetes;
         let client = authority::sign(&self.context, &ca, ADMINISTRATOR, &leaf::administrator(), now, ttl).await?;
         let text = kubeconfig::render(&identity.key.name, ADMINISTRATOR, endpoint, ca.certificate(), &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
@@ -154,13 +133,5 @@ impl PkiOperator {
         data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
         data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
         Ok(embedded::expires(authority.certificate())?)
-    }
-
-    async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
-        let mut all = BTreeMap::new();
-        for root in Root::ALL {
-            all.insert(root, self.root(identity, world, root).await?);
-        }
-        Ok(Roots { all })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! - [`plan`]: what is to be made, issued or renewed; pure
 //! - [`leaf`]: subjects, names, usages of every certificate
-//! - [`embedded`]: the built-in authority: keys and certificates by rcgen, roots in Secrets of the guest's namespace
+//! - [`roots`]: what is made once in a guest's life, and the Secret of the guest's namespace that has it
+//! - [`embedded`]: the built-in authority: keys and certificates by rcgen
 //! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
 //! - [`authority`]: which of the two signs for a guest
 //! - [`kubeconfig`]: the administrator's kubeconfig
@@ -21,6 +22,7 @@ pub mod leaf;
 pub mod plan;
 pub mod reconcile;
 pub mod request;
+pub mod roots;
 pub(crate) mod secrets;
 pub mod store;
 pub mod vault;

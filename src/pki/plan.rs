@@ -9,60 +9,16 @@ use k8s_openapi::jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::leaf::{self, Authority, Leaf};
+use super::{
+    leaf::{self, Authority, Leaf},
+    roots::{self, Root},
+};
 use crate::{
     api::names,
     cluster::{Valid, valid::DEFAULT_LEAF_TTL},
     network::places::Place,
     runtime::apply::hash,
 };
-
-/// Something that is made once in a guest's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Root {
-    /// A certificate authority.
-    Ca(Authority),
-    /// The key pair of service-account tokens.
-    ServiceAccount,
-    /// The key of encryption at rest.
-    Encryption,
-}
-
-impl Root {
-    /// All roots of a guest.
-    pub const ALL: [Self; 5] = [
-        Self::Ca(Authority::Kubernetes),
-        Self::Ca(Authority::Etcd),
-        Self::Ca(Authority::FrontProxy),
-        Self::ServiceAccount,
-        Self::Encryption,
-    ];
-
-    /// Its short name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ca(Authority::Kubernetes) => "kubernetes",
-            Self::Ca(Authority::Etcd) => "etcd",
-            Self::Ca(Authority::FrontProxy) => "front-proxy",
-            Self::ServiceAccount => "service-account",
-            Self::Encryption => "encryption",
-        }
-    }
-
-    /// Name of the (immutable) Secret of its first generation.
-    pub fn secret(self) -> String {
-        format!("ca-{}-1", self.name())
-    }
-
-    /// Annotation of the guest's namespace that records its fingerprint.
-    pub fn record(self) -> String {
-        format!("{}{}", names::CA_ANNOTATION_PREFIX, self.name())
-    }
-}
-
-/// Annotation of a root's Secret: its fingerprint.
-pub const FINGERPRINT_ANNOTATION: &str = "giantnetes.io/fingerprint";
 
 /// What is known of a Secret without reading it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,8 +27,8 @@ pub struct SecretMeta {
     pub hash: Option<String>,
     /// [`names::RENEW_AT_ANNOTATION`]
     pub renew_at: Option<Timestamp>,
-    /// [`FINGERPRINT_ANNOTATION`]
-    pub fingerprint: Option<String>,
+    /// Fingerprints of the roots that it holds, by [`Root::record`].
+    pub fingerprints: BTreeMap<String, String>,
     /// The worker whose keys it holds.
     pub worker: Option<String>,
 }
@@ -102,10 +58,10 @@ pub struct World {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Make a root, for the first and only time.
-    MakeRoot(Root),
-    /// Record the fingerprints of roots that were made.
-    RecordRoots(Vec<Root>),
+    /// Make the roots, for the first and only time.
+    MakeRoots,
+    /// Record the fingerprints of the roots that were made.
+    RecordRoots,
     /// Issue all certificates of a node into its Secret.
     IssueNode {
         /// The node.
@@ -155,8 +111,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What it waits for.
     pub waiting: Vec<String>,
-    /// Roots that a live guest seems to have lost: they are not seen, or do not say that they are what is recorded.
-    pub lost: Vec<Root>,
+    /// Whether a live guest seems to have lost its roots: they are not seen, or do not say that they are what is recorded.
+    pub lost: bool,
 }
 
 /// Decides what to do now.
@@ -166,25 +122,18 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         plan.waiting.push(format!("namespace {}", cluster.identity.namespace));
         return plan;
     }
-    let mut unrecorded = Vec::new();
-    for root in Root::ALL {
-        match (world.records.get(&root.record()), world.secrets.get(&root.secret())) {
-            (None, None) if world.records.is_empty() => plan.steps.push(Step::MakeRoot(root)),
-            // All are recorded in one write: who records some had this one, too.
-            (None, None) => plan.lost.push(root),
-            (None, Some(_)) => unrecorded.push(root),
-            (Some(record), Some(secret)) if secret.fingerprint.as_ref() == Some(record) => {}
-            (Some(_), _) => plan.lost.push(root),
+    match world.secrets.get(roots::SECRET).map(|secret| &secret.fingerprints) {
+        None if world.records.is_empty() => plan.steps.push(Step::MakeRoots),
+        Some(made) if roots::agree(made, &world.records) => {
+            if *made != world.records {
+                plan.steps.push(Step::RecordRoots);
+            }
         }
-    }
-    if !plan.lost.is_empty() {
-        // Whatever would be issued now would not fit what the guest was built on.
-        plan.steps.clear();
-        return plan;
-    }
-    // In one write, when all are made: until then nothing is issued from any of them.
-    if plan.steps.is_empty() && !unrecorded.is_empty() {
-        plan.steps.push(Step::RecordRoots(unrecorded));
+        _ => {
+            // Whatever would be issued now would not fit what the guest was built on.
+            plan.lost = true;
+            return plan;
+        }
     }
     if !plan.steps.is_empty() {
         plan.waiting.push("the roots".into());
@@ -286,25 +235,25 @@ mod tests {
 
     fn rooted() -> World {
         let mut world = World { namespace: true, endpoint: Some("https://10.0.0.1:6443".into()), ..World::default() };
-        for root in Root::ALL {
-            world.records.insert(root.record(), root.name().into());
-            let secret = SecretMeta { fingerprint: Some(root.name().into()), ..SecretMeta::default() };
-            world.secrets.insert(root.secret(), secret);
-        }
+        world.records = Root::ALL.into_iter().map(|root| (root.record(), root.name().into())).collect();
+        world.secrets.insert(roots::SECRET.into(), holding(&world.records));
         world
+    }
+
+    /// The Secret of roots with these fingerprints.
+    fn holding(fingerprints: &BTreeMap<String, String>) -> SecretMeta {
+        SecretMeta { fingerprints: fingerprints.clone(), ..SecretMeta::default() }
     }
 
     /// Carries out a plan as the effects would, as far as metadata shows it.
     fn carry_out(world: &mut World, plan: &Plan, renew_at: Timestamp) {
         for step in &plan.steps {
             match step {
-                Step::MakeRoot(root) => {
-                    let secret = SecretMeta { fingerprint: Some("f".into()), ..SecretMeta::default() };
-                    assert!(world.secrets.insert(root.secret(), secret).is_none(), "{root:?} was made twice");
+                Step::MakeRoots => {
+                    let made = holding(&rooted().records);
+                    assert!(world.secrets.insert(roots::SECRET.into(), made).is_none(), "they were made twice");
                 }
-                Step::RecordRoots(roots) => {
-                    world.records.extend(roots.iter().map(|root| (root.record(), "f".into())));
-                }
+                Step::RecordRoots => world.records = world.secrets[roots::SECRET].fingerprints.clone(),
                 Step::RemoveWorker { node } => {
                     assert!(world.secrets.remove(&names::node_secret(node)).is_some(), "{node}");
                 }
@@ -343,19 +292,45 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_root_is_never_made_again() {
+    fn recorded_roots_are_never_made_again() {
         let cluster = valid(json!({}));
+        let mut missing = rooted();
+        missing.secrets.remove(roots::SECRET);
+        let mut lost = vec![missing.clone()];
         for root in Root::ALL {
-            let mut missing = rooted();
-            missing.secrets.remove(&root.secret());
-            let mut exchanged = rooted();
-            exchanged.secrets.get_mut(&root.secret()).unwrap().fingerprint = Some("other".into());
-            let mut forgotten = missing.clone();
-            forgotten.records.remove(&root.record());
-            for world in [missing, exchanged, forgotten] {
-                let plan = plan(&cluster, &world, NOW);
-                assert_eq!((plan.lost, plan.steps), (vec![root], vec![]));
-            }
+            // One record is enough, whichever is left.
+            let mut recorded = missing.clone();
+            recorded.records.retain(|record, _| *record == root.record());
+            let (mut exchanged, mut unsaid) = (rooted(), rooted());
+            let said = |world: &mut World, fingerprint: Option<&str>| {
+                let mut all = world.records.clone();
+                all.remove(&root.record());
+                all.extend(fingerprint.map(|other| (root.record(), other.to_owned())));
+                world.secrets.insert(roots::SECRET.into(), holding(&all));
+            };
+            said(&mut exchanged, Some("other"));
+            said(&mut unsaid, None);
+            let mut unsaid_and_unrecorded = unsaid.clone();
+            unsaid_and_unrecorded.records.remove(&root.record());
+            lost.extend([recorded, exchanged, unsaid, unsaid_and_unrecorded]);
+        }
+        // Somebody took everything that the objects say of the roots.
+        let mut unsaid = rooted();
+        unsaid.records.clear();
+        unsaid.secrets.insert(roots::SECRET.into(), SecretMeta::default());
+        lost.push(unsaid);
+        for world in lost {
+            let plan = plan(&cluster, &world, NOW);
+            assert_eq!((plan.lost, plan.steps), (true, vec![]), "{world:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_somebody_took_is_written_again() {
+        for root in Root::ALL {
+            let mut world = rooted();
+            world.records.remove(&root.record());
+            assert_eq!(plan(&valid(json!({})), &world, NOW).steps, [Step::RecordRoots]);
         }
     }
 

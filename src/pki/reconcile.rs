@@ -16,11 +16,12 @@ use tracing::info;
 use super::{
     PkiFacts,
     authority::{self, Kept},
-    embedded::{Pair, PkiError},
+    embedded::{self, Pair, PkiError},
     issue::Issue,
     leaf::{self, Authority},
-    plan::{self, FINGERPRINT_ANNOTATION, Plan, Root, Step, World},
-    secrets::{fingerprint, make_root, root_data, root_of, secret},
+    plan::{self, Plan, Step, World},
+    roots::{self, Root, Roots},
+    secrets::secret,
     store::KeyStore,
     vault::{self, VaultError},
 };
@@ -45,9 +46,9 @@ pub enum Error {
     /// A Secret of our name belongs to somebody else.
     #[error("Secret {0} exists and is not ours; delete or rename it")]
     Foreign(String),
-    /// A root's Secret does not hold what it should.
+    /// The roots' Secret does not hold what it should.
     #[error(
-        "Secret {0} is missing or does not hold the recorded root; restore it from a backup, it is never made anew"
+        "Secret {0} is missing or does not hold the recorded roots; restore it from a backup, they are never made anew"
     )]
     Lost(String),
     /// Vault.
@@ -119,12 +120,12 @@ impl PkiOperator {
             self.observe(key, valid, target.cluster.status.as_ref().and_then(|status| status.endpoint.clone())).await?;
         let now = Timestamp::now();
         let plan = plan::plan(valid, &world, now);
-        for root in &plan.lost {
-            self.mark_root(&valid.identity, &world, *root).await?;
+        if plan.lost {
+            self.mark_roots(&valid.identity, &world.records).await?;
         }
         let in_vault = valid.pki.backend == PkiBackend::Vault;
         let mut facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()), vault: None };
-        if plan.steps.iter().any(|step| matches!(step, Step::MakeRoot(_))) {
+        if plan.steps.contains(&Step::MakeRoots) {
             if in_vault && target.vault().is_none() {
                 // The status remembers it longer than any other object of the guest.
                 facts.vault = Some(authority::vault(&self.context)?.place(&valid.identity));
@@ -158,13 +159,8 @@ impl PkiOperator {
     async fn observe(&self, key: &ClusterKey, valid: &Valid, pinned_endpoint: Option<String>) -> Result<World, Error> {
         let identity = &valid.identity;
         let namespace = self.context.namespace(identity);
-        let records = namespace
-            .as_ref()
-            .and_then(|namespace| namespace.metadata.annotations.clone())
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|(name, _)| name.starts_with(names::CA_ANNOTATION_PREFIX))
-            .collect();
+        let noted = namespace.as_ref().and_then(|namespace| namespace.metadata.annotations.as_ref());
+        let records = roots::fingerprints(noted);
         let kubeconfig = names::kubeconfig_secret(&key.name);
         let mut secrets = BTreeMap::new();
         let beside = cache::get(&self.context.cache.secrets, Some(&key.namespace), &kubeconfig);
@@ -190,8 +186,8 @@ impl PkiOperator {
     async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
         let identity = &valid.identity;
         match step {
-            Step::MakeRoot(root) => self.make_root(valid, *root, now).await,
-            Step::RecordRoots(roots) => self.record_roots(identity, roots, world).await,
+            Step::MakeRoots => self.make_roots(valid, world, now).await,
+            Step::RecordRoots => self.record_roots(identity, world).await,
             Step::IssueNode { node, leaves, ttl, hash, worker } => {
                 let issue = Issue { identity, world, hash, ttl: *ttl, now };
                 if *worker {
@@ -212,54 +208,47 @@ impl PkiOperator {
     async fn has_no_roots(&self, identity: &Identity) -> Result<(), Error> {
         let object = format!("Namespace {}", identity.namespace);
         let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
-        let records = live.metadata.annotations.unwrap_or_default();
-        match Root::ALL.into_iter().find(|root| records.contains_key(&root.record())) {
-            Some(root) => Err(Error::Lost(format!("{}/{}", identity.namespace, root.secret()))),
-            None => Ok(()),
-        }
+        let records = roots::fingerprints(live.metadata.annotations.as_ref());
+        if records.is_empty() { Ok(()) } else { Err(lost(identity)) }
     }
 
-    /// Makes a root for the first time. Its Secret has one name, so of two makers one fails and takes the other's.
-    async fn make_root(&self, cluster: &Valid, root: Root, now: Timestamp) -> Result<(), Error> {
+    /// Makes the roots for the first time. Their Secret has one name, so of two makers one fails and takes the other's.
+    async fn make_roots(&self, cluster: &Valid, world: &World, now: Timestamp) -> Result<(), Error> {
         let identity = &cluster.identity;
-        let kept = match root {
-            Root::Ca(of) if cluster.pki.backend == PkiBackend::Vault => {
-                let vault = authority::vault(&self.context)?;
-                let certificate = vault.make(identity, of, cluster.pki.ca_ttl).await?;
-                Kept::InVault { certificate, mount: vault.mount(identity, of) }
-            }
-            _ => make_root(root, cluster, now)?,
+        let made = Roots {
+            kubernetes: self.make_authority(cluster, Authority::Kubernetes, now).await?,
+            etcd: self.make_authority(cluster, Authority::Etcd, now).await?,
+            front_proxy: self.make_authority(cluster, Authority::FrontProxy, now).await?,
+            service_account: embedded::key_pair()?,
+            encryption: embedded::encryption_config()?,
         };
-        let annotations = BTreeMap::from([(FINGERPRINT_ANNOTATION.to_owned(), fingerprint(root, &kept))]);
-        let data = root_data(&kept);
         let secret = Secret {
             immutable: Some(true),
-            ..secret(identity, &identity.namespace, &root.secret(), annotations, data)
+            ..secret(identity, &identity.namespace, roots::SECRET, made.fingerprints(), made.data())
         };
         match self.keys.create(&secret).await {
-            Err(Error::Call(error)) if error.status() == Some(409) => {
-                // Ours, if the cache lags behind; else it stands in the way.
-                let (name, api) = (root.secret(), self.keys.secrets(&identity.namespace));
-                let there = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
-                let foreign = there.is_some_and(|there| !identity.owner().owns(&there.metadata));
-                if foreign { Err(Error::Foreign(format!("{}/{name}", identity.namespace))) } else { Ok(()) }
-            }
+            // Ours, if the cache lags behind or somebody took its labels; else it stands in the way.
+            Err(Error::Call(error)) if error.status() == Some(409) => self.mark_roots(identity, &world.records).await,
             Err(error) => Err(error),
             Ok(()) => {
-                info!(root = root.name(), "made");
+                info!("roots made");
                 Ok(())
             }
         }
     }
 
-    async fn record_roots(&self, identity: &Identity, roots: &[Root], world: &World) -> Result<(), Error> {
-        let mut records = BTreeMap::new();
-        for root in roots {
-            let name = root.secret();
-            let fingerprint = world.secrets.get(&name).and_then(|secret| secret.fingerprint.clone());
-            let fingerprint = fingerprint.ok_or_else(|| Error::Lost(format!("{}/{name}", identity.namespace)))?;
-            records.insert(root.record(), fingerprint);
+    async fn make_authority(&self, cluster: &Valid, of: Authority, now: Timestamp) -> Result<Kept, Error> {
+        let (identity, ttl) = (&cluster.identity, cluster.pki.ca_ttl);
+        if cluster.pki.backend == PkiBackend::Vault {
+            let vault = authority::vault(&self.context)?;
+            let certificate = vault.make(identity, of, ttl).await?;
+            return Ok(Kept::InVault { certificate, mount: vault.mount(identity, of) });
         }
+        Ok(Kept::Here(embedded::root(Root::Ca(of).name(), &identity.key.to_string(), now, ttl)?))
+    }
+
+    async fn record_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
+        let records = world.secrets.get(roots::SECRET).map(|secret| &secret.fingerprints);
         let namespace = self.context.namespace(identity);
         let patch = json!({"metadata": {
             // A namesake with another UID is not ours to write to.
@@ -273,43 +262,41 @@ impl PkiOperator {
         Ok(())
     }
 
-    /// Reads a root and compares it with its record.
-    pub(super) async fn root(&self, identity: &Identity, world: &World, root: Root) -> Result<Kept, Error> {
-        Ok(self.recorded(identity, world, root).await?.1)
+    /// Reads the roots and compares them with their records.
+    pub(super) async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
+        Ok(self.recorded(identity, &world.records).await?.1)
     }
 
-    /// A root's Secret and what it holds, which is what is recorded.
-    async fn recorded(&self, identity: &Identity, world: &World, root: Root) -> Result<(Secret, Kept), Error> {
-        let name = root.secret();
-        let found =
-            call("get", format!("Secret {name}"), self.keys.secrets(&identity.namespace).get_opt(&name)).await?;
-        let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
-        let found = found.ok_or_else(lost)?;
-        let kept = root_of(root, &found).ok_or_else(lost)?;
-        if world.records.get(&root.record()) != Some(&fingerprint(root, &kept)) {
-            return Err(lost());
-        }
-        Ok((found, kept))
+    /// The roots' Secret and what it holds, which is what is recorded.
+    async fn recorded(
+        &self,
+        identity: &Identity,
+        records: &BTreeMap<String, String>,
+    ) -> Result<(Secret, Roots), Error> {
+        let found = read_roots(&self.keys.secrets(&identity.namespace)).await?;
+        found.filter(|(_, kept)| roots::agree(&kept.fingerprints(), records)).ok_or_else(|| lost(identity))
     }
 
-    /// Gives a root that is there and intact the labels and the fingerprint back that somebody took from it: the cache does
-    /// not see it without them.
-    async fn mark_root(&self, identity: &Identity, world: &World, root: Root) -> Result<(), Error> {
-        let (mut found, kept) = self.recorded(identity, world, root).await?;
-        let (name, meta) = (root.secret(), &mut found.metadata);
-        if !identity.owner().owns(meta) {
-            return Err(Error::Foreign(format!("{}/{name}", identity.namespace)));
-        }
+    /// Gives roots that are there and intact the labels and the fingerprints back that somebody took from them: the cache does
+    /// not see them without those.
+    async fn mark_roots(&self, identity: &Identity, records: &BTreeMap<String, String>) -> Result<(), Error> {
+        let (name, api) = (roots::SECRET, self.keys.secrets(&identity.namespace));
+        let (mut found, kept) = match self.recorded(identity, records).await {
+            Ok((found, kept)) if identity.owner().owns(&found.metadata) => (found, kept),
+            Err(error) if !matches!(error, Error::Lost(_)) || !records.is_empty() => return Err(error),
+            // Nothing is recorded yet that could be lost.
+            _ => return Err(Error::Foreign(format!("{}/{name}", identity.namespace))),
+        };
+        let meta = &mut found.metadata;
         let before = (meta.labels.clone(), meta.annotations.clone());
         meta.labels.get_or_insert_default().extend(identity.labels());
-        meta.annotations.get_or_insert_default().insert(FINGERPRINT_ANNOTATION.into(), fingerprint(root, &kept));
+        meta.annotations.get_or_insert_default().extend(kept.fingerprints());
         if before == (meta.labels.clone(), meta.annotations.clone()) {
             // The cache lags behind.
             return Ok(());
         }
-        let api = self.keys.secrets(&identity.namespace);
-        call("replace", format!("Secret {name}"), api.replace(&name, &self.keys.post(), &found)).await?;
-        info!(root = root.name(), "its labels and fingerprint were put right");
+        call("replace", format!("Secret {name}"), api.replace(name, &self.keys.post(), &found)).await?;
+        info!("labels and fingerprints of the roots were put right");
         Ok(())
     }
 
@@ -321,8 +308,7 @@ impl PkiOperator {
             if vault.is_seen(&vault.mount(identity, of)) {
                 continue;
             }
-            let root = self.root(identity, world, Root::Ca(of)).await?;
-            if let Some(root) = root.in_vault() {
+            if let Some(root) = self.roots(identity, world).await?.authority(of).in_vault() {
                 vault.verify(root).await?;
             }
         }
@@ -392,16 +378,21 @@ pub fn kubernetes_authority(context: &Context, identity: &Identity) -> Option<St
 /// # Errors
 /// [`Error::Lost`] if it is missing or another one; a call.
 pub async fn kubernetes_ca(context: &Context, identity: &Identity) -> Result<Kept, Error> {
-    let root = Root::Ca(Authority::Kubernetes);
-    let name = root.secret();
-    let lost = || Error::Lost(format!("{}/{name}", identity.namespace));
     let api = Api::<Secret>::namespaced(context.client.clone(), &identity.namespace);
-    let secret = call("get", format!("Secret {name}"), api.get_opt(&name)).await?;
-    let ca = secret.as_ref().and_then(|secret| root_of(root, secret)).ok_or_else(lost)?;
-    if kubernetes_authority(context, identity) != Some(fingerprint(root, &ca)) {
-        return Err(lost());
-    }
-    Ok(ca)
+    let found = read_roots(&api).await?;
+    let ca = found.map(|(_, kept)| kept.kubernetes);
+    let recorded = kubernetes_authority(context, identity);
+    ca.filter(|ca| Some(embedded::fingerprint(ca.certificate())) == recorded).ok_or_else(|| lost(identity))
+}
+
+/// The roots' Secret of a guest's namespace and what it holds, if that is all of them.
+async fn read_roots(api: &Api<Secret>) -> Result<Option<(Secret, Roots)>, CallError> {
+    let found = call("get", format!("Secret {}", roots::SECRET), api.get_opt(roots::SECRET)).await?;
+    Ok(found.and_then(|secret| Roots::of(&secret).map(|kept| (secret, kept))))
+}
+
+fn lost(identity: &Identity) -> Error {
+    Error::Lost(format!("{}/{}", identity.namespace, roots::SECRET))
 }
 
 fn next_renewal(world: &World) -> Option<Timestamp> {

@@ -3,62 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
-use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use tracing::warn;
 
-use super::{
-    authority::Kept,
-    embedded::{self, Pair, PkiError},
-    plan::{FINGERPRINT_ANNOTATION, Root, SecretMeta},
-};
-use crate::{
-    api::names,
-    cluster::{Identity, Valid},
-    runtime::apply::hash,
-};
-
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
-/// Instead of a key: the mount in Vault that has it.
-const MOUNT: &str = "vault-mount";
-
-/// Makes a root that is kept here.
-pub(super) fn make_root(root: Root, cluster: &Valid, now: Timestamp) -> Result<Kept, PkiError> {
-    Ok(Kept::Here(match root {
-        Root::Ca(_) => embedded::root(root.name(), &cluster.identity.key.to_string(), now, cluster.pki.ca_ttl)?,
-        Root::ServiceAccount => embedded::key_pair()?,
-        Root::Encryption => Pair { certificate: String::new(), key: embedded::encryption_config()? },
-    }))
-}
-
-/// What a root's Secret holds.
-pub(super) fn root_data(kept: &Kept) -> BTreeMap<String, ByteString> {
-    let (name, value) = match kept {
-        Kept::Here(pair) => (KEY, pair.key.expose_secret()),
-        Kept::InVault { mount, .. } => (MOUNT, mount.as_str()),
-    };
-    BTreeMap::from([(CERTIFICATE.to_owned(), bytes(kept.certificate())), (name.to_owned(), bytes(value))])
-}
-
-/// What identifies a root.
-pub(super) fn fingerprint(root: Root, kept: &Kept) -> String {
-    match (root, kept) {
-        (Root::Encryption, Kept::Here(pair)) => embedded::fingerprint(pair.key.expose_secret()),
-        _ => embedded::fingerprint(kept.certificate()),
-    }
-}
-
-/// The root that a Secret holds.
-pub(super) fn root_of(root: Root, secret: &Secret) -> Option<Kept> {
-    let data = secret.data.as_ref()?;
-    let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok().filter(|text| !text.is_empty());
-    if let Some(mount) = text(MOUNT) {
-        return Some(Kept::InVault { certificate: text(CERTIFICATE)?, mount });
-    }
-    let certificate = if root == Root::Encryption { String::new() } else { text(CERTIFICATE)? };
-    Some(Kept::Here(Pair { certificate, key: SecretString::from(text(KEY)?) }))
-}
+use super::{plan::SecretMeta, roots};
+use crate::{api::names, cluster::Identity, runtime::apply::hash};
 
 pub(crate) fn secret(
     identity: &Identity,
@@ -102,7 +51,7 @@ pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
     SecretMeta {
         hash: annotation(names::HASH_ANNOTATION),
         renew_at,
-        fingerprint: annotation(FINGERPRINT_ANNOTATION),
+        fingerprints: roots::fingerprints(meta.annotations.as_ref()),
         worker: worker.and_then(|_| label(names::NODE_LABEL)),
     }
 }

@@ -1,7 +1,7 @@
 //! Users' access: what a ClusterAccess gives, what it refuses, and how it ends.
 
 use anyhow::{Context as _, Result, ensure};
-use giantnetes::api::ClusterAccess;
+use giantnetes::{api::ClusterAccess, pki::roots};
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::{
     Api,
@@ -128,13 +128,13 @@ fn a_user_gets_a_kubeconfig_that_is_renewed_and_ends_with_the_cluster() {
 
         let first = secret(&world, "early").await.unwrap();
         let status = world.clusters("a").get("one").await.unwrap().status.unwrap();
-        let ca = world.secrets(&home(&world, "one").await).get("ca-kubernetes-1").await.unwrap();
+        let ca = world.secrets(&home(&world, "one").await).get(roots::SECRET).await.unwrap();
         let found = way(&first);
         let wanted = Way {
             server: status.endpoint.unwrap(),
             user: "alice".into(),
             groups: vec!["dev".into()],
-            authority: ca.data.unwrap()["tls.crt"].0.clone(),
+            authority: ca.data.unwrap()["kubernetes.crt"].0.clone(),
             life: 3600,
             serial: found.serial.clone(),
         };
@@ -248,8 +248,8 @@ async fn it_ends_with_the_cluster(world: &World) {
     // The next Cluster of that name has another authority.
     world.create("a", "one", json!({})).await.unwrap();
     condition(world, "early", "True", "AsExpected").await;
-    let ca = world.secrets(&home(world, "one").await).get("ca-kubernetes-1").await.unwrap();
-    assert_eq!(way(&secret(world, "early").await.unwrap()).authority, ca.data.unwrap()["tls.crt"].0);
+    let ca = world.secrets(&home(world, "one").await).get(roots::SECRET).await.unwrap();
+    assert_eq!(way(&secret(world, "early").await.unwrap()).authority, ca.data.unwrap()["kubernetes.crt"].0);
 }
 
 #[test]

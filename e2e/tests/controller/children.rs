@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use giantnetes::pki::roots;
 use kube::{
     Api,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
@@ -117,7 +118,7 @@ fn deleted_and_edited_children_return() {
         let unlabelled = || json!({"metadata": {"labels": {"giantnetes.io/cluster": null}}});
         let released = || json!({"spec": {"releasedAt": "2020-01-01T00:00:00Z"}});
         let enforced = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
-        let unfingerprinted = json!({"metadata": {"annotations": {"giantnetes.io/fingerprint": "another"}}});
+        let unfingerprinted = json!({"metadata": {"annotations": {"giantnetes.io/ca-encryption": "another"}}});
         let unrecorded = json!({"metadata": {"annotations": {"giantnetes.io/ca-kubernetes": null}}});
         let deeds = [
             ("Service", "master", Delete),
@@ -136,8 +137,8 @@ fn deleted_and_edited_children_return() {
             ("Secret", "master-0-pki", Spoil(json!({"data": {"apiserver.key": "AAAA"}}), "/data/apiserver.key")),
             ("Secret", "master-0-pki", Edit(unlabelled(), "/metadata/labels")),
             // Never made anew: what somebody took from the one that is there returns to it.
-            ("Secret", "ca-kubernetes-1", Edit(unlabelled(), "/metadata/labels")),
-            ("Secret", "ca-encryption-1", Edit(unfingerprinted, "/metadata/annotations")),
+            ("Secret", roots::SECRET, Edit(unlabelled(), "/metadata/labels")),
+            ("Secret", roots::SECRET, Edit(unfingerprinted, "/metadata/annotations")),
             ("Secret", "one-kubeconfig", Delete),
             ("Secret", "one-kubeconfig", Spoil(json!({"data": {"value": "AAAA"}}), "/data/value")),
             ("Namespace", home.as_str(), Edit(enforced, "/metadata/labels")),

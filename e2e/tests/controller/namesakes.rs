@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
+use giantnetes::pki::roots;
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -159,19 +160,19 @@ fn namesakes_of_what_nodes_are_made_of_are_told_and_left_alone() {
         is_told_and_left_alone(&world, &volume, &stranger, "ControlPlaneReady").await;
         eventually(SECOND * 30, "the VM pods to be there", made).await.unwrap();
 
-        // An authority's Secret is not made anew, before the stranger is out of the way and after.
-        let authority = child("Secret", "ca-kubernetes-1");
-        let mut backup = authority.api(&world).get("ca-kubernetes-1").await.unwrap();
-        let stranger = usurp(&world, &mut manager, &authority, json!({"stringData": {"value": "precious"}})).await;
+        // The roots' Secret is not made anew, before the stranger is out of the way and after.
+        let kept = child("Secret", roots::SECRET);
+        let mut backup = kept.api(&world).get(roots::SECRET).await.unwrap();
+        let stranger = usurp(&world, &mut manager, &kept, json!({"stringData": {"value": "precious"}})).await;
         let lost = ("PKIReady", "False", "CALost");
         world.condition(SECOND * 60, ("a", "life"), lost).await.unwrap();
-        let after = authority.api(&world).get("ca-kubernetes-1").await.unwrap();
+        let after = kept.api(&world).get(roots::SECRET).await.unwrap();
         assert_eq!(after.metadata.resource_version, stranger.metadata.resource_version, "it was touched");
-        remove(&world, &authority).await;
+        remove(&world, &kept).await;
         manager.settled().await;
-        assert!(authority.api(&world).get_opt("ca-kubernetes-1").await.unwrap().is_none(), "it was made anew");
+        assert!(kept.api(&world).get_opt(roots::SECRET).await.unwrap().is_none(), "it was made anew");
         (backup.metadata.uid, backup.metadata.resource_version) = (None, None);
-        authority.api(&world).create(&PostParams::default(), &backup).await.unwrap();
+        kept.api(&world).create(&PostParams::default(), &backup).await.unwrap();
         let ready = ("PKIReady", "True", "AsExpected");
         world.condition(SECOND * 90, ("a", "life"), ready).await.unwrap();
         let fingerprints = |roots: &BTreeMap<String, String>| -> BTreeMap<String, String> {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::ensure;
+use giantnetes::pki::roots;
 use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event};
 use kube::{
     Api, ResourceExt as _,
@@ -79,7 +80,7 @@ fn a_support_bundle_has_what_helps_and_nothing_secret() {
             assert!(files[name].len() > 40, "{name}: {}", files[name]);
         }
         let secrets = &files["guest/secrets.yaml"];
-        assert!(secrets.contains("ca-kubernetes-1") && !secrets.contains("\ndata:"), "{secrets}");
+        assert!(secrets.contains(roots::SECRET) && !secrets.contains("\ndata:"), "{secrets}");
         for (name, text) in &files {
             assert!(!text.contains("PRIVATE KEY") && !text.contains("hvs.0"), "{name}: {text}");
             for word in &words {

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::ensure;
 use futures::future::try_join_all;
+use giantnetes::pki::roots::{self, SECRET};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
@@ -187,39 +188,38 @@ fn a_lost_root_is_told_and_never_made_anew() {
         world.create("a", "two", json!({})).await.unwrap();
         world.converged(SECOND * 30, "a", "one").await.unwrap();
         let home = home(&world, "one").await;
-        let roots = world.secrets(&home);
-        let root = roots.get("ca-kubernetes-1").await.unwrap();
-        roots.delete("ca-kubernetes-1", &DeleteParams::default()).await.unwrap();
+        let secrets = world.secrets(&home);
+        let root = secrets.get(SECRET).await.unwrap();
+        secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
         let lost = ("PKIReady", "False", "CALost");
         let (message, took) = world.condition(SECOND * 15, ("a", "one"), lost).await.unwrap();
-        assert!(message.contains("ca-kubernetes-1") && message.contains("restore it from a backup"), "{message}");
+        assert!(message.contains(SECRET) && message.contains("restore it from a backup"), "{message}");
         println!("    told after {took:.1?}: {message}");
         // A new process knows no more than the objects say.
         manager.restart();
         world.create("a", "three", json!({})).await.unwrap();
         world.converged(SECOND * 30, "a", "three").await.unwrap();
         world.converged(SECOND * 30, "a", "two").await.unwrap();
-        assert!(roots.get_opt("ca-kubernetes-1").await.unwrap().is_none(), "it was made anew");
+        assert!(secrets.get_opt(SECRET).await.unwrap().is_none(), "it was made anew");
         // Another root in its place is not it.
-        let mut other = world.secrets(&self::home(&world, "two").await).get("ca-kubernetes-1").await.unwrap();
+        let mut other = world.secrets(&self::home(&world, "two").await).get(SECRET).await.unwrap();
         other.metadata = kube::api::ObjectMeta {
             name: other.metadata.name,
             labels: root.metadata.labels.clone(),
             annotations: root.metadata.annotations.clone().map(|mut annotations| {
-                let foreign = other.metadata.annotations.as_ref().unwrap()["giantnetes.io/fingerprint"].clone();
-                annotations.insert("giantnetes.io/fingerprint".into(), foreign);
+                annotations.extend(roots::fingerprints(other.metadata.annotations.as_ref()));
                 annotations
             }),
             ..Default::default()
         };
-        roots.create(&PostParams::default(), &other).await.unwrap();
+        secrets.create(&PostParams::default(), &other).await.unwrap();
         manager.settled().await;
         world.condition(SECOND * 5, ("a", "one"), lost).await.unwrap();
         // The backup is restored: all is well again.
-        roots.delete("ca-kubernetes-1", &DeleteParams::default()).await.unwrap();
+        secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
         let mut backup = root;
         (backup.metadata.uid, backup.metadata.resource_version) = (None, None);
-        roots.create(&PostParams::default(), &backup).await.unwrap();
+        secrets.create(&PostParams::default(), &backup).await.unwrap();
         world.converged(SECOND * 90, "a", "one").await.unwrap();
     });
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use giantnetes::pki::roots;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt as _,
@@ -109,12 +110,22 @@ fn roots_are_made_in_vault_once_and_go_with_the_cluster() {
 
         let (made, home_one) = (roots(&vault), home(&world, "one").await);
         assert_eq!(made.len(), 3, "{made:?}");
+        let data = world.secrets(&home_one).get(roots::SECRET).await.unwrap().data.unwrap();
+        let files: Vec<_> = data.keys().map(String::as_str).collect();
+        let held = [
+            "encryption.yaml",
+            "etcd.crt",
+            "etcd.vault-mount",
+            "front-proxy.crt",
+            "front-proxy.vault-mount",
+            "kubernetes.crt",
+            "kubernetes.vault-mount",
+            "service-account.key",
+            "service-account.pub",
+        ];
+        assert_eq!(files, held, "no key of an authority is here");
         for root in ["kubernetes", "etcd", "front-proxy"] {
-            let secret = world.secrets(&home_one).get(&format!("ca-{root}-1")).await.unwrap();
-            let data = secret.data.unwrap();
-            let files: Vec<_> = data.keys().map(String::as_str).collect();
-            assert_eq!(files, ["tls.crt", "vault-mount"], "no key of an authority is here");
-            let kept = String::from_utf8(data["tls.crt"].0.clone()).unwrap();
+            let kept = String::from_utf8(data[&format!("{root}.crt")].0.clone()).unwrap();
             let (_, in_vault) = made.iter().find(|(path, _)| path.ends_with(&format!("/{root}/"))).unwrap();
             assert_eq!(kept.trim(), in_vault.trim());
         }

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::StreamExt as _;
-use giantnetes::api::{Cluster, NetworkClaim};
+use giantnetes::{
+    api::{Cluster, NetworkClaim, names::CA_ANNOTATION_PREFIX},
+    pki::roots,
+};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service},
     networking::v1::{Ingress, NetworkPolicy},
@@ -198,16 +201,17 @@ impl World {
         Ok(found)
     }
 
-    /// Fingerprints of the roots of all guests, as their Secrets say, by Secret and UID.
+    /// Fingerprints of the roots of all guests, as their Secrets say, with the UID, by namespace and root.
     pub async fn roots(&self) -> Result<BTreeMap<String, String>> {
         let ours = ListParams::default().labels("giantnetes.io/cluster");
         let secrets = Api::<Secret>::all(self.client.clone()).list(&ours).await?;
-        let root = |secret: &Secret| {
-            let fingerprint = secret.annotations().get("giantnetes.io/fingerprint")?.clone();
-            let name = format!("{}/{}", secret.namespace().unwrap_or_default(), secret.name_any());
-            Some((name, format!("{fingerprint} {}", secret.uid().unwrap_or_default())))
+        let of = |secret: &Secret| {
+            let (uid, namespace) = (secret.uid().unwrap_or_default(), secret.namespace().unwrap_or_default());
+            let roots = secret.annotations().clone().into_iter();
+            let roots = roots.filter(|(name, _)| name.starts_with(CA_ANNOTATION_PREFIX));
+            roots.map(move |(name, fingerprint)| (format!("{namespace} {name}"), format!("{fingerprint} {uid}")))
         };
-        Ok(secrets.iter().filter_map(root).collect())
+        Ok(secrets.iter().filter(|secret| secret.name_any() == roots::SECRET).flat_map(of).collect())
     }
 
     /// Adds an annotation, as a user would edit an object.

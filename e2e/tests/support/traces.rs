@@ -2,25 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use giantnetes::{api::names::CA_ANNOTATION_PREFIX, pki::roots};
 use lab::{Lab, wait_for};
+use serde_json::Value;
 
 use super::{Guest, list, machines};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Names, UIDs and fingerprints of a guest's roots, as their Secrets say.
+/// Fingerprints of a guest's roots, as their Secret says, with its UID.
 pub fn fingerprints(guest: &Guest) -> Result<Vec<String>> {
-    let secrets = list(guest.lab, &["-n", &guest.home()?, "secrets"])?;
-    let roots = secrets.iter().filter(|s| s["metadata"]["name"].as_str().unwrap_or_default().starts_with("ca-"));
-    let found: Vec<_> = roots
-        .map(|s| {
-            format!(
-                "{} {} {}",
-                s["metadata"]["name"], s["metadata"]["uid"], s["metadata"]["annotations"]["giantnetes.io/fingerprint"]
-            )
-        })
-        .collect();
+    let secret = guest.lab.kubectl(&["-n", &guest.home()?, "get", "secret", roots::SECRET, "-o", "json"])?;
+    let meta = &serde_json::from_str::<Value>(&secret)?["metadata"];
+    let annotations = meta["annotations"].as_object().context("a Secret with annotations")?;
+    let roots = annotations.iter().filter(|(name, _)| name.starts_with(CA_ANNOTATION_PREFIX));
+    let found: Vec<_> = roots.map(|(name, value)| format!("{name} {value} {}", meta["uid"])).collect();
     ensure!(found.len() == 5, "there are {} roots", found.len());
     Ok(found)
 }

@@ -25,7 +25,10 @@ use crate::{
         claims::{self, Holder, VniChoice},
         exposure,
     },
-    pki::plan::{self as pki, FINGERPRINT_ANNOTATION, SecretMeta, World},
+    pki::{
+        plan::{self as pki, SecretMeta, World},
+        roots,
+    },
     runtime::{CallError, call},
     settings::Settings,
 };
@@ -173,8 +176,8 @@ async fn unwanted(client: &Client, identity: &Identity, steps: &[Step]) -> Resul
             let namespace = Some(identity.namespace.clone());
             let object =
                 steps::Object { resource: resource.clone(), namespace, name: live.name_any(), in_guest: false };
-            let root = live.annotations().contains_key(FINGERPRINT_ANNOTATION);
-            if root || !identity.owner().owns(&live.metadata) || steps.iter().any(|step| step.object == object) {
+            let roots = object.name == roots::SECRET;
+            if roots || !identity.owner().owns(&live.metadata) || steps.iter().any(|step| step.object == object) {
                 continue;
             }
             let body = json!({"apiVersion": resource.api_version, "kind": resource.kind,
@@ -232,13 +235,12 @@ async fn pki_states(
     let identity = &valid.identity;
     let mut world = World {
         namespace: true,
-        records: namespace.annotations().clone(),
+        records: roots::fingerprints(namespace.metadata.annotations.as_ref()),
         workers: kvm::plan::workers(valid, &known.workers).into_iter().map(|(_, node)| node).collect(),
         places: known.places().collect(),
         endpoint: known.endpoint.contains('<').then_some(()).map_or_else(|| Some(known.endpoint.clone()), |()| None),
         ..World::default()
     };
-    world.records.retain(|name, _| name.starts_with(names::CA_ANNOTATION_PREFIX));
     let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
     let what = format!("Secrets of {}", identity.namespace);
     let secrets = call("list", what, api.list_metadata(&ListParams::default())).await?;
@@ -252,17 +254,18 @@ async fn pki_states(
     let plan = pki::plan(valid, &world, now);
     let mut states: BTreeMap<_, _> = world.secrets.keys().map(|name| (name.clone(), State::Unchanged)).collect();
     for step in &plan.steps {
-        if let pki::Step::RecordRoots(roots) = step {
+        if *step == pki::Step::RecordRoots {
             let recorded_next = State::Unknown("was made, and is recorded on the namespace next".into());
-            states.extend(roots.iter().map(|root| (root.secret(), recorded_next.clone())));
+            states.insert(roots::SECRET.into(), recorded_next);
         }
         if let Some((_, name)) = steps::secret_of(valid, step) {
             let state = if world.secrets.contains_key(&name) { State::Changed } else { State::Created };
             states.insert(name, state);
         }
     }
-    for root in plan.lost {
-        states.insert(root.secret(), State::Unknown("is lost, and never made anew: restore it from a backup".into()));
+    if plan.lost {
+        let lost = State::Unknown("is lost, and never made anew: restore it from a backup".into());
+        states.insert(roots::SECRET.into(), lost);
     }
     Ok(states)
 }
@@ -272,7 +275,7 @@ fn meta(meta: &ObjectMeta) -> SecretMeta {
     SecretMeta {
         hash: annotation(names::HASH_ANNOTATION),
         renew_at: annotation(names::RENEW_AT_ANNOTATION).and_then(|at| at.parse().ok()),
-        fingerprint: annotation(FINGERPRINT_ANNOTATION),
+        fingerprints: roots::fingerprints(meta.annotations.as_ref()),
         worker: None,
     }
 }

@@ -19,7 +19,10 @@ use crate::{
         places::{self, Place, Places},
         plan as network, policies,
     },
-    pki::plan::{self as pki, World},
+    pki::{
+        plan::{self as pki, World},
+        roots::{self, Root},
+    },
     settings::Settings,
 };
 
@@ -212,21 +215,19 @@ fn pki_steps(valid: &Valid, namespace: &str, known: &Known) -> Vec<Step> {
         places: known.all_places(valid).given,
         ..World::default()
     };
-    let roots = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
-    for root in pki::Root::ALL {
-        world.records.insert(root.record(), "made".into());
-        let secret = pki::SecretMeta { fingerprint: Some("made".into()), ..pki::SecretMeta::default() };
-        world.secrets.insert(root.secret(), secret);
-    }
+    let first = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
+    world.records = Root::ALL.into_iter().map(|root| (root.record(), "made".into())).collect();
+    let secret = pki::SecretMeta { fingerprints: world.records.clone(), ..pki::SecretMeta::default() };
+    world.secrets.insert(roots::SECRET.into(), secret);
     let leaves = pki::plan(valid, &world, Timestamp::UNIX_EPOCH).steps;
-    roots.iter().chain(&leaves).filter_map(|wish| pki_step(valid, wish, namespace)).collect()
+    first.iter().chain(&leaves).filter_map(|wish| pki_step(valid, wish, namespace)).collect()
 }
 
 fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
     let guest = &valid.identity.namespace;
     let (place, name) = secret_of(valid, wish)?;
     let (purpose, waits_for) = match wish {
-        pki::Step::MakeRoot(_) | pki::Step::RecordRoots(_) => ("a root, made once", vec![namespace.to_owned()]),
+        pki::Step::MakeRoots | pki::Step::RecordRoots => ("the roots, made once", vec![namespace.to_owned()]),
         pki::Step::IssueNode { worker: true, node, .. } => {
             let place = format!("the place in ConfigMap {guest}/{}", names::node_config_map(node));
             ("the worker's certificates", vec!["the roots".into(), place])
@@ -257,8 +258,8 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
 pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> Option<(String, String)> {
     let identity = &valid.identity;
     match wish {
-        pki::Step::MakeRoot(root) => Some((identity.namespace.clone(), root.secret())),
-        pki::Step::RecordRoots(_) | pki::Step::RemoveWorker { .. } => None,
+        pki::Step::MakeRoots => Some((identity.namespace.clone(), roots::SECRET.to_owned())),
+        pki::Step::RecordRoots | pki::Step::RemoveWorker { .. } => None,
         pki::Step::IssueNode { node, .. } => Some((identity.namespace.clone(), names::node_secret(node))),
         pki::Step::IssueKubeconfig { .. } => {
             Some((identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name)))

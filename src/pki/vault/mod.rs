@@ -26,7 +26,7 @@ use self::client::{Action, Connection};
 use super::{
     embedded::{self, Pair, PkiError},
     leaf::{Authority, Leaf},
-    plan::Root,
+    roots::Root,
 };
 use crate::{
     api::VaultPlace,

@@ -10,7 +10,7 @@ use crate::{
     pki::{
         embedded::BACKDATE,
         leaf::{Authority, BOOTSTRAPPER, Leaf, REQUESTED, Usage},
-        plan::Root,
+        roots::Root,
     },
 };
 
