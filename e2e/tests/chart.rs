@@ -155,7 +155,8 @@ fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() 
     // One management cluster has one of them.
     let words = ["install", "second", &chart(), "--namespace", "other", "--create-namespace"];
     let second = format!("{:#}", helm.run(&words).against(&server).output().unwrap_err());
-    assert!(second.contains("giantnetes.io") && second.contains("current value is \"giantnetes\""), "{second}");
+    assert!(second.contains("as release giantnetes in namespace giantnetes-system"), "{second}");
+    assert!(second.contains("helm upgrade that one, or helm uninstall it first"), "{second}");
     // Nobody works on it here.
     let waited = format!("{:#}", server.shell(&next("wait").replace("15m", "1s")).unwrap_err());
     assert!(waited.contains("timed out waiting for the condition on clusters/demo"), "{waited}");

@@ -16,6 +16,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/name: giantnetes-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- /* Fails if another release works here: two would write to the same Clusters. Kinds that one left behind are helm's to tell of. */ -}}
+{{- define "giantnetes.onlyRelease" -}}
+{{- $kind := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "clusters.giantnetes.io" }}
+{{- $owner := dig "metadata" "annotations" dict $kind }}
+{{- $release := get $owner "meta.helm.sh/release-name" }}
+{{- $namespace := get $owner "meta.helm.sh/release-namespace" }}
+{{- if and $release (or (ne $release .Release.Name) (ne $namespace .Release.Namespace)) }}
+{{- if lookup "apps/v1" "Deployment" $namespace $release }}
+{{- fail (printf "Giantnetes is installed already, as release %s in namespace %s, and serves all namespaces: helm upgrade that one, or helm uninstall it first" $release $namespace) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- /* The settings; an empty clusterDNS is looked up. */ -}}
 {{- define "giantnetes.settings" -}}
 {{- $settings := deepCopy .Values.settings }}
