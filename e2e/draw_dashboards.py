@@ -83,7 +83,7 @@ def timeseries(url, panel, box, values):
     left, right, top, bottom = x + 62, x + width - 12, y + 32, y + height - 24 - 15 * rows
     everything = [value for _, points in series for _, value in points]
     least = min(0, min(everything))
-    most = max(max(everything), least + 1e-9)
+    most = max(everything) if max(everything) > least else least + 1
     out = []
     for part in range(5):
         level = bottom - (bottom - top) * part / 4
@@ -115,7 +115,9 @@ def draw(url, board, values):
         place = panel["gridPos"]
         box = (place["x"] * COLUMN + GAP / 2, place["y"] * ROW + 46, place["w"] * COLUMN - GAP, place["h"] * ROW - GAP)
         out.append('<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="3" fill="#fff" stroke="#dcdcdc"/>' % box)
-        out.append(text(box[0] + 10, box[1] + 20, panel["title"], 13, "#222", weight="bold"))
+        # A bold letter is about two thirds as wide as it is high.
+        size = min(13, (box[2] - 20) / len(panel["title"]) / 0.65)
+        out.append(text(box[0] + 10, box[1] + 20, panel["title"], f"{size:.3g}", "#222", weight="bold"))
         out += kinds[panel["type"]](url, panel, box, values)
     return "\n".join([*out, "</svg>\n"])
 
