@@ -32,7 +32,7 @@ MUTANTS = [
     ("quarantine", "claims", "a released VNI is still its former Cluster's",
      "src/network/claims.rs", "match free_at(claim, quarantine) {", "match free_at(claim, quarantine).filter(|_| false) {", UNIT + ["network::claims"]),
     ("root", "roots", "roots that are recorded and gone are made anew",
-     "src/pki/plan.rs", "None if world.records.is_empty() => plan.steps.push(Step::MakeRoots),", "None => plan.steps.push(Step::MakeRoots),", UNIT + ["pki"]),
+     "src/pki/plan.rs", "None if world.records.is_empty() && !world.has_issued() => plan.steps.push(Step::MakeRoots),", "None => plan.steps.push(Step::MakeRoots),", UNIT + ["pki"]),
     ("crash", "crashes", "roots that were made before a crash are not recorded after it",
      "src/pki/plan.rs", "            if *made != world.records {", "            if *made != world.records && !world.records.is_empty() {", CONTROLLER + ["networks_and_keys"]),
     ("finalizer", "deletion", "the finalizer goes while the namespace is there",

@@ -22,7 +22,7 @@ recipe=3
 controller_limit=60000000
 names=(base base-vm pause toolbox nettools calico coredns traefik node vm controller)
 # Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
-preloaded=(pause toolbox calico coredns)
+preloaded=(pause toolbox calico coredns traefik)
 
 die() { echo "images: $*" >&2; exit 1; }
 
@@ -189,11 +189,12 @@ build_node() {
   KUBERNETES=$("$tools" --dir "$kubernetes") ETCD=$("$tools" --dir etcd) CNI=$("$tools" --dir cni)
   CALICO=$("$tools" --dir calico) KUBERNETES_VERSION=$(kubernetes_version)
   CALICO_VERSION=$(tool_version calico) COREDNS_VERSION=$(tool_version coredns)
+  TRAEFIK_VERSION=$(tool_version traefik)
   PRELOAD=$(for image in "${preloaded[@]}"; do path "$image"; done | xargs)
   for folder in "$KUBERNETES" "$ETCD" "$CNI" "$CALICO"; do
     [[ -d $folder ]] || { echo "$folder is missing: run e2e/tools/build.sh first"; return 1; }
   done
-  export KUBERNETES ETCD CNI CALICO KUBERNETES_VERSION CALICO_VERSION COREDNS_VERSION PRELOAD
+  export KUBERNETES ETCD CNI CALICO KUBERNETES_VERSION CALICO_VERSION COREDNS_VERSION TRAEFIK_VERSION PRELOAD
   "$here/node/build.sh" "$1"
 }
 

@@ -5,6 +5,7 @@
 mod support;
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -52,7 +53,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
     let lab = installed();
     let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
     let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
-    let steps: [(&str, Step); 12] = [
+    let steps: [(&str, Step); 13] = [
         ("two nodes become Ready", become_ready),
         ("a workload runs on both nodes", workload_runs),
         ("BGP is established on both nodes", bgp_is_established),
@@ -62,6 +63,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
         ("a NetworkPolicy blocks what it says", policies_hold),
         ("rights are as RBAC says", rbac_holds),
         ("a user has the rights that a ClusterAccess names, for as long as it is there", users_have_their_rights),
+        ("an Ingress answers from outside, for as long as there is an ingress controller", ingresses_are_served),
         ("root in a VM reaches no other guest and nothing of the management cluster", is_apart),
         ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
         ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
@@ -337,6 +339,59 @@ fn users_have_their_rights(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.kubectl(&["delete", "namespace", "later", "--wait=false"]).map(drop)
 }
 
+/// A way to both web servers by a name.
+const INGRESS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec:
+  rules:
+  - host: web.example.test
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}
+";
+
+fn ingresses_are_served(lab: &Lab, guest: &Guest) -> Result<()> {
+    let started = Instant::now();
+    guest.change(r#"{"spec": {"ingressController": {"enabled": true}}}"#)?;
+    let address = wait_for(MINUTE, "an address of the ingress controller", || {
+        guest.object()?["status"]["ingress"].as_str().map(str::to_owned).context("there is none yet")
+    })?;
+    guest.kubectl_input(&["apply", "-f", "-"], INGRESS)?;
+    // A host of the management cluster, in front of the Service that leads to the VM pods.
+    let host = lab::topology::HOSTS[0].room.netns();
+    let ask = |scheme: &str, name: &str| {
+        let port = if scheme == "http" { 80 } else { 443 };
+        Run::line("ip netns exec")
+            .args([host.to_string()])
+            // Nobody has signed the ingress controller's own certificate.
+            .args(["curl", "-sSfk", "-m", "5", "--resolve", &format!("{name}:{port}:{address}")])
+            .args([format!("{scheme}://{name}/")])
+            .output()
+    };
+    for scheme in ["http", "https"] {
+        let said = wait_every(Duration::from_secs(2), patience(), "the Ingress to answer from outside", || {
+            ask(scheme, "web.example.test")
+        })?;
+        ensure!(said.starts_with("web-"), "{scheme} answers {said}");
+        println!("    {scheme} answers from outside after {:.1?}", started.elapsed());
+    }
+    let other = format!("{:#}", ask("http", "other.example.test").err().context("a name of no Ingress is served")?);
+    ensure!(other.contains("404"), "{other}");
+    guest.await_ready()?;
+
+    guest.change(r#"{"spec": {"ingressController": {"enabled": false}}}"#)?;
+    let kinds = "deployments,services,serviceaccounts,ingressclasses,clusterroles,clusterrolebindings";
+    wait_every(Duration::from_secs(2), MINUTE * 3, "the ingress controller to go", || {
+        let left = guest.kubectl(&["get", kinds, "-A", "-l", "giantnetes.io/optional", "-o", "name"])?;
+        ensure!(left.trim().is_empty(), "left in the guest: {left}");
+        let service = ["-n", &guest.home()?, "get", "service", "ingress", "--ignore-not-found", "-o", "name"];
+        ensure!(lab.kubectl(&service)?.is_empty(), "the way there is left");
+        Ok(())
+    })?;
+    ensure!(ask("http", "web.example.test").is_err(), "who serves it?");
+    guest.kubectl(&["delete", "ingress", "web"]).map(drop)
+}
+
 /// Another guest, with the same addresses inside, and whoever is root in a VM of the first one.
 fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
     let other = Guest::create(lab, "e2e-other", "other", "{}");
@@ -421,7 +476,52 @@ fn served(guest: &Guest) -> Result<[String; 2]> {
     Ok([api[begin..end].to_owned(), kubelet])
 }
 
+/// Every pod of the guest, and how often each of its containers was started anew.
+fn restarts(guest: &Guest) -> Result<String> {
+    let each = "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].restartCount}{'\n'}{end}";
+    guest.kubectl(&["get", "pods", "-A", "-o", each])
+}
+
+/// Does something while clients go on all the time: to the API through the Ingress, and by way of it to a kubelet. Fails if one of
+/// them is not served.
+fn while_clients_ask(guest: &Guest, deed: impl FnOnce() -> Result<()>) -> Result<()> {
+    const CLIENTS: [&[&str]; 2] = [&["get", "--raw", "/readyz"], &["exec", "web-worker", "--", "true"]];
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients = CLIENTS.map(|words| {
+            let stop = &stop;
+            scope.spawn(move || {
+                let (mut served, mut failed) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    match guest.kubectl(words) {
+                        Ok(_) => served += 1,
+                        Err(error) => failed.push(format!("{error:#}")),
+                    }
+                }
+                (words, served, failed)
+            })
+        });
+        let done = deed();
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            let (words, served, failed) = client.join().expect("a client does not panic");
+            println!("    kubectl {}: served {served} times, {} times not", words.join(" "), failed.len());
+            ensure!(failed.is_empty(), "{failed:?}");
+            ensure!(served > 5, "a client asked {served} times only");
+        }
+        done
+    })
+}
+
 fn renewed_certificates_are_served(lab: &Lab, guest: &Guest) -> Result<()> {
+    let before = restarts(guest)?;
+    while_clients_ask(guest, || renew_certificates(lab, guest))?;
+    let after = restarts(guest)?;
+    ensure!(after == before, "pods were {before} and are {after}");
+    Ok(())
+}
+
+fn renew_certificates(lab: &Lab, guest: &Guest) -> Result<()> {
     let home = guest.home()?;
     let boots = |node: &str| in_node(guest, node, "cat /proc/sys/kernel/random/boot_id");
     let (before, booted) = (served(guest)?, [boots("master-0")?, boots("default-0")?]);

@@ -2,7 +2,7 @@
 # build.sh OUT   Makes the disk that every guest node boots from: OUT/{disk.qcow2,vmlinuz,vmlinux,initrd.img,packages.txt,
 # kubernetes-version}, and the add-ons that fit it: OUT/addons.yaml. Needs root (it makes a Debian root and runs
 # containerd), and from the environment the folders KUBERNETES, ETCD, CNI and CALICO with binaries, KUBERNETES_VERSION,
-# CALICO_VERSION and COREDNS_VERSION, and PRELOAD, the archives of images to have at first boot.
+# CALICO_VERSION, COREDNS_VERSION and TRAEFIK_VERSION, and PRELOAD, the archives of images to have at first boot.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=images/base/debian.sh
@@ -19,7 +19,7 @@ step() { echo "node: $* ($((SECONDS - started)) s)"; }
 
 main() {
   : "${KUBERNETES:?}" "${ETCD:?}" "${CNI:?}" "${CALICO:?}" "${KUBERNETES_VERSION:?}" "${CALICO_VERSION:?}" \
-    "${COREDNS_VERSION:?}" "${PRELOAD:?}"
+    "${COREDNS_VERSION:?}" "${TRAEFIK_VERSION:?}" "${PRELOAD:?}"
   mkdir -p "$out"
   step "add-ons"; make_addons
   step "Debian"; make_root
@@ -39,7 +39,7 @@ make_addons() {
   local folder=$out/addons
   cp -r "$here/addons" "$folder"
   cp -r "$CALICO/share" "$folder/upstream"
-  sed -i "s/CALICO_VERSION/$CALICO_VERSION/; s/COREDNS_VERSION/$COREDNS_VERSION/" "$folder/kustomization.yaml"
+  sed -i "s/CALICO_VERSION/$CALICO_VERSION/; s/COREDNS_VERSION/$COREDNS_VERSION/; s/TRAEFIK_VERSION/$TRAEFIK_VERSION/" "$folder/kustomization.yaml"
   "$KUBERNETES/kubectl" kustomize "$folder" > "$out/addons.yaml"
   rm -rf "$folder"
 }

@@ -7,8 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClusterStatus, ControlPlaneSpec, EtcdSpec, ExposureSpec, KubernetesSpec, NetworkSpec, NodePoolSpec, PkiSpec,
-    ProviderSpec,
+    ClusterStatus, ControlPlaneSpec, EtcdSpec, ExposureSpec, IngressControllerSpec, KubernetesSpec, NetworkSpec,
+    NodePoolSpec, PkiSpec, ProviderSpec,
 };
 
 /// What a guest cluster shall be.
@@ -66,6 +66,9 @@ pub struct ClusterSpec {
     /// How the guest's API is reached from outside the management cluster.
     #[serde(default)]
     pub exposure: ExposureSpec,
+    /// What leads HTTP from outside to the guest's own workloads. Default: nothing. Changing it: in place.
+    #[serde(default)]
+    pub ingress_controller: IngressControllerSpec,
     /// The guest's certificates.
     #[serde(default)]
     pub pki: PkiSpec,

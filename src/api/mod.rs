@@ -7,6 +7,7 @@ mod cluster_access;
 mod conditions;
 pub mod fixed;
 pub mod flags;
+mod ingress_controller;
 mod kubernetes;
 mod machines;
 pub mod names;
@@ -20,6 +21,7 @@ mod status;
 pub use cluster::{Cluster, ClusterSpec};
 pub use cluster_access::{AccessRights, AccessedCluster, ClusterAccess, ClusterAccessSpec, ClusterAccessStatus};
 pub use conditions::{Condition, ConditionType, Conditions, Reason, Status};
+pub use ingress_controller::{IngressControllerSpec, IngressService};
 pub use kubernetes::{ApiServerSpec, AuditPolicy, AuditSpec, ComponentSpec, KubernetesSpec, OidcSpec};
 pub use machines::{
     Accelerator, ControlPlaneSpec, EtcdMode, EtcdSpec, KvmSpec, MachineSpec, NodePoolSpec, ProviderSpec, StorageSpec,

@@ -70,6 +70,13 @@ pub const MASTER_SERVICE: &str = "master";
 /// Name of the Service whose load balancer leads to a guest's API from outside.
 pub const BALANCED_SERVICE: &str = "api";
 
+/// Name of the Service that leads to a guest's own ingress controller.
+pub const INGRESS_SERVICE: &str = "ingress";
+
+/// Ports of a guest's ingress controller: what they are for, the Service's, and the one of VM pods, which is the NodePort
+/// inside the guest. Those up to 30085 an API server gives nobody who does not ask for them.
+pub const INGRESS_PORTS: [(&str, u16, u16); 2] = [("http", 80, 30080), ("https", 443, 30081)];
+
 /// Name of the headless Service that lists a guest's VM pods: how they find each other.
 pub const NODES_SERVICE: &str = "nodes";
 

@@ -41,6 +41,10 @@ pub struct ClusterStatus {
     /// URL of the guest's API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Address of the guest's ingress controller, ports 80 and 443: of its Service in the management cluster, or of that one's
+    /// load balancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<String>,
     /// Where the guest's authorities are, if it is Vault. Recorded before the first of them is made there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vault: Option<VaultPlace>,

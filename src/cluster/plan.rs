@@ -86,6 +86,7 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         version: version.map(|version| version.name.clone()).or_else(|| old.version.clone()),
         vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
+        ingress: network.map_or_else(|| old.ingress.clone(), |facts| facts.ingress.clone()),
         vault: old.vault.clone().or_else(|| pki.and_then(|facts| facts.vault.clone())),
         etcd_formed: old
             .etcd_formed
@@ -290,6 +291,7 @@ mod tests {
                 vni: 1234,
                 api_address: [10, 0, 0, 1].into(),
                 endpoint: Some("https://10.0.0.1:6443".into()),
+                ingress: None,
             })),
             pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()), vault: None })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1, ..KvmFacts::default() })),

@@ -1,7 +1,8 @@
-//! Add-ons: what of a usable cluster runs in a guest's pods (Calico, CoreDNS). Pure.
+//! Add-ons: what of a usable cluster runs in a guest's pods (Calico, CoreDNS, if asked for an ingress controller). Pure.
 //!
 //! Their manifests come with the VM image of the control plane, since they name container images that its node disk has. They
-//! are applied when that image comes up for the first time, and not again: what users then change of them is theirs.
+//! are applied when that image comes up for the first time, and not again: what users then change of them is theirs. What is
+//! optional is applied, too, when a user asks for it, and goes when nobody does any more.
 
 use k8s_openapi::{
     api::{
@@ -27,6 +28,9 @@ pub const SELECTOR: &str = "giantnetes.io/addon=true";
 pub const RECORD: &str = "giantnetes-addons";
 const POD_KEY: &str = "vm-pod";
 const BUNDLE_KEY: &str = "bundle";
+const OPTIONS_KEY: &str = "options";
+/// Label of objects that only guests have which ask for them; its value names what for.
+pub const OPTIONAL_LABEL: &str = "giantnetes.io/optional";
 
 /// What the ConfigMap [`RECORD`] says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,18 +39,20 @@ pub struct Record {
     pub pod: String,
     /// Hash of the manifests that were applied last.
     pub bundle: String,
+    /// What optional parts were made for, as [`options`] says it.
+    pub options: String,
 }
 
 impl Record {
     /// What a ConfigMap says; nothing, if there is none.
     pub fn read(map: Option<&ConfigMap>) -> Self {
         let value = |key: &str| map.and_then(|map| map.data.as_ref()?.get(key).cloned()).unwrap_or_default();
-        Self { pod: value(POD_KEY), bundle: value(BUNDLE_KEY) }
+        Self { pod: value(POD_KEY), bundle: value(BUNDLE_KEY), options: value(OPTIONS_KEY) }
     }
 
     /// The ConfigMap that says it.
     pub fn write(&self) -> ConfigMap {
-        let data = [(POD_KEY, &self.pod), (BUNDLE_KEY, &self.bundle)];
+        let data = [(POD_KEY, &self.pod), (BUNDLE_KEY, &self.bundle), (OPTIONS_KEY, &self.options)];
         ConfigMap {
             metadata: ObjectMeta {
                 name: Some(RECORD.into()),
@@ -60,13 +66,45 @@ impl Record {
     }
 }
 
+/// Instead of [`options`], while one wish gives way to another: equal to none, so that a wish that is taken back half-way is not
+/// taken for one that was never there.
+pub const CHANGING: &str = "changing";
+
+/// What a Cluster asks for of the optional parts: empty, if nothing.
+pub fn options(cluster: &Valid) -> String {
+    let controller = cluster.ingress_controller.as_ref();
+    controller.map(|controller| format!("ingress-controller={}", controller.replicas)).unwrap_or_default()
+}
+
 /// The manifests of all add-ons, for one guest.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     /// The objects, with what they need to be applied.
-    pub objects: Vec<(ApiResource, DynamicObject)>,
-    /// Hash of all of them.
+    objects: Vec<AddOn>,
+    /// Hash of all of them, as the VM image has them.
     pub hash: String,
+    /// [`options`]
+    pub options: String,
+}
+
+/// An object of an add-on.
+#[derive(Clone, Debug)]
+pub struct AddOn {
+    /// What is needed to apply it.
+    pub resource: ApiResource,
+    /// The object.
+    pub object: DynamicObject,
+    /// Whether only guests have it which ask for it.
+    pub optional: bool,
+}
+
+/// What is to be done with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Apply it.
+    Apply,
+    /// Remove it.
+    Remove,
 }
 
 /// Why manifests cannot be used. They are part of the VM image: another one is needed.
@@ -75,6 +113,11 @@ pub enum BundleError {
     /// No YAML.
     #[error("parse the add-ons of the VM image")]
     Parse(#[source] Box<serde_saphyr::Error>),
+    /// Another image is needed, and by itself none comes.
+    #[error(
+        "the VM image of the control plane carries no ingress controller: `giantnetes roll` replaces the nodes by ones of the catalogue's image"
+    )]
+    NoIngressController,
     /// A document is no object.
     #[error("document {0} of the VM image's add-ons is no Kubernetes object")]
     Shape(usize),
@@ -96,7 +139,31 @@ impl Bundle {
             }
         }
         let objects = documents.into_iter().enumerate().map(|(place, value)| object(place, value));
-        Ok(Self { objects: objects.collect::<Result<_, _>>()?, hash })
+        let mut objects = objects.collect::<Result<Vec<_>, _>>()?;
+        if let Some(controller) = &cluster.ingress_controller {
+            let scaled = objects.iter_mut().filter(|add_on| add_on.optional && add_on.resource.kind == "Deployment");
+            scaled.for_each(|add_on| add_on.object.data["spec"]["replicas"] = controller.replicas.into());
+        }
+        Ok(Self { objects, hash, options: options(cluster) })
+    }
+
+    /// What is to be done in a guest of which `record` says what was, with the places of the objects in the bundle.
+    ///
+    /// # Errors
+    /// [`BundleError::NoIngressController`], if one is asked for, or is to go, of which the image knows nothing.
+    pub fn due(self, record: &Record) -> Result<Vec<(usize, Deed, AddOn)>, BundleError> {
+        let (renewed, asked) = (record.bundle != self.hash, record.options != self.options);
+        let wanted = !self.options.is_empty();
+        if (wanted || asked) && !self.objects.iter().any(|add_on| add_on.optional) {
+            return Err(BundleError::NoIngressController);
+        }
+        let deed = |add_on: &AddOn| match add_on.optional {
+            false => renewed.then_some(Deed::Apply),
+            true if wanted => (renewed || asked).then_some(Deed::Apply),
+            true => asked.then_some(Deed::Remove),
+        };
+        let all = self.objects.into_iter().enumerate();
+        Ok(all.filter_map(|(place, add_on)| Some((place, deed(&add_on)?, add_on))).collect())
     }
 }
 
@@ -125,13 +192,14 @@ fn without_descriptions(schema: &mut Value) {
     }
 }
 
-fn object(place: usize, value: Value) -> Result<(ApiResource, DynamicObject), BundleError> {
+fn object(place: usize, value: Value) -> Result<AddOn, BundleError> {
     let shape = BundleError::Shape(place + 1);
     let Ok(object) = serde_json::from_value::<DynamicObject>(value) else { return Err(shape) };
     let kind = object.types.as_ref().and_then(|types| GroupVersionKind::try_from(types).ok());
     let Some(kind) = kind.filter(|_| object.metadata.name.is_some()) else { return Err(shape) };
     // Plural names follow the rule for every kind that add-ons have.
-    Ok((ApiResource::from_gvk(&kind), object))
+    let optional = object.labels().contains_key(OPTIONAL_LABEL);
+    Ok(AddOn { resource: ApiResource::from_gvk(&kind), object, optional })
 }
 
 /// The first workload that does not serve yet, in words. On `silent` nodes, which were given up, no DaemonSet has a pod that
@@ -180,12 +248,55 @@ spec:
     fn manifests_are_filled_in_for_the_guest() {
         let spec = json!({"kubernetes": {"podCIDR": "10.8.0.0/16", "serviceCIDR": "10.9.0.0/16"}});
         let bundle = Bundle::new(MANIFESTS, &valid(spec)).unwrap();
-        let [(map, object), (definition, _)] = &bundle.objects[..] else { panic!("{bundle:?}") };
-        assert_eq!((map.plural.as_str(), definition.plural.as_str()), ("configmaps", "customresourcedefinitions"));
-        assert_eq!(object.data["data"], json!({"pods": "10.8.0.0/16", "dns": "10.9.0.10", "mtu": "0"}));
+        let [map, definition] = &bundle.objects[..] else { panic!("{bundle:?}") };
+        let plurals = [map, definition].map(|add_on| add_on.resource.plural.as_str());
+        assert_eq!(plurals, ["configmaps", "customresourcedefinitions"]);
+        assert_eq!(map.object.data["data"], json!({"pods": "10.8.0.0/16", "dns": "10.9.0.10", "mtu": "0"}));
         let schema = json!({"properties": {"description": {"type": "string"}}});
-        assert_eq!(bundle.objects[1].1.data["spec"]["versions"][0]["schema"]["openAPIV3Schema"], schema);
+        assert_eq!(definition.object.data["spec"]["versions"][0]["schema"]["openAPIV3Schema"], schema);
         assert_ne!(bundle.hash, Bundle::new(MANIFESTS, &valid(json!({}))).unwrap().hash);
+    }
+
+    #[test]
+    fn what_is_optional_comes_when_it_is_asked_for_and_goes_with_the_wish() {
+        let optional = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: extra, labels: {giantnetes.io/optional: x}}\n\
+            spec: {replicas: 1}\n";
+        let (manifests, with) = (format!("{MANIFESTS}{optional}"), |replicas: i32| {
+            valid(json!({"ingressController": {"enabled": true, "replicas": replicas}}))
+        });
+        let without = valid(json!({}));
+        let mut record = Record::default();
+        // Answers what was done with which object, and how many pods the optional one was to have.
+        let mut next = |cluster: &Valid, text: &str| {
+            let bundle = Bundle::new(text, cluster).unwrap();
+            let now = Record { pod: "vm".into(), bundle: bundle.hash.clone(), options: bundle.options.clone() };
+            let due = bundle.due(&std::mem::replace(&mut record, now)).unwrap();
+            let replicas = due.iter().find_map(|(.., add_on)| add_on.object.data["spec"]["replicas"].as_i64());
+            (due.into_iter().map(|(place, deed, _)| (place, deed)).collect::<Vec<_>>(), replicas)
+        };
+        use Deed::{Apply, Remove};
+        assert_eq!(next(&without, &manifests), (vec![(0, Apply), (1, Apply)], None));
+        assert_eq!(next(&without, &manifests), (vec![], None));
+        assert_eq!(next(&with(2), &manifests), (vec![(2, Apply)], Some(2)));
+        assert_eq!(next(&with(2), &manifests), (vec![], None));
+        assert_eq!(next(&with(3), &manifests), (vec![(2, Apply)], Some(3)));
+        // Another VM image has others.
+        let newer = manifests.replace("name: a,", "name: b,");
+        assert_eq!(next(&with(3), &newer), (vec![(0, Apply), (1, Apply), (2, Apply)], Some(3)));
+        assert_eq!(next(&without, &newer), (vec![(2, Remove)], Some(1)));
+        assert_eq!(next(&without, &newer), (vec![], None));
+        // A wish that gave way half-way is carried out, whatever it is.
+        let half =
+            Record { pod: "vm".into(), bundle: Bundle::new(&newer, &without).unwrap().hash, options: CHANGING.into() };
+        for (cluster, deed) in [(&without, Remove), (&with(1), Apply)] {
+            let due = Bundle::new(&newer, cluster).unwrap().due(&half).unwrap();
+            assert!(matches!(&due[..], [(2, found, _)] if *found == deed), "{due:?}");
+        }
+        // An image of before knows nothing of it.
+        let of_before = |cluster: &Valid, record: &Record| Bundle::new(MANIFESTS, cluster).unwrap().due(record);
+        assert!(of_before(&without, &Record::default()).is_ok());
+        assert!(matches!(of_before(&with(1), &Record::default()), Err(BundleError::NoIngressController)));
+        assert!(matches!(of_before(&without, &half), Err(BundleError::NoIngressController)));
     }
 
     #[test]
@@ -198,7 +309,7 @@ spec:
 
     #[test]
     fn a_record_reads_as_it_was_written() {
-        let record = Record { pod: "uid".into(), bundle: "hash".into() };
+        let record = Record { pod: "uid".into(), bundle: "hash".into(), options: "more".into() };
         assert_eq!(Record::read(Some(&record.write())), record);
         assert_eq!(Record::read(None), Record::default());
     }

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::{
     GuestFacts,
-    addons::BundleError,
+    addons::{self, BundleError},
     client::{self, ConnectError},
     drain, dress, plan, requests, rights,
     setup::{Setup, unready_add_on},
@@ -129,6 +129,8 @@ struct Equipped {
     at: Instant,
     /// UID of the VM pod whose add-ons these are.
     vm_pod: String,
+    /// What was asked for of optional ones.
+    options: String,
 }
 
 /// The guest operator.
@@ -164,7 +166,11 @@ impl GuestOperator {
         let session = self.session(key, valid, address).await?;
         // First, so that nothing else that fails keeps rights from ending.
         self.let_in(key, &session, &valid.identity).await?;
-        self.equip(key, &session, valid).await?;
+        // What is refused here keeps no node from being drained.
+        let equipped = match self.equip(key, &session, valid).await {
+            Err(error) if error.is_silence() => return Err(error),
+            equipped => equipped,
+        };
         let client = session.client;
         let nodes = call("list", "the guest's Nodes", Api::<Node>::all(client.clone()).list(&ListParams::default()))
             .await
@@ -186,6 +192,11 @@ impl GuestOperator {
         {
             // A guest is no less Ready for it.
             warn!(error = chain(&error), "the guest's CertificateSigningRequests are not answered");
+        }
+        if let Err(error) = equipped {
+            let report = Report::Failed { reason: error.reason(), message: chain(&error), facts: Some(facts) };
+            self.context.reports.update(&valid.identity, |reports| reports.guest = Some(report));
+            return Err(error);
         }
         // Made by the guest's own controllers within moments; before it no pod is accepted.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
@@ -227,14 +238,16 @@ impl GuestOperator {
         let master = plan::bearer(&pods, valid).and_then(|pod| Some((pod, pod.answering_at()?)));
         let vm_pod = master.and_then(|(pod, _)| pod.metadata.uid.clone()).unwrap_or_default();
         let seen = session.equipped.as_ref();
-        if seen.is_some_and(|seen| seen.vm_pod == vm_pod && seen.at.elapsed() < SEEN_FOR) {
+        let options = addons::options(valid);
+        let as_now = |seen: &Equipped| seen.vm_pod == vm_pod && seen.options == options && seen.at.elapsed() < SEEN_FOR;
+        if seen.is_some_and(as_now) {
             return Ok(());
         }
         self.rights(&session.client, &session.applier, valid).await?;
         if let Some((pod, address)) = master {
             self.setup.add_ons(&session.client, valid, pod, address).await?;
         }
-        self.note(key, |session| session.equipped = Some(Equipped { at: Instant::now(), vm_pod }));
+        self.note(key, |session| session.equipped = Some(Equipped { at: Instant::now(), vm_pod, options }));
         Ok(())
     }
 

@@ -14,12 +14,12 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions},
 };
 use tracing::info;
 
 use super::{
-    addons::{self, Bundle, Record},
+    addons::{self, AddOn, Bundle, Deed, Record},
     client,
     reconcile::{Error, MANAGER},
 };
@@ -44,8 +44,8 @@ pub(super) struct Setup(Mutex<HashMap<ClusterKey, Applied>>);
 /// Places in a bundle.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Applied {
-    /// The VM pod's UID and the bundle's hash.
-    of: (String, String),
+    /// What is going to be recorded when all are.
+    of: Record,
     places: HashSet<usize>,
 }
 
@@ -63,31 +63,30 @@ impl Setup {
         let records = Api::<ConfigMap>::namespaced(client.clone(), addons::NAMESPACE);
         let record = call("get", format!("the guest's ConfigMap {}", addons::RECORD), records.get_opt(addons::RECORD));
         let record = Record::read(record.await.map_err(Error::AddOns)?.as_ref());
-        if record.pod == uid {
+        if record.pod == uid && record.options == addons::options(valid) {
             return Ok(());
         }
         let name = pod.metadata.name.clone().unwrap_or_default();
         let manifests = client::manifests(address).await;
         let manifests = manifests.map_err(|source| Error::Manifests { pod: name, address, source })?;
         let bundle = Bundle::new(&manifests, valid)?;
-        if record.bundle != bundle.hash {
-            self.begin(key, &uid, &bundle.hash);
-            let left = bundle.objects.into_iter().enumerate().filter(|(place, _)| !self.is_applied(key, *place));
-            let left: Vec<_> = left.collect();
-            info!(cluster = %key, objects = left.len(), "setting up add-ons");
-            let applied = stream::iter(left).map(async |(place, (resource, object))| {
-                apply(client.clone(), resource, object).await.map(|()| self.note(key, place))
-            });
-            // One that fails ends no other that is under way.
-            let results: Vec<_> = applied.buffer_unordered(AT_A_TIME).collect().await;
-            results.into_iter().collect::<Result<(), _>>().map_err(Error::AddOns)?;
+        let done = Record { pod: uid, bundle: bundle.hash.clone(), options: bundle.options.clone() };
+        self.begin(key, &done);
+        let due = bundle.due(&record)?.into_iter().filter(|(place, ..)| !self.is_applied(key, *place));
+        let due: Vec<_> = due.collect();
+        if !due.is_empty() {
+            info!(cluster = %key, objects = due.len(), "setting up add-ons");
         }
-        let record = Record { pod: uid, bundle: bundle.hash }.write();
-        let params = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(record);
-        let written = records.patch(addons::RECORD, &params, &patch);
-        let what = format!("the guest's ConfigMap {}", addons::RECORD);
-        call("apply", what, written).await.map_err(Error::AddOns)?;
+        if ![&done.options, addons::CHANGING].contains(&record.options.as_str()) {
+            write(&records, Record { options: addons::CHANGING.into(), ..record }).await?;
+        }
+        let deeds = stream::iter(due).map(async |(place, deed, AddOn { resource, object, .. })| {
+            carry_out(client.clone(), deed, resource, object).await.map(|()| self.note(key, place))
+        });
+        // One that fails ends no other that is under way.
+        let results: Vec<_> = deeds.buffer_unordered(AT_A_TIME).collect().await;
+        results.into_iter().collect::<Result<(), _>>().map_err(Error::AddOns)?;
+        write(&records, done).await?;
         self.forget(key);
         Ok(())
     }
@@ -96,12 +95,11 @@ impl Setup {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what was applied of another bundle, or in another VM pod.
-    fn begin(&self, key: &ClusterKey, vm_pod: &str, bundle: &str) {
-        let of = (vm_pod.to_owned(), bundle.to_owned());
+    /// Forgets what was applied of another bundle, in another VM pod, or for another wish.
+    fn begin(&self, key: &ClusterKey, of: &Record) {
         let mut all = self.all();
-        if all.get(key).is_none_or(|applied| applied.of != of) {
-            all.insert(key.clone(), Applied { of, places: HashSet::new() });
+        if all.get(key).is_none_or(|applied| applied.of != *of) {
+            all.insert(key.clone(), Applied { of: of.clone(), places: HashSet::new() });
         }
     }
 
@@ -121,15 +119,37 @@ impl Setup {
     }
 }
 
-async fn apply(client: Client, resource: ApiResource, object: DynamicObject) -> Result<(), CallError> {
+async fn carry_out(client: Client, deed: Deed, resource: ApiResource, object: DynamicObject) -> Result<(), CallError> {
     let api: Api<DynamicObject> = match &object.metadata.namespace {
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),
     };
     let name = object.name_any();
-    let params = PatchParams::apply(MANAGER).force();
     let what = format!("the guest's {} {name}", resource.kind);
-    call_within(APPLY_TIMEOUT, "apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
+    match deed {
+        Deed::Apply => {
+            let params = PatchParams::apply(MANAGER).force();
+            call_within(APPLY_TIMEOUT, "apply", what, api.patch(&name, &params, &Patch::Apply(object))).await.map(drop)
+        }
+        Deed::Remove => {
+            let there = call("get", what.clone(), api.get_metadata_opt(&name)).await?;
+            // What somebody else has put in its place stays.
+            let Some(there) = there.filter(|there| there.labels().contains_key(addons::OPTIONAL_LABEL)) else {
+                return Ok(());
+            };
+            let (uid, resource_version) = (there.metadata.uid, None);
+            let params = DeleteParams::background().preconditions(Preconditions { uid, resource_version });
+            let deleted = call("delete", what, api.delete(&name, &params)).await;
+            deleted.map(drop).or_else(|error| if error.status() == Some(404) { Ok(()) } else { Err(error) })
+        }
+    }
+}
+
+async fn write(records: &Api<ConfigMap>, record: Record) -> Result<(), Error> {
+    let params = PatchParams::apply(MANAGER).force();
+    let patch = Patch::Apply(record.write());
+    let what = format!("the guest's ConfigMap {}", addons::RECORD);
+    call("apply", what, records.patch(addons::RECORD, &params, &patch)).await.map(drop).map_err(Error::AddOns)
 }
 
 /// What of the add-ons does not serve yet, in a guest with so many nodes that were given up and are silent.
@@ -152,18 +172,23 @@ mod tests {
         let (setup, key) = (Setup::default(), ClusterKey { namespace: "a".into(), name: "demo".into() });
         setup.note(&key, 1);
         assert!(!setup.is_applied(&key, 1), "nothing has begun");
-        setup.begin(&key, "vm", "bundle");
+        let of = |pod: &str, bundle: &str, options: &str| Record {
+            pod: pod.into(),
+            bundle: bundle.into(),
+            options: options.into(),
+        };
+        setup.begin(&key, &of("vm", "bundle", ""));
         setup.note(&key, 1);
-        setup.begin(&key, "vm", "bundle");
+        setup.begin(&key, &of("vm", "bundle", ""));
         assert!(setup.is_applied(&key, 1) && !setup.is_applied(&key, 2));
-        for (vm_pod, bundle) in [("vm", "newer"), ("other", "newer")] {
+        for next in [of("vm", "newer", ""), of("other", "newer", ""), of("other", "newer", "more")] {
             setup.note(&key, 1);
-            setup.begin(&key, vm_pod, bundle);
-            assert!(!setup.is_applied(&key, 1), "{vm_pod} {bundle}");
+            setup.begin(&key, &next);
+            assert!(!setup.is_applied(&key, 1), "{next:?}");
         }
         setup.note(&key, 1);
         setup.forget(&key);
-        setup.begin(&key, "other", "newer");
+        setup.begin(&key, &of("other", "newer", "more"));
         assert!(!setup.is_applied(&key, 1), "it was forgotten");
     }
 }

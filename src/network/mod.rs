@@ -3,6 +3,7 @@
 //! - [`addresses`]: static addresses on the overlay
 //! - [`claims`]: which VNI a guest gets, and what becomes of one that is given back; pure
 //! - [`exposure`]: the way to its API from outside; pure
+//! - [`guest_ingress`]: the way to the guest's own ingress controller; pure
 //! - `holdings`: effects of claims
 //! - `outside`: the effects of the way from outside
 //! - [`places`]: which worker has which place on the overlay; pure
@@ -13,6 +14,7 @@
 pub mod addresses;
 pub mod claims;
 pub mod exposure;
+pub mod guest_ingress;
 mod holdings;
 mod outside;
 pub mod places;
@@ -32,4 +34,6 @@ pub struct NetworkFacts {
     /// URL of the guest's API for people; none while its host name belongs to somebody else, or its load balancer
     /// has no address yet.
     pub endpoint: Option<String>,
+    /// Address of the guest's ingress controller, if it has one.
+    pub ingress: Option<String>,
 }

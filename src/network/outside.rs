@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     claims::{self, Holder},
-    exposure,
+    exposure, guest_ingress,
     holdings::{Holdings, Taken, is_held_by},
     reconcile::{CLAIM_PAUSE, Error, NetworkOperator, in_use, pause},
 };
@@ -43,6 +43,14 @@ pub(super) enum Outside {
         /// When it is looked again.
         outcome: Outcome,
     },
+}
+
+/// How the guest's ingress controller is reached.
+pub(super) enum Way {
+    /// At this address.
+    At(String),
+    /// Not before this is there, which comes by itself.
+    Waits(String),
 }
 
 impl NetworkOperator {
@@ -149,6 +157,33 @@ impl NetworkOperator {
         })
     }
 
+    /// Leads to the guest's own ingress controller, or no more. Answers where it is reached, if it is there.
+    pub(super) async fn lead_to_ingress(&self, valid: &Valid) -> Result<Option<Way>, Error> {
+        let identity = &valid.identity;
+        let Some(controller) = &valid.ingress_controller else {
+            self.close_ingress(identity).await?;
+            return Ok(None);
+        };
+        let by_workers = self.context.vm_pods(identity).iter().any(|pod| pod.is_worker() && pod.is_ready());
+        let wanted = guest_ingress::service(valid, controller, by_workers, &self.context.settings.exposure);
+        let service = self.service(identity, names::INGRESS_SERVICE);
+        let cached = service.as_ref().map(|service| service.metadata.clone());
+        self.ensure(identity, &wanted, cached, &guest_ingress::EXACTLY).await.map_err(Error::Ingress)?;
+        // One that is going leads to nobody for much longer.
+        let stays = service.filter(|service| service.metadata.deletion_timestamp.is_none());
+        let address = stays.and_then(|service| guest_ingress::address(controller, &service));
+        Ok(Some(address.map_or_else(
+            || Way::Waits(format!("Service {}/{} to have an address", identity.namespace, names::INGRESS_SERVICE)),
+            Way::At,
+        )))
+    }
+
+    /// Removes what leads to the guest's own ingress controller. Answers whether it is gone.
+    pub(super) async fn close_ingress(&self, identity: &Identity) -> Result<bool, Error> {
+        let service = self.service(identity, names::INGRESS_SERVICE).map(|service| service.metadata.clone());
+        self.close::<Service>(identity, service).await
+    }
+
     /// Removes what leads to the guest but for the way `kept`. Answers whether nothing of it is there any more.
     pub(super) async fn close_others(&self, identity: &Identity, kept: &Exposure) -> Result<bool, Error> {
         let mut closed = true;
@@ -185,6 +220,10 @@ impl NetworkOperator {
     }
 
     fn balanced(&self, identity: &Identity) -> Option<Arc<Service>> {
-        cache::get(&self.context.cache.services, Some(&identity.namespace), names::BALANCED_SERVICE)
+        self.service(identity, names::BALANCED_SERVICE)
+    }
+
+    fn service(&self, identity: &Identity, name: &str) -> Option<Arc<Service>> {
+        cache::get(&self.context.cache.services, Some(&identity.namespace), name)
     }
 }

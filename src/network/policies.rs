@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   any pod, any user ──── tcp/6443 ────► VM pods ──── any but the operator's ranges ───► the world
-//!   controller manager ─── tcp/8080 ────►  │  ▲   (and whoever may scrape)
+//!   any pod, any user ─ tcp/30080, 30081 ► │  ▲   (with an ingress controller in the guest)
+//!   controller manager ─── tcp/8080 ────►  │  │   (and whoever may scrape)
 //!                                          └──┘ udp/8472, tcp/6443, among the VM pods of one guest
 //! ```
 //!
@@ -22,7 +23,12 @@ use k8s_openapi::{
     },
 };
 
-use crate::{api::names, cluster::Identity, settings::Settings, supervisor::network::VXLAN_PORT};
+use crate::{
+    api::names,
+    cluster::{Identity, Valid},
+    settings::Settings,
+    supervisor::network::VXLAN_PORT,
+};
 
 /// Name of the one policy in a guest's namespace.
 pub const POLICY: &str = "guest";
@@ -41,7 +47,12 @@ pub fn is_closed(address: IpAddr, opened: &[Ipv4Net]) -> bool {
 }
 
 /// The policy of a guest's namespace.
-pub fn policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
+pub fn policy(cluster: &Valid, settings: &Settings) -> NetworkPolicy {
+    let identity = &cluster.identity;
+    let mut open = vec![port("TCP", names::API_PORT)];
+    if cluster.ingress_controller.is_some() {
+        open.extend(names::INGRESS_PORTS.map(|(_, _, number)| port("TCP", number)));
+    }
     NetworkPolicy {
         metadata: ObjectMeta {
             name: Some(POLICY.into()),
@@ -54,7 +65,7 @@ pub fn policy(identity: &Identity, settings: &Settings) -> NetworkPolicy {
             pod_selector: Some(LabelSelector::default()),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
             ingress: Some(vec![
-                NetworkPolicyIngressRule { from: None, ports: Some(vec![port("TCP", names::API_PORT)]) },
+                NetworkPolicyIngressRule { from: None, ports: Some(open) },
                 NetworkPolicyIngressRule {
                     from: Some(vec![members(identity)]),
                     ports: Some(vec![port("UDP", VXLAN_PORT)]),
@@ -165,8 +176,20 @@ mod tests {
         settings.network.egress_allowed = vec!["10.20.30.0/24".parse().unwrap()];
         settings.network.cluster_dns = Some([10, 96, 0, 10].into());
         settings.network.monitoring_namespaces = ["monitoring".to_owned()].into();
-        let policy = policy(&valid(json!({})).identity, &settings);
+        let policy = policy(&valid(json!({})), &settings);
         insta::assert_snapshot!(serde_saphyr::to_string(&policy).unwrap());
+    }
+
+    #[test]
+    fn an_ingress_controllers_ports_are_open_where_there_is_one() {
+        let open = |spec| {
+            let ingress = policy(&valid(spec), &settings()).spec.unwrap().ingress.unwrap();
+            let rule = ingress.into_iter().find(|rule| rule.from.is_none()).unwrap();
+            rule.ports.unwrap().into_iter().filter_map(|port| port.port).collect::<Vec<_>>()
+        };
+        let ports = |numbers: &[i32]| numbers.iter().map(|number| IntOrString::Int(*number)).collect::<Vec<_>>();
+        assert_eq!(open(json!({})), ports(&[6443]));
+        assert_eq!(open(json!({"ingressController": {"enabled": true}})), ports(&[6443, 30080, 30081]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     NetworkFacts,
     claims::{self, Holder, VniChoice},
     holdings::{Holdings, Taken},
-    outside::Outside,
+    outside::{Outside, Way},
     plan, policies,
 };
 use crate::{
@@ -55,6 +55,9 @@ pub enum Error {
     /// The Service.
     #[error("make the Service in front of the guest's API")]
     Service(#[source] ApplyError),
+    /// The Service of the guest's ingress controller.
+    #[error("make the Service that leads to the guest's ingress controller")]
+    Ingress(#[source] ApplyError),
     /// The Service that lists the VM pods.
     #[error("make the Service that lists the guest's VM pods")]
     Nodes(#[source] ApplyError),
@@ -65,6 +68,7 @@ impl Blames for Error {
         match self {
             Self::Service(ApplyError::Foreign { .. })
             | Self::Nodes(ApplyError::Foreign { .. })
+            | Self::Ingress(ApplyError::Foreign { .. })
             | Self::Policy(ApplyError::Foreign { .. })
             | Self::Balance(ApplyError::Foreign { .. })
             | Self::Expose(ApplyError::Foreign { .. }) => Reason::ForeignObject,
@@ -125,7 +129,7 @@ impl NetworkOperator {
             return Ok((Report::waiting(what), Outcome::AwaitChange));
         }
         // Before anything runs that it holds back: the VM pods wait for this operator's facts.
-        let policy = policies::policy(identity, &self.context.settings);
+        let policy = policies::policy(valid, &self.context.settings);
         let cached = self.context.meta(&self.context.cache.policies, &identity.namespace, policies::POLICY);
         self.ensure(identity, &policy, cached, &["/spec"]).await.map_err(Error::Policy)?;
         let service = self.context.master_service(identity);
@@ -143,10 +147,23 @@ impl NetworkOperator {
         let Some(api_address) = address else {
             return Ok((Report::waiting("the Service's address"), Outcome::AwaitChange));
         };
-        let facts = |endpoint| NetworkFacts { vni, api_address, endpoint };
+        let outside = self.expose(key, valid, api_address).await?;
+        let (ingress, waits) = match self.lead_to_ingress(valid).await? {
+            None => (None, None),
+            Some(Way::At(address)) => (Some(address), None),
+            Some(Way::Waits(what)) => (None, Some(what)),
+        };
+        let facts = |endpoint| NetworkFacts { vni, api_address, endpoint, ingress: ingress.clone() };
         // A guest that people do not reach is made nevertheless.
-        Ok(match self.expose(key, valid, api_address).await? {
-            Outside::At(endpoint) => (Report::Ready(facts(Some(endpoint))), Outcome::AwaitChange),
+        Ok(match outside {
+            Outside::At(endpoint) => {
+                let facts = facts(Some(endpoint));
+                let report = match waits {
+                    None => Report::Ready(facts),
+                    Some(what) => Report::Waiting { what, facts: Some(facts) },
+                };
+                (report, Outcome::AwaitChange)
+            }
             Outside::Waits(what) => (Report::Waiting { what, facts: Some(facts(None)) }, Outcome::AwaitChange),
             Outside::Closed { reason, message, endpoint, outcome } => {
                 (Report::Failed { reason, message, facts: Some(facts(endpoint)) }, outcome)
@@ -179,11 +196,13 @@ impl NetworkOperator {
         if !self.context.reports.of(identity).kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
         }
-        if !self.close_others(identity, &Exposure::None).await? {
+        let closed = self.close_others(identity, &Exposure::None).await?;
+        if !(self.close_ingress(identity).await? && closed) {
             let what = format!(
-                "the Ingress to go, or the load balancer of Service {}/{} to be removed by its provider",
+                "the Ingress to go, or the load balancers of Services {} and {} in {} to be removed by their provider",
+                names::BALANCED_SERVICE,
+                names::INGRESS_SERVICE,
                 identity.namespace,
-                names::BALANCED_SERVICE
             );
             return Ok((Report::waiting(what), Outcome::After(CLAIM_PAUSE)));
         }

@@ -54,6 +54,13 @@ pub struct World {
     pub vm_pods: BTreeSet<String>,
 }
 
+impl World {
+    /// Whether certificates were issued: then there were roots, whatever became of their records.
+    fn has_issued(&self) -> bool {
+        self.secrets.values().any(|secret| secret.hash.is_some())
+    }
+}
+
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -123,7 +130,7 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         return plan;
     }
     match world.secrets.get(roots::SECRET).map(|secret| &secret.fingerprints) {
-        None if world.records.is_empty() => plan.steps.push(Step::MakeRoots),
+        None if world.records.is_empty() && !world.has_issued() => plan.steps.push(Step::MakeRoots),
         Some(made) if roots::agree(made, &world.records) => {
             if *made != world.records {
                 plan.steps.push(Step::RecordRoots);
@@ -314,6 +321,13 @@ mod tests {
             unsaid_and_unrecorded.records.remove(&root.record());
             lost.extend([recorded, exchanged, unsaid, unsaid_and_unrecorded]);
         }
+        // The records went with them, and certificates tell that there were some.
+        let mut issued = World { endpoint: None, ..missing.clone() };
+        issued.records.clear();
+        issued
+            .secrets
+            .insert(names::node_secret("master-0"), SecretMeta { hash: Some("h".into()), ..SecretMeta::default() });
+        lost.push(issued);
         // Somebody took everything that the objects say of the roots.
         let mut unsaid = rooted();
         unsaid.records.clear();

@@ -167,10 +167,12 @@ impl PkiOperator {
         for secret in self.context.secrets(&identity.namespace).into_iter().chain(beside) {
             let meta = &secret.metadata;
             let name = meta.name.clone().unwrap_or_default();
-            if !identity.owner().owns(meta) {
-                return Err(Error::Foreign(name));
+            match identity.owner().owns(meta) {
+                true => drop(secrets.insert(name, self.keys.seen(meta).await?)),
+                // Not seen to be the roots, who may have lost their mark: their content tells.
+                false if name == roots::SECRET => {}
+                false => return Err(Error::Foreign(name)),
             }
-            secrets.insert(name, self.keys.seen(meta).await?);
         }
         let reports = self.context.reports.of(identity);
         let endpoint = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.endpoint.clone());
@@ -248,7 +250,8 @@ impl PkiOperator {
     }
 
     async fn record_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
-        let records = world.secrets.get(roots::SECRET).map(|secret| &secret.fingerprints);
+        // Of what it holds, not of what somebody may have written on it.
+        let records = self.roots(identity, world).await?.fingerprints();
         let namespace = self.context.namespace(identity);
         let patch = json!({"metadata": {
             // A namesake with another UID is not ours to write to.
@@ -277,20 +280,24 @@ impl PkiOperator {
         found.filter(|(_, kept)| roots::agree(&kept.fingerprints(), records)).ok_or_else(|| lost(identity))
     }
 
-    /// Gives roots that are there and intact the labels and the fingerprints back that somebody took from them: the cache does
-    /// not see them without those.
+    /// Gives roots that are there and intact the labels and annotations back that somebody took from them: the cache does not see
+    /// them without those. What is recorded is the guest's, whatever its Secret says; before that, anybody's Secret could stand there.
     async fn mark_roots(&self, identity: &Identity, records: &BTreeMap<String, String>) -> Result<(), Error> {
         let (name, api) = (roots::SECRET, self.keys.secrets(&identity.namespace));
+        let owner = identity.owner();
         let (mut found, kept) = match self.recorded(identity, records).await {
-            Ok((found, kept)) if identity.owner().owns(&found.metadata) => (found, kept),
-            Err(error) if !matches!(error, Error::Lost(_)) || !records.is_empty() => return Err(error),
+            Ok((found, kept)) if !records.is_empty() || owner.owns(&found.metadata) => (found, kept),
+            Ok(_) => return Err(Error::Foreign(format!("{}/{name}", identity.namespace))),
             // Nothing is recorded yet that could be lost.
-            _ => return Err(Error::Foreign(format!("{}/{name}", identity.namespace))),
+            Err(Error::Lost(secret)) if records.is_empty() => return Err(Error::Foreign(secret)),
+            Err(error) => return Err(error),
         };
         let meta = &mut found.metadata;
         let before = (meta.labels.clone(), meta.annotations.clone());
         meta.labels.get_or_insert_default().extend(identity.labels());
-        meta.annotations.get_or_insert_default().extend(kept.fingerprints());
+        let annotations = meta.annotations.get_or_insert_default();
+        annotations.extend(kept.fingerprints());
+        annotations.insert(owner.annotation.into(), owner.uid);
         if before == (meta.labels.clone(), meta.annotations.clone()) {
             // The cache lags behind.
             return Ok(());

@@ -14,16 +14,20 @@ use tracing::{debug, warn};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent peer is asked after this time whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Bound on connections at a time: file descriptors are finite, and one client must not use up all of them for ever.
-const CONNECTIONS: usize = 4096;
 
-/// Forwards every connection on `listen` to `target` until `stop`.
+/// Forwards every connection on `listen` to `target` until `stop`, at most so many at a time: file descriptors are finite, and one
+/// client must not use up all of them for ever.
 ///
 /// # Errors
 /// If `listen` cannot be listened on.
-pub async fn forward(listen: SocketAddr, target: SocketAddr, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn forward(
+    listen: SocketAddr,
+    target: SocketAddr,
+    at_a_time: usize,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Arc::new(Semaphore::new(at_a_time));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
         let accepted = tokio::select! {
@@ -85,7 +89,7 @@ mod tests {
         let listen = probe.local_addr().unwrap();
         drop(probe);
         let stop = CancellationToken::new();
-        let proxy = tokio::spawn(forward(listen, target, stop.clone()));
+        let proxy = tokio::spawn(forward(listen, target, 16, stop.clone()));
         let mut client = loop {
             if let Ok(stream) = TcpStream::connect(listen).await {
                 break stream;

@@ -29,7 +29,7 @@ use super::{
     reach, scrape,
 };
 use crate::{
-    api::names::{API_PORT, SUPERVISOR_PORT},
+    api::names::{API_PORT, INGRESS_PORTS, SUPERVISOR_PORT},
     runtime::{chain, http},
 };
 
@@ -37,6 +37,11 @@ use crate::{
 const QEMU_PERIOD: Duration = Duration::from_secs(2);
 /// How long a guest has to power off: the pod's grace period less what ends QEMU otherwise.
 const POWER_OFF: Duration = Duration::from_secs(100);
+/// Connections to the API that are forwarded at a time.
+const API_CONNECTIONS: usize = 4096;
+/// Connections to each port of the ingress controller that are forwarded at a time: anybody may make them, and the pod's memory
+/// is the VM's.
+const INGRESS_CONNECTIONS: usize = 1024;
 /// Longest piece of the console's output that is held at a time, in bytes.
 const CONSOLE_LINE: u64 = 4096;
 /// What a line of the console begins with in our log.
@@ -65,7 +70,16 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let routes =
         health.routes(&asked).merge(addons::routes()).merge(reach::routes(Some(network::INTERFACE))).merge(scraped);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
-    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, stop.clone()));
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, stop.clone()));
+    // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.
+    for (_, _, port) in INGRESS_PORTS {
+        let forwarding = proxy::forward(pod(port), SocketAddr::from((guest, port)), INGRESS_CONNECTIONS, stop.clone());
+        tokio::spawn(async move {
+            if let Err(error) = forwarding.await {
+                warn!(port, %error, "nothing is forwarded to the guest's ingress controller");
+            }
+        });
+    }
 
     let network = network::set_up(&vm.overlay, pod_address).await?;
     info!(vni = vm.overlay.vni, mtu = network.mtu, "network is set up");

@@ -119,6 +119,7 @@ fn deleted_and_edited_children_return() {
         let released = || json!({"spec": {"releasedAt": "2020-01-01T00:00:00Z"}});
         let enforced = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
         let unfingerprinted = json!({"metadata": {"annotations": {"giantnetes.io/ca-encryption": "another"}}});
+        let unowned = json!({"metadata": {"annotations": {"giantnetes.io/cluster-uid": null}}});
         let unrecorded = json!({"metadata": {"annotations": {"giantnetes.io/ca-kubernetes": null}}});
         let deeds = [
             ("Service", "master", Delete),
@@ -139,6 +140,7 @@ fn deleted_and_edited_children_return() {
             // Never made anew: what somebody took from the one that is there returns to it.
             ("Secret", roots::SECRET, Edit(unlabelled(), "/metadata/labels")),
             ("Secret", roots::SECRET, Edit(unfingerprinted, "/metadata/annotations")),
+            ("Secret", roots::SECRET, Edit(unowned, "/metadata/annotations")),
             ("Secret", "one-kubeconfig", Delete),
             ("Secret", "one-kubeconfig", Spoil(json!({"data": {"value": "AAAA"}}), "/data/value")),
             ("Namespace", home.as_str(), Edit(enforced, "/metadata/labels")),

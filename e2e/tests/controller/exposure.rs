@@ -1,9 +1,12 @@
 //! Ways to a guest's API that somebody else opens: an ingress controller, known by its class, or a provider of load balancers.
 
 use anyhow::ensure;
-use k8s_openapi::api::{
-    core::v1::Service,
-    networking::v1::{Ingress, IngressClass},
+use k8s_openapi::{
+    api::{
+        core::v1::Service,
+        networking::v1::{Ingress, IngressClass, NetworkPolicy},
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::{
     Api, ResourceExt as _,
@@ -200,7 +203,7 @@ fn a_way_stays_open_until_the_next_one_is_and_its_name_until_nothing_leads_there
         let waits = async || {
             let cluster = world.clusters("a").get("demo").await?;
             let (_, _, message) = condition(&cluster, "NetworkReady").unwrap_or_default();
-            ensure!(message.contains("/api to be removed by its provider"), "{message}");
+            ensure!(message.contains("to be removed by their provider"), "{message}");
             Ok(())
         };
         eventually(SECOND * 20, "to be told what is waited for", waits).await.unwrap();
@@ -209,6 +212,82 @@ fn a_way_stays_open_until_the_next_one_is_and_its_name_until_nothing_leads_there
             "the VNI is given back"
         );
         balanced.edit(json!({"metadata": {"finalizers": null}})).await;
+        world.gone(SECOND * 30, "a", "demo").await.unwrap();
+    });
+}
+
+#[test]
+fn a_way_leads_to_the_guests_ingress_controller_for_as_long_as_there_is_one() {
+    on_servers("guest-ingress", async |servers, world| {
+        let manager = Manager::start(servers, "one", Options::default()).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "demo", json!({})).await.unwrap();
+        world.converged(SECOND * 30, "a", "demo").await.unwrap();
+        let clusters = world.clusters("a");
+        let status = async || clusters.get("demo").await.map(|cluster| cluster.status.unwrap_or_default());
+        let home = format!("g8s-{}", status().await.unwrap().id.unwrap());
+        let services = Api::<Service>::namespaced(world.client.clone(), &home);
+        let policies = Api::<NetworkPolicy>::namespaced(world.client.clone(), &home);
+        let change = async |controller: Value| {
+            let patch = Patch::Merge(json!({"spec": {"ingressController": controller}}));
+            clusters.patch("demo", &PatchParams::default(), &patch).await.unwrap();
+        };
+        // Ports of VM pods that anybody reaches, what sort of Service leads there, and what the status says of it.
+        let is = async |ports: &[i32], sort: Option<&str>, address: Option<&str>| {
+            let looked = async || {
+                let rules = policies.get("guest").await?.spec.unwrap_or_default().ingress.unwrap_or_default();
+                let open = rules.iter().filter(|rule| rule.from.is_none()).flat_map(|rule| rule.ports.iter().flatten());
+                let open: Vec<_> = open.filter_map(|port| port.port.clone()).collect();
+                ensure!(open == ports.iter().map(|port| IntOrString::Int(*port)).collect::<Vec<_>>(), "{open:?}");
+                let service = services.get_opt("ingress").await?.and_then(|service| service.spec);
+                ensure!(service.as_ref().and_then(|spec| spec.type_.as_deref()) == sort, "{service:?}");
+                let inside = service.and_then(|spec| spec.cluster_ip);
+                let wanted =
+                    address.map(
+                        |address| if address == "inside" { inside.clone().unwrap_or_default() } else { address.into() },
+                    );
+                ensure!(status().await?.ingress == wanted, "{:?}", status().await?.ingress);
+                Ok(())
+            };
+            eventually(SECOND * 20, "the way to the ingress controller", looked).await.unwrap();
+        };
+        is(&[6443], None, None).await;
+        change(json!({"enabled": true})).await;
+        is(&[6443, 30080, 30081], Some("ClusterIP"), Some("inside")).await;
+        let ports = services.get("ingress").await.unwrap().spec.unwrap().ports.unwrap();
+        let led: Vec<_> = ports.into_iter().map(|port| (port.port, port.target_port.unwrap())).collect();
+        assert_eq!(led, [(80, IntOrString::Int(30080)), (443, IntOrString::Int(30081))]);
+
+        change(json!({"service": "LoadBalancer"})).await;
+        is(&[6443, 30080, 30081], Some("LoadBalancer"), None).await;
+        let given = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}));
+        services.patch_status("ingress", &PatchParams::default(), &given).await.unwrap();
+        is(&[6443, 30080, 30081], Some("LoadBalancer"), Some("203.0.113.9")).await;
+        services.delete("ingress", &DeleteParams::default()).await.unwrap();
+        is(&[6443, 30080, 30081], Some("LoadBalancer"), None).await;
+        change(json!({"service": null})).await;
+        is(&[6443, 30080, 30081], Some("ClusterIP"), Some("inside")).await;
+        manager.settled().await;
+        manager.proxy.forget();
+        manager.settled().await;
+        assert!(manager.proxy.writes().is_empty(), "{:?}", manager.proxy.writes());
+
+        change(json!({"enabled": false})).await;
+        is(&[6443], None, None).await;
+        change(json!({"enabled": true, "service": "LoadBalancer"})).await;
+        is(&[6443, 30080, 30081], Some("LoadBalancer"), None).await;
+        // With the Cluster the load balancer goes first.
+        let kept = Patch::Merge(json!({"metadata": {"finalizers": [CLEANUP]}}));
+        services.patch("ingress", &PatchParams::default(), &kept).await.unwrap();
+        world.delete("a", "demo").await.unwrap();
+        let waits = async || {
+            let (_, _, message) = condition(&clusters.get("demo").await?, "NetworkReady").unwrap_or_default();
+            ensure!(message.contains("to be removed by their provider"), "{message}");
+            Ok(())
+        };
+        eventually(SECOND * 20, "to be told what is waited for", waits).await.unwrap();
+        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        services.patch("ingress", &PatchParams::default(), &free).await.unwrap();
         world.gone(SECOND * 30, "a", "demo").await.unwrap();
     });
 }

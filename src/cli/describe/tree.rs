@@ -44,6 +44,7 @@ fn facts(observed: &Observed, status: &ClusterStatus) -> Vec<Branch> {
     let list = [
         ("version", status.version.clone()),
         ("endpoint", status.endpoint.clone()),
+        ("ingress", status.ingress.clone()),
         ("VNI", status.vni.map(|vni| vni.to_string())),
         ("next certificate is renewed", status.certificates_renew_at.clone()),
         ("namespace", status.id.as_deref().map(names::guest_namespace)),

@@ -15,7 +15,7 @@ use crate::{
     kvm::plan::{self as kvm, NodeObjects, Surroundings, control_plane_node, worker_node},
     network::{
         claims::{self, VniChoice},
-        exposure,
+        exposure, guest_ingress,
         places::{self, Place, Places},
         plan as network, policies,
     },
@@ -123,7 +123,7 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
     let mut steps = vec![
         step("cluster", "the guest's namespace", &cluster::plan::namespace(identity), &[])?,
         step("network", "the VNI", &claims::claim(identity, known.vni), &[])?,
-        step("network", "what reaches the guest", &policies::policy(identity, settings), &[&namespace])?,
+        step("network", "what reaches the guest", &policies::policy(valid, settings), &[&namespace])?,
         step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
     ];
     if let Exposure::Ingress { host, class } = &valid.exposure {
@@ -140,6 +140,15 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
             needs.push("the host name");
         }
         steps.push(step("network", "the load balancer in front of the API", &service, &needs)?);
+    }
+    if let Some(controller) = &valid.ingress_controller {
+        let service = guest_ingress::service(
+            valid,
+            controller,
+            valid.pools.iter().any(|pool| pool.replicas > 0),
+            &settings.exposure,
+        );
+        steps.push(step("network", "the Service in front of the guest's ingress controller", &service, &[&namespace])?);
     }
     if valid.has_peers() {
         let purpose = "the Service by which nodes find each other";

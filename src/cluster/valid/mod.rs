@@ -17,7 +17,7 @@ pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
 pub use machine::{ControlPlane, DEFAULT_MACHINE, Machine, NodePool, Storage, Taint, parse_bytes};
 pub use network::{
     DEFAULT_CA_TTL, DEFAULT_LEAF_TTL, DEFAULT_OVERLAY_CIDR, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, EGRESS_CIDR,
-    Exposure, Mtu, Pki, Ranges, SubjectName, parse_lifetime,
+    Exposure, IngressController, Mtu, Pki, Ranges, SubjectName, parse_lifetime,
 };
 pub use text::{HostName, PoolName, Zone, is_label, is_name_with};
 pub use update::update;
@@ -54,6 +54,8 @@ pub struct Valid {
     pub accelerator: Accelerator,
     /// The way to the API from outside the management cluster.
     pub exposure: Exposure,
+    /// The guest's own ingress controller, if it has one.
+    pub ingress_controller: Option<IngressController>,
     /// Certificates.
     pub pki: Pki,
     /// Whether deletion is refused.
@@ -96,6 +98,7 @@ impl Valid {
             pools: check.pools(&spec.node_pools),
             accelerator: kvm.accelerator,
             exposure: check.exposure(&spec.exposure, &identity, &settings.exposure),
+            ingress_controller: check.ingress_controller(&spec.ingress_controller),
             pki: check.pki(&spec.pki, settings),
             deletion_protection: spec.deletion_protection.unwrap_or_default(),
             paused_until: check.time("spec.pausedUntil", spec.paused_until.as_deref()),

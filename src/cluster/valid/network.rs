@@ -6,7 +6,10 @@ use ipnet::Ipv4Net;
 
 use super::{Check, HostName, text};
 use crate::{
-    api::{ClusterSpec, ExposureSpec, ExposureType, NetworkSpec, PkiBackend, PkiSpec},
+    api::{
+        ClusterSpec, ExposureSpec, ExposureType, IngressControllerSpec, IngressService, NetworkSpec, PkiBackend,
+        PkiSpec,
+    },
     cluster::Identity,
     settings::{ExposureSettings, Settings},
 };
@@ -83,6 +86,15 @@ impl Exposure {
             Self::LoadBalancer { host } => host.as_ref(),
         }
     }
+}
+
+/// An ingress controller inside a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngressController {
+    /// Its pods.
+    pub replicas: u32,
+    /// Whether a load balancer leads there.
+    pub balanced: bool,
 }
 
 /// Certificates.
@@ -194,6 +206,12 @@ impl Check {
             ExposureType::LoadBalancer => Exposure::LoadBalancer { host: spec.host.as_deref().map(HostName::checked) },
             ExposureType::None => Exposure::None,
         }
+    }
+
+    pub(super) fn ingress_controller(&mut self, spec: &IngressControllerSpec) -> Option<IngressController> {
+        let replicas = self.number("spec.ingressController.replicas", spec.replicas.unwrap_or(1), 1..=10);
+        let balanced = spec.service == IngressService::LoadBalancer;
+        spec.enabled.unwrap_or_default().then_some(IngressController { replicas, balanced })
     }
 
     fn templated_host(&mut self, identity: &Identity, settings: &ExposureSettings) -> String {
