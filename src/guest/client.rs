@@ -1,9 +1,6 @@
 //! A connection to a guest's API, with a certificate that lives ten minutes and is kept in memory only.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kube::{Client, Config, config::AuthInfo};
@@ -15,16 +12,19 @@ use crate::{
     context::Context,
     pki::{self, kubeconfig::TLS_SERVER_NAME},
     runtime::{
-        CallError, call,
+        CallError,
         link::{self, Server},
     },
-    supervisor::addons,
+    supervisor::{addons, client::Question},
 };
 
 /// An emulated API server that starts takes longer for a handshake than others do, and one that was given up has to be begun
 /// anew. Whoever is root in a guest's control plane can answer as long as he likes, and this process serves all guests; the
 /// list of 500 Nodes is shorter than that.
 const SERVER: Server = Server { name: "guest", connecting: Duration::from_secs(15), answer: 16 << 20 };
+/// Bytes that the manifests of add-ons may have; Calico's alone have 300,000.
+const MANIFESTS: usize = 4 << 20;
+const MANIFESTS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Lifetime of the certificate.
 pub const TTL: Duration = Duration::from_secs(600);
 
@@ -72,13 +72,7 @@ pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) ->
 /// # Errors
 /// If the supervisor does not answer, or has none.
 pub async fn manifests(address: IpAddr) -> Result<String, CallError> {
-    let ask = async {
-        let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
-        let config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
-        let request = http::Request::get(addons::PATH).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        link::connect_to(SERVER, config, None)?.request_text(request).await
-    };
-    call("get", format!("{} of {address}", addons::PATH), ask).await
+    Question { address, path: addons::PATH, answer: MANIFESTS, timeout: MANIFESTS_TIMEOUT }.text().await
 }
 
 fn der(pem: &str) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {

@@ -11,7 +11,7 @@ use std::{
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Api, Config};
+use kube::Api;
 use tracing::{debug, warn};
 
 use super::{
@@ -23,13 +23,8 @@ use crate::{
     cluster::{ClusterKey, Identity, Report},
     context::{Context, Target},
     kvm::vm_pod::VmPod,
-    runtime::{
-        CallError, call, call_within, chain,
-        link::{self, Server},
-        operator::Reconciler,
-        queue::Outcome,
-    },
-    supervisor::reach,
+    runtime::{CallError, call, chain, operator::Reconciler, queue::Outcome},
+    supervisor::{client, reach},
 };
 
 /// Pause between two looks at a guest.
@@ -43,8 +38,8 @@ const FLEET: Duration = Duration::from_secs(10);
 const APIS: Duration = Duration::from_secs(300);
 /// How long a VM pod may take to answer: longer than it tries.
 const TIMEOUT: Duration = Duration::from_secs(6);
-/// A supervisor is in the hands of nobody but us, and has little to say.
-const SERVER: Server = Server { name: "vm-pod", connecting: Duration::from_secs(3), answer: 16 << 10 };
+/// Bytes that an answer may have: it lists addresses.
+const ANSWER: usize = 16 << 10;
 
 /// What is known of a guest.
 #[derive(Clone)]
@@ -272,15 +267,7 @@ async fn ask_all(questions: &[Question]) -> Vec<Answer> {
 /// Which of these addresses the VM pod at `address` reaches.
 async fn ask(address: IpAddr, tried: &BTreeSet<SocketAddr>) -> Result<Vec<SocketAddr>, CallError> {
     let path = reach::question(tried.iter());
-    let ask = async {
-        let url = format!("http://{}", SocketAddr::from((address, names::SUPERVISOR_PORT)));
-        let mut config = Config::new(url.parse().map_err(http::Error::from).map_err(kube::Error::HttpError)?);
-        // It speaks no TLS: the system's authorities need not be read for it.
-        config.root_cert = Some(Vec::new());
-        let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        link::connect_to(SERVER, config, None)?.request::<Vec<SocketAddr>>(request).await
-    };
-    call_within(TIMEOUT, "get", format!("{} of {address}", reach::PATH), ask).await
+    client::Question { address, path: &path, answer: ANSWER, timeout: TIMEOUT }.json().await
 }
 
 impl Reconciler for IsolationOperator {

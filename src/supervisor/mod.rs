@@ -11,6 +11,7 @@
 //! own without any capability; whatever it may not open by itself it is handed as an open file.
 //!
 //! - `addons`: the manifests that the VM image carries
+//! - [`client`]: asking all of this, for the controller manager
 //! - [`config`]: what the controller says about the VM
 //! - [`network`]: bridge, VXLAN, tap and the rules that hold the guest in its place
 //! - [`peers`]: the guest's other VM pods
@@ -26,6 +27,7 @@
 
 pub mod accelerator;
 pub mod addons;
+pub mod client;
 pub mod config;
 pub mod disks;
 pub mod health;

@@ -9,7 +9,7 @@ use super::{
 
 const OPERATOR: (&str, &str) = ("operator", "the operator's name");
 const WATCH: (&str, &str) = ("watch", "plural of the kind");
-const SERVER: (&str, &str) = ("server", "management, guest, vault");
+const SERVER: (&str, &str) = ("server", "management, guest, vault, vm-pod (its supervisor)");
 const VERB: (&str, &str) = ("verb", "get (and list), watch, create, update, patch, delete");
 
 /// Bounds of durations, in seconds.
