@@ -354,15 +354,19 @@ fn heard_of(lease: &Value, now: Timestamp) -> Result<()> {
     if age > fresh { bail!("its kubelet was not heard of for {} s", age.as_secs()) } else { Ok(()) }
 }
 
-/// Whether a node is Ready and takes pods.
+/// Whether a node is Ready, and Kubernetes keeps no pods off it. Who cordoned or tainted it has reasons of his own.
 fn node_ready(node: &Value) -> Result<()> {
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array).context("no conditions yet")?;
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready").context("no condition Ready yet")?;
     if ready["status"] != "True" {
         bail!("not ready: {}", ready["message"]);
     }
-    match node.pointer("/spec/taints") {
-        Some(taints) => bail!("still tainted: {taints}"),
+    let of_kubernetes = |taint: &&Value| {
+        let key = taint["key"].as_str().unwrap_or_default();
+        key.starts_with("node.kubernetes.io/") && key != "node.kubernetes.io/unschedulable"
+    };
+    match node.pointer("/spec/taints").and_then(Value::as_array).and_then(|taints| taints.iter().find(of_kubernetes)) {
+        Some(taint) => bail!("still tainted: {taint}"),
         None => Ok(()),
     }
 }
@@ -388,6 +392,8 @@ mod tests {
         node_ready(&node).unwrap();
         node["spec"]["taints"] = json!([{"key": "node.kubernetes.io/not-ready"}]);
         assert!(node_ready(&node).unwrap_err().to_string().starts_with("still tainted"));
+        node["spec"]["taints"] = json!([{"key": "mine"}, {"key": "node.kubernetes.io/unschedulable"}]);
+        node_ready(&node).unwrap();
         node = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "message": "no CNI"}]}});
         assert_eq!(node_ready(&node).unwrap_err().to_string(), "not ready: \"no CNI\"");
     }
