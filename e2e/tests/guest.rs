@@ -16,7 +16,7 @@ use k8s_openapi::ByteString;
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
 use serde_json::Value;
-use support::traces::{claims_go, fingerprints, key_words, nothing_is_left};
+use support::traces::{KEPT, claims_go, etcd_content, fingerprints, key_words, nothing_is_left};
 use support::{
     Guest, SYSTEM, image_path, in_steps, installed, installed_with, kill_manager, list, machines, monitoring,
     mounts_in_vault, patience, processes, requests,
@@ -75,12 +75,12 @@ fn manager_killed_half_way(lab: &Lab, guest: &Guest) -> Result<()> {
     wait_for(MINUTE, "the VM pod", || lab.kubectl(&["-n", &home, "get", "pod", "master-0"]))?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
     // The fingerprints begin after the first kills; the record of writes begins before them.
-    let log = support::writes_on_record(lab)?;
+    let (log, named) = (support::writes_on_record(lab)?, format!("\"name\":\"{}\"", roots::SECRET));
     let made = log.lines().filter(|line| {
-        let parts = ["\"verb\":\"create\"", &format!("\"namespace\":\"{home}\""), "\"name\":\"ca-", "\"code\":201"];
+        let parts = ["\"verb\":\"create\"", &format!("\"namespace\":\"{home}\""), &named, "\"code\":201"];
         parts.iter().all(|part| line.contains(part))
     });
-    ensure!(made.count() == 5, "a root was made twice");
+    ensure!(made.count() == 1, "roots were made twice");
     ensure!(list(lab, &["networkclaims"])?.len() == 2, "there are other claims than one VNI and one host name");
     ensure!(list(lab, &["-n", &home, "pods"])?.len() == 1, "there is more than one VM pod");
     Ok(())
@@ -463,7 +463,8 @@ fn has_no_other_way_in(_: &Lab, guest: &Guest) -> Result<()> {
 
 fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
     let roots = fingerprints(guest)?;
-    guest.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+    guest.kubectl_input(&["apply", "-f", "-"], KEPT)?;
+    let content = etcd_content(guest)?;
     let restarts = || -> Result<u64> {
         let home = guest.home()?;
         let pod: Value = serde_json::from_str(&lab.kubectl(&["-n", &home, "get", "pod", "master-0", "-o", "json"])?)?;
@@ -480,7 +481,8 @@ fn survives_qemu(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.await_condition(MINUTE, "Ready", "False")?;
     guest.await_ready()?;
     println!("    Ready again after {:.1?}", started.elapsed());
-    ensure!(guest.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b", "etcd's data is lost");
+    let now = etcd_content(guest)?;
+    ensure!(now == content, "etcd's content was\n{content}\nand is\n{now}");
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
     wait_for(patience(), "the pod to run again", || guest.kubectl(&["exec", "hello", "--", "true"]))?;
     Ok(())

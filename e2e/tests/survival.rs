@@ -36,9 +36,10 @@ fn a_guest_outlives_what_happens_to_it() {
     let lab = installed_with(",settings.kvm.hostTimeout=45s");
     let hosts = Hosts(&lab);
     let guest = Guest::create(&lab, "e2e-survival", "survivor", SPEC);
-    let steps: [(&str, Step); 8] = [
+    let steps: [(&str, Step); 9] = [
         ("its manager is killed half-way and stays away", comes_up_without_its_manager),
         ("a workload runs on the worker", workload_runs),
+        ("nothing changes for it while its manager is away", lives_without_its_manager),
         ("kubectl drain moves the worker off its host", worker_is_moved),
         ("kubectl drain moves the control plane off its host, with etcd's data", control_plane_is_moved),
         ("the worker's host loses its power, and another worker takes its part", host_dies),
@@ -57,11 +58,10 @@ fn comes_up_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
         wait_for(MINUTE, "both VM pods", || lab.kubectl(&["-n", &home, "get", "pod", pod]))?;
     }
     let roots = fingerprints(guest)?;
-    let scale = |replicas: &str| lab.kubectl(&["-n", SYSTEM, "scale", "deployment", "giantnetes", replicas]);
     for process in processes("giantnetes\0run\0")? {
         Run::new("kill").args(["-9", &process.to_string()]).output()?;
     }
-    scale("--replicas=0")?;
+    scale_manager(lab, 0)?;
     let away = Instant::now();
     wait_every(Duration::from_secs(2), patience(), "two minutes, and an API that is ready without a manager", || {
         let ready = guest.vm_pod("master-0", "{.status.conditions[?(@.type=='Ready')].status}")?;
@@ -70,7 +70,7 @@ fn comes_up_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
     })?;
     ensure!(processes("giantnetes\0run\0")?.is_empty(), "a manager ran");
     println!("    away for {:.1?}", away.elapsed());
-    scale("--replicas=1")?;
+    scale_manager(lab, 1)?;
     guest.await_ready()?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
     Ok(())
@@ -79,6 +79,33 @@ fn comes_up_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
     guest.kubectl_input(&["apply", "-f", "-"], &format!("{KEPT}\n{}", web_servers(1, LEAVES_SOON, "")))?;
     serves(guest, "default-0")
+}
+
+fn lives_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
+    let (roots, content) = (fingerprints(guest)?, etcd_content(guest)?);
+    scale_manager(lab, 0)?;
+    let (away, mut looks) = (Instant::now(), 0);
+    wait_every(Duration::from_secs(3), ABSENCE * 2, "the manager's absence to end", || {
+        if processes("giantnetes\0run\0")?.is_empty() {
+            let said = guest.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.status.availableReplicas}"]);
+            // What fails here is final: not the end of waiting, but what was waited for.
+            assert!(said.as_ref().is_ok_and(|said| said == "1"), "the workload is not available: {said:?}");
+            looks += 1;
+        }
+        ensure!(away.elapsed() >= ABSENCE, "{:.0?} so far", away.elapsed());
+        Ok(())
+    })?;
+    println!("    away for {:.1?}, the workload was available at each of {looks} looks", away.elapsed());
+    ensure!(looks > 10, "only {looks} looks");
+    is_as_before(guest, &content)?;
+    scale_manager(lab, 1)?;
+    guest.await_ready()?;
+    ensure!(fingerprints(guest)? == roots, "a root was made anew");
+    is_as_before(guest, &content)
+}
+
+fn scale_manager(lab: &Lab, replicas: u32) -> Result<String> {
+    lab.kubectl(&["-n", SYSTEM, "scale", "deployment", "giantnetes", &format!("--replicas={replicas}")])
 }
 
 /// Waits until the workload serves on a worker.
@@ -118,9 +145,15 @@ fn control_plane_is_moved(lab: &Lab, guest: &Guest) -> Result<()> {
     let (roots, before) = (fingerprints(guest)?, etcd_content(guest)?);
     move_by_drain(lab, guest, "master-0")?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
+    is_as_before(guest, &before)?;
+    serves(guest, "default-0")
+}
+
+/// Fails unless etcd has what it had.
+fn is_as_before(guest: &Guest, before: &str) -> Result<()> {
     let after = etcd_content(guest)?;
     ensure!(after == before, "etcd's content was\n{before}\nand is\n{after}");
-    serves(guest, "default-0")
+    Ok(())
 }
 
 fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
@@ -136,7 +169,7 @@ fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
     }
     let host = guest.vm_pod("default-0", "{.spec.nodeName}")?;
     spare_the_management_cluster(lab, &host)?;
-    let (roots, started) = (fingerprints(guest)?, Instant::now());
+    let (roots, content, started) = (fingerprints(guest)?, etcd_content(guest)?, Instant::now());
     lab_command(&format!("host stop {host}"))?;
     wait_for(MINUTE * 5, "another worker's VM pod", || guest.vm_pod("default-1", "{.metadata.uid}"))?;
     println!("    given up after {:.1?}", started.elapsed());
@@ -145,7 +178,7 @@ fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
     println!("    Ready again after {:.1?}", started.elapsed());
     ensure!(guest.vm_pod("default-1", "{.spec.nodeName}")? != host, "it is on the dead host");
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
-    Ok(())
+    is_as_before(guest, &content)
 }
 
 fn host_returns(lab: &Lab, guest: &Guest) -> Result<()> {

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
+use support::traces::{KEPT, etcd_content, fingerprints};
 use support::workload::{ROOT_ON_EVERY_NODE, in_node};
 use support::{Guest, NAMED, in_steps, installed, patience};
 
@@ -417,7 +419,9 @@ fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(reach("172.26.0.1", 6443)? && reach("172.26.0.10", 10250)?, "the node reaches nothing at all");
     let service = lab.kubectl(&["-n", &home, "get", "service", "master", "-o", "jsonpath={.spec.clusterIP}"])?;
     let mut closed = vec![(pod.clone(), 6443), (pod.clone(), 8080), (service, 6443), ("10.233.0.1".into(), 443)];
-    closed.extend([2379, 6443, lab::vault::PORT].map(|port| ("10.231.0.2".into(), port)));
+    // The lab's etcd listens on its loopback device alone: in its place something that does not.
+    let _etcd = Listener::start(ETCD)?;
+    closed.extend([ETCD.port(), 6443, lab::vault::PORT].map(|port| ("10.231.0.2".into(), port)));
     closed.extend(["10.231.0.11", "10.231.0.12", "10.231.0.13"].map(|host| (host.to_owned(), 10250)));
     closed.extend([6443, 8080].map(|port| ("10.0.2.2".into(), port)));
     for (address, port) in &closed {
@@ -447,6 +451,33 @@ fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
     let gone = other.delete(MINUTE * 3)?;
     println!("    the other guest is gone after {gone:.1?}");
     Ok(())
+}
+
+/// Where the management cluster's etcd would listen.
+const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(lab::topology::CONTROL.address), 2379);
+
+/// Takes connections at an address of the management cluster's control plane, until it is dropped.
+struct Listener(std::process::Child);
+
+impl Listener {
+    fn start(at: SocketAddr) -> Result<Self> {
+        let serve =
+            format!("import socket\ns = socket.create_server(('{}', {}))\nwhile True: s.accept()", at.ip(), at.port());
+        let room = lab::topology::CONTROL.netns();
+        let listener = Self(Command::new("ip").args(["netns", "exec", &room, "python3", "-c", &serve]).spawn()?);
+        // From the machine it is reached, or that a guest does not reach it would prove nothing.
+        wait_for(MINUTE, "a connection from the machine", || {
+            Ok(std::net::TcpStream::connect_timeout(&at, Duration::from_secs(2))?)
+        })?;
+        Ok(listener)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Packets that a device has sent, as `ip -s link show` says it.
@@ -562,10 +593,20 @@ fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {
         "-o",
         "jsonpath={.metadata.uid} {.metadata.annotations.giantnetes\\.io/place}",
     ];
-    let before = lab.kubectl(&place)?;
-    lab.kubectl_within(MINUTE * 3, &["-n", &home, "delete", "pod", "default-0"])?;
+    guest.kubectl_input(&["apply", "-f", "-"], KEPT)?;
+    let (before, roots, content) = (lab.kubectl(&place)?, fingerprints(guest)?, etcd_content(guest)?);
+    // What its supervisor says to the last: that the guest has powered off, and was not ended.
+    let last_words = std::thread::scope(|scope| -> Result<String> {
+        let log = scope.spawn(|| lab.kubectl_within(MINUTE * 4, &["-n", &home, "logs", "-f", "--tail=1", "default-0"]));
+        lab.kubectl_within(MINUTE * 3, &["-n", &home, "delete", "pod", "default-0"])?;
+        log.join().expect("kubectl does not panic")
+    })?;
+    ensure!(last_words.contains("the guest is off"), "the VM was not powered off: {last_words}");
     guest.await_condition(MINUTE, "Ready", "False")?;
     guest.await_ready()?;
+    ensure!(fingerprints(guest)? == roots, "a root was made anew");
+    let now = etcd_content(guest)?;
+    ensure!(now == content, "etcd's content was\n{content}\nand is\n{now}");
     let after = lab.kubectl(&place)?;
     ensure!(before.split(' ').next() != after.split(' ').next(), "the VM pod was not made anew");
     ensure!(before.split(' ').next_back() == after.split(' ').next_back(), "its place changed: {before}, {after}");

@@ -135,11 +135,18 @@ fn upgrade(guest: &Guest, version: &str) -> Result<()> {
     guest.change(&patch)?;
 
     // The control plane first. Its API is away while its VM is another one, and the workload must not notice.
+    let (mut gone, mut windows) = (None, Vec::new());
     wait_every(Duration::from_secs(1), UPGRADE, "the control plane's new version", || {
-        let now = versions(guest)?;
+        let now = versions(guest);
+        if now.is_err() {
+            gone = gone.or_else(|| Some(Instant::now()));
+        }
+        let now = now?;
+        windows.extend(gone.take().map(|since| since.elapsed()));
         ensure!(has(&now, "master-0", version), "{now:?}");
         Ok(())
     })?;
+    println!("    its API was away for {windows:.1?}");
     println!("    the control plane has it after {:.1?}", started.elapsed());
     let now = counts(guest, "default-0")?;
     println!("    meanwhile a worker's client was served {} times", now.0 - before.0);

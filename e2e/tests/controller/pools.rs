@@ -121,6 +121,9 @@ fn workers_come_and_go_and_keep_their_places() {
         };
         eventually(SECOND * 20, "the pools' condition", said).await.unwrap();
         println!("    {} writes for 1 + 3 nodes", manager.proxy.writes().len());
+        let writes: Vec<_> = manager.proxy.writes().iter().map(|write| format!("{write:?}")).collect();
+        let earliest = |part: &str| writes.iter().position(|write| write.contains(part)).unwrap();
+        assert!(earliest("/networkpolicies") < earliest("/pods"), "a VM comes before what holds it back: {writes:?}");
         changes_are_foreseen(servers, &manager, &namespace);
 
         // Fewer of one and some of another at once: what goes must not hand its place on while it is there.

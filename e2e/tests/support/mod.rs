@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::jiff::Timestamp;
 use lab::command::Run;
 use lab::{Lab, Snapshot, snapshot, wait_every, wait_for};
 use serde_json::Value;
@@ -250,7 +251,21 @@ impl<'a> Guest<'a> {
         let took = started.elapsed();
         let verdict = if took <= Duration::from_secs(3 * aim) { "within" } else { "not within" };
         println!("    Ready after {took:.1?}: {verdict} three times the aim of {aim} s");
+        println!("    {} s after the last VM pod was started", self.seconds_since_the_start()?);
         Ok(())
+    }
+
+    /// Seconds from the start of the last VM pod until the Cluster was Ready.
+    fn seconds_since_the_start(&self) -> Result<i64> {
+        let starts =
+            self.lab.kubectl(&["-n", &self.home()?, "get", "pods", "-o", "jsonpath={.items[*].status.startTime}"])?;
+        // All in one form, so that their order is that of their letters.
+        let last: Timestamp = starts.split_whitespace().max().context("no VM pod was started")?.parse()?;
+        let object = self.object()?;
+        let conditions = object["status"]["conditions"].as_array().context("no conditions")?;
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready").context("no condition Ready")?;
+        let ready: Timestamp = ready["lastTransitionTime"].as_str().context("no time")?.parse()?;
+        Ok(ready.duration_since(last).as_secs())
     }
 
     /// Runs kubectl against the guest, as its administrator, through the Ingress if the guest has one.
