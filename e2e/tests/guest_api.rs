@@ -95,6 +95,20 @@ impl Guest {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// What etcd has of the object `default/kept` of this kind.
+    fn stored(&self, kind: &str) -> String {
+        let pki = |name: &str| self.home.path("pki").join(name).display().to_string();
+        let mut command = self.home.command("etcdctl");
+        command.args(["--endpoints=https://127.0.0.1:2379", "--command-timeout=10s"]);
+        command.arg(format!("--cacert={}", pki("etcd-ca.crt")));
+        command.arg(format!("--cert={}", pki("apiserver-etcd-client.crt")));
+        command.arg(format!("--key={}", pki("apiserver-etcd-client.key")));
+        command.args(["get", &format!("/registry/{kind}/default/kept"), "--print-value-only"]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     fn refuses(&self, pair: &Pair, words: &[&str], why: &str) {
         let said = self.ask(pair, words).expect_err(&words.join(" ")).to_string();
         assert!(said.contains(why), "{words:?}: {said}");
@@ -222,6 +236,20 @@ fn a_kubelet_acts_for_its_node_alone() {
     guest.refuses(&own, &["get", "secret", "hidden"], "no relationship found between node");
     guest.refuses(&own, &["get", "secrets", "-A"], "forbidden");
     guest.refuses(&guest.of_worker("a-0", "kube-proxy"), &["get", "secrets", "-A"], "forbidden");
+}
+
+#[test]
+fn who_has_etcd_reads_no_secret() {
+    let guest = Guest::start("encryption");
+    let administrator = guest.authorities.sign(&leaf::bootstrapper());
+    for kind in ["secret generic", "configmap"] {
+        let create = format!("create {kind} kept --from-literal=word=precious");
+        guest.ask(&administrator, &create.split(' ').collect::<Vec<_>>()).unwrap();
+    }
+    // A ConfigMap is read, so the same of a Secret proves something.
+    let (plain, hidden) = (guest.stored("configmaps"), guest.stored("secrets"));
+    assert!(plain.contains("precious"), "{plain}");
+    assert!(hidden.starts_with("k8s:enc:secretbox:v1:key1:") && !hidden.contains("precious"), "{hidden}");
 }
 
 #[test]

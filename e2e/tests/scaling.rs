@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, wait_every};
 use support::workload::{SPREAD, web_servers};
-use support::{Guest, in_steps, installed, list};
+use support::{Guest, in_steps, installed_with, list};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How many of the workload's three pods may be missing at most: one.
@@ -24,7 +24,8 @@ type Step = fn(&Lab, &Guest) -> Result<()>;
 
 #[test]
 fn workers_come_and_go_under_a_workload() {
-    let lab = installed();
+    // Control planes of Clusters that name no zones of their own are kept to these.
+    let lab = installed_with(",settings.kvm.controlPlaneZones={control}");
     let guest = Guest::create(&lab, "e2e-scaling", "elastic", &spec(&[("default", 1, "")]));
     let steps: [(&str, Step); 5] = [
         ("one worker", |_, guest| guest.await_ready()),
@@ -166,6 +167,8 @@ fn zones_are_kept(lab: &Lab, guest: &Guest) -> Result<()> {
         |host: &str| lab.kubectl(&["get", "node", host, "-o", "jsonpath={.metadata.labels.giantnetes\\.io/zone}"]);
     let now = vm_pods(lab, guest)?;
     ensure!(names(&now) == ["data-0", "default-0", "front-0", "master-0"], "{now:?}");
+    let [.., host] = now.iter().find(|pod| pod[0] == "master-0").context("no VM pod")?;
+    ensure!(zone(host)? == "control", "the control plane is on {host}, in zone {}", zone(host)?);
     for pool in ["front", "data"] {
         let [.., host] = now.iter().find(|pod| pod[0] == format!("{pool}-0")).context("no VM pod")?;
         let zone = zone(host)?;
