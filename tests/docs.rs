@@ -109,6 +109,20 @@ fn the_reference_lacks_no_name_and_no_reason() {
 }
 
 #[test]
+fn every_dashboard_has_its_picture() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let shown = links(&fs::read_to_string(root.join("docs/operations.md")).unwrap());
+    let mut boards = 0;
+    for entry in fs::read_dir(root.join("charts/giantnetes/files/dashboards")).unwrap() {
+        let picture = entry.unwrap().path().with_extension("svg");
+        let name = format!("pictures/{}", picture.file_name().unwrap().to_string_lossy());
+        assert!(root.join("docs").join(&name).is_file() && shown.contains(&name), "docs/operations.md lacks {name}");
+        boards += 1;
+    }
+    assert!(boards >= 4, "only {boards} dashboards were found");
+}
+
+#[test]
 fn the_quick_start_is_quick() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/quick-start.md")).unwrap();
     let words = text.split_whitespace().count();

@@ -268,7 +268,7 @@ fn forgotten_custom_resource_definitions_are_told() {
     let server = ApiServer::start("bare", &[]).unwrap();
     let manager = Manager::start(&server, &settings(&Helm::new("bare")));
     let said = format!("{:#}", check(&manager.url(), "5s").unwrap_err());
-    assert!(said.contains("first list of clusters (is its CustomResourceDefinition installed?)"), "{said}");
+    assert!(said.contains("first list of clusters (is its CustomResourceDefinition installed? The chart brings it, or `giantnetes crds"), "{said}");
     server.install_crds().unwrap();
     let said = check(&manager.url(), "60s").unwrap();
     assert!(said.contains("ready, and a replica leads"), "{said}");

@@ -17,21 +17,73 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// The design's time for a condition with the reason, times three.
 const TOLD: Duration = Duration::from_secs(90);
 
-/// A mistake: the spec, the condition that tells of it, its reason and a word of its message.
-const MISTAKES: [(&str, &str, &str, &str, &str); 7] = [
-    ("version", "{kubernetes: {version: v1.42.0}}", "Ready", "InvalidSpec", "v1.42.0"),
-    ("image", "{provider: {kvm: {image: nobody-made-it}}}", "Ready", "InvalidSpec", "nobody-made-it"),
-    ("nowhere", "{kubernetes: {version: v1.36.2}}", "ControlPlaneReady", "ImageNotFound", "giantnetes/vm:nowhere"),
-    ("memory", "{controlPlane: {machine: {memory: 500Gi}}}", "ControlPlaneReady", "Unschedulable", "memory"),
-    ("zone", "{controlPlane: {zones: [moon]}}", "ControlPlaneReady", "Unschedulable", "label giantnetes.io/zone"),
-    (
-        "ingress",
-        "{exposure: {type: Ingress, className: gone}}",
-        "NetworkReady",
-        "IngressClassNotFound",
-        "no IngressClass gone",
-    ),
-    ("host", "{exposure: {type: Ingress, host: taken.guests.test}}", "NetworkReady", "HostInUse", "taken.guests.test"),
+/// A mistake: the spec, the condition that tells of it, its reason, and what its message says of cause and cure.
+struct Mistake {
+    name: &'static str,
+    spec: &'static str,
+    condition: &'static str,
+    reason: &'static str,
+    cause: &'static str,
+    cure: &'static str,
+}
+
+const MISTAKES: [Mistake; 7] = [
+    Mistake {
+        name: "version",
+        spec: "{kubernetes: {version: v1.42.0}}",
+        condition: "Ready",
+        reason: "InvalidSpec",
+        cause: "spec.kubernetes.version: \"v1.42.0\"",
+        cure: "there are v1.36.2, v1.36.3",
+    },
+    Mistake {
+        name: "image",
+        spec: "{provider: {kvm: {image: nobody-made-it}}}",
+        condition: "Ready",
+        reason: "InvalidSpec",
+        cause: "spec.provider.kvm.image: \"nobody-made-it\" is not in the catalogue",
+        cure: "there are v1.36.2, v1.36.3",
+    },
+    Mistake {
+        name: "nowhere",
+        spec: "{kubernetes: {version: v1.36.2}}",
+        condition: "ControlPlaneReady",
+        reason: "ImageNotFound",
+        cause: "giantnetes/vm:nowhere",
+        cure: "settings.kubernetes.images must name it as the hosts' registry does",
+    },
+    Mistake {
+        name: "memory",
+        spec: "{controlPlane: {machine: {memory: 500Gi}}}",
+        condition: "ControlPlaneReady",
+        reason: "Unschedulable",
+        cause: "Insufficient memory",
+        cure: "a host must have so much memory free: add one, or ask for a smaller machine",
+    },
+    Mistake {
+        name: "zone",
+        spec: "{controlPlane: {zones: [moon]}}",
+        condition: "ControlPlaneReady",
+        reason: "Unschedulable",
+        cause: "didn't match Pod's node affinity",
+        cure: "the hosts of a zone carry its name as label giantnetes.io/zone",
+    },
+    Mistake {
+        name: "ingress",
+        spec: "{exposure: {type: Ingress, className: gone}}",
+        condition: "NetworkReady",
+        reason: "IngressClassNotFound",
+        cause: "no IngressClass gone",
+        cure: "name another by spec.exposure.className",
+    },
+    Mistake {
+        name: "host",
+        spec: "{exposure: {type: Ingress, host: taken.guests.test}}",
+        condition: "NetworkReady",
+        reason: "HostInUse",
+        cause: "host taken.guests.test belongs to another Cluster",
+        cure: "ask for another",
+    },
 ];
 
 #[test]
@@ -50,7 +102,7 @@ fn a_mistake_is_told_and_disturbs_no_other() {
         Ok(before)
     })
     .unwrap();
-    for (name, spec, type_, reason, word) in MISTAKES {
+    for Mistake { name, spec, condition: type_, reason, cause, cure } in MISTAKES {
         let started = Instant::now();
         let guest = Guest::create(&lab, "e2e-mistakes", name, spec);
         let condition = wait_every(Duration::from_secs(1), TOLD, &format!("{name}: the reason"), || {
@@ -60,7 +112,8 @@ fn a_mistake_is_told_and_disturbs_no_other() {
         });
         let condition = condition.unwrap_or_else(|error| panic!("{error:#}"));
         println!("    {name}: {} after {:.1?}", condition["message"], started.elapsed());
-        assert!(condition["message"].as_str().unwrap_or_default().contains(word), "{condition}");
+        let message = condition["message"].as_str().unwrap_or_default();
+        assert!(message.contains(cause) && message.contains(cure), "{condition}");
         println!("    {name}: gone after {:.1?}", guest.delete(MINUTE * 2).unwrap());
     }
     assert_eq!(everything(&lab, &neighbour).unwrap(), before, "the neighbour was disturbed");

@@ -358,6 +358,10 @@ fn ingresses_are_served(lab: &Lab, guest: &Guest) -> Result<()> {
     let address = wait_for(MINUTE, "an address of the ingress controller", || {
         guest.object()?["status"]["ingress"].as_str().map(str::to_owned).context("there is none yet")
     })?;
+    // Whose class is the default one is decided when an Ingress is made.
+    wait_for(MINUTE * 2, "the class of the ingress controller", || {
+        guest.kubectl(&["get", "ingressclass", "giantnetes"])
+    })?;
     guest.kubectl_input(&["apply", "-f", "-"], INGRESS)?;
     // A host of the management cluster, in front of the Service that leads to the VM pods.
     let host = lab::topology::HOSTS[0].room.netns();

@@ -47,6 +47,29 @@ mod tests {
     }
 
     #[test]
+    fn every_subcommand_has_a_page_and_every_shell_is_told_of_it() {
+        let folder = std::env::temp_dir().join(format!("giantnetes-man-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        man(&folder).unwrap();
+        let command = command(None);
+        let shown = command.get_subcommands().filter(|one| !one.is_hide_set());
+        let names: Vec<_> = shown.map(|one| one.get_name().to_owned()).collect();
+        assert!(names.len() > 10, "{names:?}");
+        for name in &names {
+            let page = std::fs::read_to_string(folder.join(format!("giantnetes-{name}.1"))).unwrap();
+            assert!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+        for shell in <Shell as clap::ValueEnum>::value_variants() {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "giantnetes", &mut text);
+            let text = String::from_utf8(text).unwrap();
+            let lacks: Vec<_> = names.iter().filter(|name| !text.contains(name.as_str())).collect();
+            assert!(lacks.is_empty(), "{shell}: {lacks:?}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_sound() {
         command(None).debug_assert();
     }

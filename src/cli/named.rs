@@ -85,7 +85,9 @@ impl Named {
                 None => format!("{what}; `kubectl get clusters.giantnetes.io -A` lists all"),
             },
             Err(error) if error.status() == Some(404) => {
-                format!("{what}, nor anywhere: this cluster has no kind Cluster, so the chart is not installed here")
+                format!(
+                    "{what}, nor anywhere: this cluster has no kind Cluster: install the chart here, or choose another cluster by --context"
+                )
             }
             Err(_) => format!("{what}; another namespace is named by `-n`"),
         }

@@ -169,7 +169,9 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
 /// What a watch waits for that has not listed yet.
 fn first_list(watch: &str) -> String {
     if [Cluster::plural(&()), ClusterAccess::plural(&()), NetworkClaim::plural(&())].iter().any(|ours| ours == watch) {
-        return format!("first list of {watch} (is its CustomResourceDefinition installed?)");
+        return format!(
+            "first list of {watch} (is its CustomResourceDefinition installed? The chart brings it, or `giantnetes crds | kubectl apply -f -`)"
+        );
     }
     format!("first list of {watch}")
 }

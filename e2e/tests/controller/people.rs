@@ -136,7 +136,7 @@ fn a_wrong_place_and_a_missing_right_are_told() {
         }
         eventually(SECOND * 30, "the kind to be gone", || async {
             let bare = refusal(&operator, "describe demo -n a");
-            ensure!(bare.contains("this cluster has no kind Cluster, so the chart is not installed here"), "{bare}");
+            ensure!(bare.contains("this cluster has no kind Cluster: install the chart here"), "{bare}");
             Ok(())
         })
         .await
