@@ -513,7 +513,7 @@ fn served(guest: &Guest) -> Result<[String; 2]> {
 
 /// Every pod of the guest, and how often each of its containers was started anew.
 fn restarts(guest: &Guest) -> Result<String> {
-    let each = "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].restartCount}{'\n'}{end}";
+    let each = "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].restartCount}{'\\n'}{end}";
     guest.kubectl(&["get", "pods", "-A", "-o", each])
 }
 

@@ -14,6 +14,7 @@ use super::{
     plan::{self, Surroundings},
     reconcile::{Answer, Error, KvmOperator, State, after, foremost},
     survey::Survey,
+    vm_pod::VmPod,
 };
 use crate::{
     api::{Reason, names},
@@ -113,6 +114,13 @@ impl KvmOperator {
     /// Takes note that a member's volume has all that etcd knows, if that was not so.
     async fn has_joined(&self, identity: &Identity, node: &str) -> Result<(), CallError> {
         let Some(claim) = self.volume_of(identity, node).filter(joins) else { return Ok(()) };
+        let made = |meta: &ObjectMeta| meta.creation_timestamp.as_ref().map(|made| made.0);
+        let vm_pods = self.context.vm_pods(identity);
+        let runs_on_it = |pod: &VmPod| pod.node() == node && made(&pod.metadata) >= made(&claim);
+        if !vm_pods.iter().any(|pod| runs_on_it(pod)) {
+            // Somebody took the volume from under the VM pod, by force: what stands in its place is blank.
+            return Ok(());
+        }
         let annotations = json!({names::ETCD_JOINS_ANNOTATION: null});
         let patch = Patch::Merge(json!({"metadata": {"uid": claim.uid, "annotations": annotations}}));
         let params = PatchParams { field_manager: Some("giantnetes.kvm".into()), ..PatchParams::default() };
