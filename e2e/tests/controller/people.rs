@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Runs `giantnetes` for whom this kubeconfig is of.
-fn g8s(kubeconfig: &Path, words: &[&str]) -> Run {
+pub fn g8s(kubeconfig: &Path, words: &[&str]) -> Run {
     let kubeconfig = format!("KUBECONFIG={}", kubeconfig.display());
     Run::new("env").arg(kubeconfig).arg(giantnetes()).args(words.iter().copied()).timeout(SECOND * 60)
 }

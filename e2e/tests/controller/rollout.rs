@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     manager::{Manager, Options},
     on_servers,
+    people::g8s,
     world::{SECOND, World, condition, eventually},
 };
 
@@ -224,8 +225,7 @@ fn another_rendering_replaces_nobody_and_a_roll_does_though_the_manager_dies() {
         let adopted = guest.pods.get("x-1").await.unwrap().annotations().get("giantnetes.io/node-wish").cloned();
         assert_eq!(adopted, Some(wish));
 
-        let clusters = world.clusters("a");
-        world.annotate(&clusters, "demo", "giantnetes.io/roll", "2026-10-01T00:00:00Z").await.unwrap();
+        g8s(&servers.kubeconfig(), &["roll", "demo", "-n", "a"]).output().unwrap();
         guest.comes("master-0", &first["master-0"]).await;
         guest.ready("master-0").await;
         guest.leaves("x-0").await;
