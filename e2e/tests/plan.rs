@@ -42,7 +42,7 @@ fn the_plan_sees_what_is_there_what_differs_and_what_is_missing() {
     let server = ApiServer::start("plan", &[]).unwrap();
     server.install_crds().unwrap();
     let nothing = plan(&server, "summary");
-    assert!(nothing.lines().filter(|line| line.starts_with('+')).count() >= 12, "{nothing}");
+    assert!(nothing.lines().filter(|line| line.starts_with('+')).count() >= 11, "{nothing}");
     assert!(nothing.starts_with("# The id"), "{nothing}");
 
     server.kubectl(&["apply", "-f", "-"]).input(CLUSTER).output().unwrap();
