@@ -10,7 +10,6 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -165,14 +164,8 @@ impl World {
 
     /// etcdctl, asking one member.
     fn ask(&self, index: u32, words: &[&str]) -> Result<String> {
-        let mut command = self.home(index).command("etcdctl");
-        let (pki, url) = (self.home(index).path("pki"), format!("https://{}:2379", address(index)));
-        for (option, value) in [("endpoints", Path::new(&url)), ("cacert", &pki.join("etcd-ca.crt"))] {
-            command.arg(format!("--{option}={}", value.display()));
-        }
-        command.arg(format!("--cert={}", pki.join("apiserver-etcd-client.crt").display()));
-        command.arg(format!("--key={}", pki.join("apiserver-etcd-client.key").display()));
-        let output = command.args(["--command-timeout=10s"]).args(words).stdin(Stdio::null()).output()?;
+        let mut command = self.home(index).etcdctl(&address(index));
+        let output = command.args(words).stdin(Stdio::null()).output()?;
         if !output.status.success() {
             bail!("etcdctl {words:?} at {index}: {}", String::from_utf8_lossy(&output.stderr));
         }

@@ -97,12 +97,7 @@ impl Guest {
 
     /// What etcd has of the object `default/kept` of this kind.
     fn stored(&self, kind: &str) -> String {
-        let pki = |name: &str| self.home.path("pki").join(name).display().to_string();
-        let mut command = self.home.command("etcdctl");
-        command.args(["--endpoints=https://127.0.0.1:2379", "--command-timeout=10s"]);
-        command.arg(format!("--cacert={}", pki("etcd-ca.crt")));
-        command.arg(format!("--cert={}", pki("apiserver-etcd-client.crt")));
-        command.arg(format!("--key={}", pki("apiserver-etcd-client.key")));
+        let mut command = self.home.etcdctl("127.0.0.1");
         command.args(["get", &format!("/registry/{kind}/default/kept"), "--print-value-only"]);
         let output = command.stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
 use support::hosts::{Hosts, spare_the_management_cluster};
-use support::traces::{KEPT, etcd_content, fingerprints, nothing_is_left};
+use support::traces::{KEPT, etcd_content, etcd_has, fingerprints, nothing_is_left};
 use support::workload::web_servers;
 use support::{Guest, SYSTEM, in_steps, installed_with, lab_command, machines, patience, processes};
 
@@ -97,11 +97,11 @@ fn lives_without_its_manager(lab: &Lab, guest: &Guest) -> Result<()> {
     })?;
     println!("    away for {:.1?}, the workload was available at each of {looks} looks", away.elapsed());
     ensure!(looks > 10, "only {looks} looks");
-    is_as_before(guest, &content)?;
+    etcd_has(guest, &content)?;
     scale_manager(lab, 1)?;
     guest.await_ready()?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
-    is_as_before(guest, &content)
+    etcd_has(guest, &content)
 }
 
 fn scale_manager(lab: &Lab, replicas: u32) -> Result<String> {
@@ -145,15 +145,8 @@ fn control_plane_is_moved(lab: &Lab, guest: &Guest) -> Result<()> {
     let (roots, before) = (fingerprints(guest)?, etcd_content(guest)?);
     move_by_drain(lab, guest, "master-0")?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
-    is_as_before(guest, &before)?;
+    etcd_has(guest, &before)?;
     serves(guest, "default-0")
-}
-
-/// Fails unless etcd has what it had.
-fn is_as_before(guest: &Guest, before: &str) -> Result<()> {
-    let after = etcd_content(guest)?;
-    ensure!(after == before, "etcd's content was\n{before}\nand is\n{after}");
-    Ok(())
 }
 
 fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
@@ -178,7 +171,7 @@ fn host_dies(lab: &Lab, guest: &Guest) -> Result<()> {
     println!("    Ready again after {:.1?}", started.elapsed());
     ensure!(guest.vm_pod("default-1", "{.spec.nodeName}")? != host, "it is on the dead host");
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
-    is_as_before(guest, &content)
+    etcd_has(guest, &content)
 }
 
 fn host_returns(lab: &Lab, guest: &Guest) -> Result<()> {

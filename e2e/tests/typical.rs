@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
-use support::traces::{KEPT, etcd_content, fingerprints};
+use support::processes::{Process, tied};
+use support::traces::{KEPT, etcd_content, etcd_has, fingerprints};
 use support::workload::{ROOT_ON_EVERY_NODE, in_node};
 use support::{Guest, NAMED, in_steps, installed, patience};
 
@@ -192,7 +193,7 @@ fn logs_exec_and_port_forward(_: &Lab, guest: &Guest) -> Result<()> {
         ensure!(guest.kubectl(&["logs", pod])?.trim() == "serving", "no logs of {pod}");
         ensure!(guest.kubectl(&["exec", pod, "--", "hostname"])?.trim() == pod, "no exec into {pod}");
         let free = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let mut forward = Forward(
+        let mut forward = Process(
             guest
                 .command(&["port-forward", &format!("pod/{pod}"), &format!("{free}:8080")])?
                 .stdout(Stdio::null())
@@ -205,16 +206,6 @@ fn logs_exec_and_port_forward(_: &Lab, guest: &Guest) -> Result<()> {
         ensure!(said.trim() == pod, "the forwarded port answers {said}");
     }
     Ok(())
-}
-
-/// A `kubectl port-forward` that ends with its test.
-struct Forward(std::process::Child);
-
-impl Drop for Forward {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A pod on the worker that serves nothing. (What a pod sends to its own address meets no policy.)
@@ -424,7 +415,7 @@ fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
     let service = lab.kubectl(&["-n", &home, "get", "service", "master", "-o", "jsonpath={.spec.clusterIP}"])?;
     let mut closed = vec![(pod.clone(), 6443), (pod.clone(), 8080), (service, 6443), ("10.233.0.1".into(), 443)];
     // The lab's etcd listens on its loopback device alone: in its place something that does not.
-    let _etcd = Listener::start(ETCD)?;
+    let _etcd = listener(ETCD)?;
     closed.extend([ETCD.port(), 6443, lab::vault::PORT].map(|port| ("10.231.0.2".into(), port)));
     closed.extend(["10.231.0.11", "10.231.0.12", "10.231.0.13"].map(|host| (host.to_owned(), 10250)));
     closed.extend([6443, 8080].map(|port| ("10.0.2.2".into(), port)));
@@ -461,27 +452,16 @@ fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
 const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(lab::topology::CONTROL.address), 2379);
 
 /// Takes connections at an address of the management cluster's control plane, until it is dropped.
-struct Listener(std::process::Child);
-
-impl Listener {
-    fn start(at: SocketAddr) -> Result<Self> {
-        let serve =
-            format!("import socket\ns = socket.create_server(('{}', {}))\nwhile True: s.accept()", at.ip(), at.port());
-        let room = lab::topology::CONTROL.netns();
-        let listener = Self(Command::new("ip").args(["netns", "exec", &room, "python3", "-c", &serve]).spawn()?);
-        // From the machine it is reached, or that a guest does not reach it would prove nothing.
-        wait_for(MINUTE, "a connection from the machine", || {
-            Ok(std::net::TcpStream::connect_timeout(&at, Duration::from_secs(2))?)
-        })?;
-        Ok(listener)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn listener(at: SocketAddr) -> Result<Process> {
+    let serve =
+        format!("import socket\ns = socket.create_server(('{}', {}))\nwhile True: s.accept()", at.ip(), at.port());
+    let room = lab::topology::CONTROL.netns();
+    let listener = Process(tied("ip").args(["netns", "exec", &room, "python3", "-c", &serve]).spawn()?);
+    // From the machine it is reached, or that a guest does not reach it would prove nothing.
+    wait_for(MINUTE, "a connection from the machine", || {
+        Ok(std::net::TcpStream::connect_timeout(&at, Duration::from_secs(2))?)
+    })?;
+    Ok(listener)
 }
 
 /// Packets that a device has sent, as `ip -s link show` says it.
@@ -609,8 +589,7 @@ fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.await_condition(MINUTE, "Ready", "False")?;
     guest.await_ready()?;
     ensure!(fingerprints(guest)? == roots, "a root was made anew");
-    let now = etcd_content(guest)?;
-    ensure!(now == content, "etcd's content was\n{content}\nand is\n{now}");
+    etcd_has(guest, &content)?;
     let after = lab.kubectl(&place)?;
     ensure!(before.split(' ').next() != after.split(' ').next(), "the VM pod was not made anew");
     ensure!(before.split(' ').next_back() == after.split(' ').next_back(), "its place changed: {before}, {after}");

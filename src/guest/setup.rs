@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
 use tracing::info;
 
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     cluster::{ClusterKey, Valid},
     kvm::vm_pod::VmPod,
-    runtime::{CallError, call, call_within},
+    runtime::{CallError, apply::delete_as, call, call_within},
 };
 
 /// How many objects of add-ons are on their way at a time. An API server merges all schemas anew after each definition that
@@ -134,13 +134,10 @@ async fn carry_out(client: Client, deed: Deed, resource: ApiResource, object: Dy
         Deed::Remove => {
             let there = call("get", what.clone(), api.get_metadata_opt(&name)).await?;
             // What somebody else has put in its place stays.
-            let Some(there) = there.filter(|there| there.labels().contains_key(addons::OPTIONAL_LABEL)) else {
-                return Ok(());
-            };
-            let (uid, resource_version) = (there.metadata.uid, None);
-            let params = DeleteParams::background().preconditions(Preconditions { uid, resource_version });
-            let deleted = call("delete", what, api.delete(&name, &params)).await;
-            deleted.map(drop).or_else(|error| if error.status() == Some(404) { Ok(()) } else { Err(error) })
+            match there.filter(|there| there.labels().contains_key(addons::OPTIONAL_LABEL)) {
+                Some(there) => delete_as(what, &api, &there.metadata, None).await,
+                None => Ok(()),
+            }
         }
     }
 }

@@ -118,7 +118,7 @@ impl KvmOperator {
         let vm_pods = self.context.vm_pods(identity);
         let runs_on_it = |pod: &VmPod| pod.node() == node && made(&pod.metadata) >= made(&claim);
         if !vm_pods.iter().any(|pod| runs_on_it(pod)) {
-            // Somebody took the volume from under the VM pod, by force: what stands in its place is blank.
+            // The last look at the VM pod is older than this volume, which took the place of its own and is blank.
             return Ok(());
         }
         let annotations = json!({names::ETCD_JOINS_ANNOTATION: null});

@@ -311,13 +311,14 @@ impl PkiOperator {
     /// older snapshot is to hear of what it lacks before a certificate has to be renewed.
     async fn look_into_vault(&self, identity: &Identity, world: &World) -> Result<(), Error> {
         let vault = authority::vault(&self.context)?;
-        for of in Authority::ALL {
-            if vault.is_seen(&vault.mount(identity, of)) {
-                continue;
-            }
-            if let Some(root) = self.roots(identity, world).await?.authority(of).in_vault() {
-                vault.verify(root).await?;
-            }
+        let unseen: Vec<_> =
+            Authority::ALL.into_iter().filter(|of| !vault.is_seen(&vault.mount(identity, *of))).collect();
+        if unseen.is_empty() {
+            return Ok(());
+        }
+        let roots = self.roots(identity, world).await?;
+        for root in unseen.into_iter().filter_map(|of| roots.authority(of).in_vault()) {
+            vault.verify(root).await?;
         }
         Ok(())
     }

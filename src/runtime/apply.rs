@@ -294,13 +294,25 @@ pub async fn delete<K>(api: &Api<K>, meta: &ObjectMeta, grace: Option<u32>) -> R
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
+    let what = format!("{} {}", K::kind(&()), meta.name.as_deref().unwrap_or_default());
+    delete_as(what, api, meta, grace).await
+}
+
+/// [`delete`] of an object of any kind, which is called `what` in messages.
+///
+/// # Errors
+/// [`CallError`]
+pub async fn delete_as<K>(what: String, api: &Api<K>, meta: &ObjectMeta, grace: Option<u32>) -> Result<(), CallError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
     let name = meta.name.clone().unwrap_or_default();
     let params = DeleteParams {
         preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
         grace_period_seconds: grace,
         ..DeleteParams::default()
     };
-    match call("delete", format!("{} {name}", K::kind(&())), api.delete(&name, &params)).await {
+    match call("delete", what, api.delete(&name, &params)).await {
         Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
         Err(error) => Err(error),
         Ok(_) => Ok(()),

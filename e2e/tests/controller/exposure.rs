@@ -203,7 +203,7 @@ fn a_way_stays_open_until_the_next_one_is_and_its_name_until_nothing_leads_there
         let waits = async || {
             let cluster = world.clusters("a").get("demo").await?;
             let (_, _, message) = condition(&cluster, "NetworkReady").unwrap_or_default();
-            ensure!(message.contains("to be removed by their provider"), "{message}");
+            ensure!(message.contains("the load balancers of Services api and ingress in g8s-"), "{message}");
             Ok(())
         };
         eventually(SECOND * 20, "to be told what is waited for", waits).await.unwrap();
@@ -282,7 +282,7 @@ fn a_way_leads_to_the_guests_ingress_controller_for_as_long_as_there_is_one() {
         world.delete("a", "demo").await.unwrap();
         let waits = async || {
             let (_, _, message) = condition(&clusters.get("demo").await?, "NetworkReady").unwrap_or_default();
-            ensure!(message.contains("to be removed by their provider"), "{message}");
+            ensure!(message.contains("the load balancers of Services api and ingress in g8s-"), "{message}");
             Ok(())
         };
         eventually(SECOND * 20, "to be told what is waited for", waits).await.unwrap();

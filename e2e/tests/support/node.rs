@@ -117,6 +117,18 @@ impl NodeHome {
             .replace("/usr/local/bin/", &format!("{}/", self.tools.kubernetes.display()))
     }
 
+    /// etcdctl, asking the member at `address` with the API server's certificate.
+    pub fn etcdctl(&self, address: &str) -> Command {
+        let pki = |file: &str| self.path("pki").join(file).display().to_string();
+        let mut command = self.command("etcdctl");
+        command.arg(format!("--endpoints=https://{address}:2379"));
+        command.arg(format!("--cacert={}", pki("etcd-ca.crt")));
+        command.arg(format!("--cert={}", pki("apiserver-etcd-client.crt")));
+        command.arg(format!("--key={}", pki("apiserver-etcd-client.key")));
+        command.arg("--command-timeout=10s");
+        command
+    }
+
     /// A program in this namespace, which ends with this test. It finds those of nodes by their names.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");

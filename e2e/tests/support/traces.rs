@@ -53,6 +53,13 @@ pub fn etcd_content(guest: &Guest) -> Result<String> {
     Ok(said.lines().filter(moves).collect::<Vec<_>>().join("\n"))
 }
 
+/// Fails unless a guest's etcd has what it had.
+pub fn etcd_has(guest: &Guest, before: &str) -> Result<()> {
+    let now = etcd_content(guest)?;
+    ensure!(now == before, "etcd's content was\n{before}\nand is\n{now}");
+    Ok(())
+}
+
 /// Every claim is released by now, and goes when its quarantine is over.
 pub fn claims_go(lab: &Lab) -> Result<()> {
     for claim in list(lab, &["networkclaims"])? {
