@@ -27,14 +27,18 @@ fn volumes(world: &World, guest: &Guest) -> Api<PersistentVolumeClaim> {
     Api::namespaced(world.client.clone(), &guest.namespace)
 }
 
-/// Loses a node's VM pod and etcd's volume.
+/// Loses a node's VM pod and etcd's volume. The management cluster frees the volume when no pod on a host uses it.
 async fn lose(world: &World, guest: &Guest<'_>, node: &str) {
     let (volumes, name) = (volumes(world, guest), format!("{node}-etcd"));
+    let lost = volumes.get(&name).await.unwrap().uid();
     volumes.delete(&name, &DeleteParams::default()).await.unwrap();
-    // Nobody is here who would see that no pod uses it.
-    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-    volumes.patch(&name, &PatchParams::default(), &free).await.unwrap();
     guest.pods.delete(node, &DeleteParams::default().grace_period(0)).await.unwrap();
+    let look = async || {
+        let found = volumes.get_opt(&name).await?;
+        ensure!(found.and_then(|volume| volume.uid()) != lost, "it is still there");
+        Ok(())
+    };
+    eventually(SECOND * 20, &format!("the volume {name} to go"), look).await.unwrap();
 }
 
 /// Sets what must be seen to before a VM pod goes.
