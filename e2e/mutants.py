@@ -37,6 +37,8 @@ MUTANTS = [
      "src/pki/plan.rs", "            if *made != world.records {", "            if *made != world.records && !world.records.is_empty() {", CONTROLLER + ["networks_and_keys"]),
     ("finalizer", "deletion", "the finalizer goes while the namespace is there",
      "src/cluster/plan.rs", "(namespace_is_gone, \"namespace\"),", "(namespace_is_gone || true, \"namespace\"),", UNIT + ["cluster::plan"]),
+    ("apart", "placement", "control-plane nodes ask for no host of their own",
+     "src/kvm/reconcile.rs", "if is_one_of_many && !without.own_host {", "if false && is_one_of_many && !without.own_host {", CONTROLLER + ["share_a_host_only"]),
     ("outage", "outage", "nobody notices that the server is back",
      "src/runtime/cache/pulse.rs", "returns.send_modify(|count| *count += 1);", "let _ = &returns;", CONTROLLER + ["every_watch"]),
     ("lease", "leadership", "the holder writes for longer than the others wait",

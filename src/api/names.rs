@@ -48,6 +48,8 @@ pub const PLACE_ANNOTATION: &str = "giantnetes.io/place";
 pub const ROLL_ANNOTATION: &str = "giantnetes.io/roll";
 /// Annotation on a VM pod: hash of what of the spec its node was made for. Another one makes the node outdated.
 pub const NODE_WISH_ANNOTATION: &str = "giantnetes.io/node-wish";
+/// Annotation on a VM pod: what no host could give it, so that it was made without (`kvm`, `own-host`).
+pub const DOES_WITHOUT_ANNOTATION: &str = "giantnetes.io/does-without";
 /// Annotation on a VM pod: since when (RFC 3339) its node is meant to be replaced or removed.
 pub const LEAVING_SINCE_ANNOTATION: &str = "giantnetes.io/leaving-since";
 /// Annotation on a VM pod: why its node is meant to be replaced or removed, for people.

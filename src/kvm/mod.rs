@@ -3,6 +3,7 @@
 //! - [`plan`]: the objects of a node, and which workers there should be; pure
 //! - [`pod`]: the VM pod's specification
 //! - [`vm_pod`]: the slim type that the cache keeps of it; [`host`]: that of the hosts
+//! - `without`: what it would have of its host, and does without
 //! - [`reconcile`]: the effects; `masters`: those on the control plane, `workers`: on node pools; `leave`: nodes that are replaced or
 //!   removed; `lost`: those whose host is dead
 //! - `survey`: what decisions need, as the cache has it
@@ -16,6 +17,7 @@ pub mod pod;
 pub mod reconcile;
 mod survey;
 pub mod vm_pod;
+mod without;
 mod workers;
 
 use crate::cluster::valid::Version;

@@ -8,7 +8,7 @@ use k8s_openapi::{
         EnvVarSource, HTTPGetAction, HostPathVolumeSource, NodeAffinity, NodeSelector, NodeSelectorRequirement,
         NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm,
         PodAntiAffinity, PodDNSConfig, PodSecurityContext, PodSpec, Probe, ResourceRequirements, SeccompProfile,
-        SecretVolumeSource, SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
+        SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -17,7 +17,7 @@ use k8s_openapi::{
     },
 };
 
-use super::plan::Surroundings;
+use super::{plan::Surroundings, without::Without};
 use crate::{
     api::{Accelerator, names},
     cluster::{
@@ -33,6 +33,9 @@ pub const NODE_HASH_ANNOTATION: &str = "giantnetes.io/node-hash";
 
 /// The container that the VM runs in.
 pub const CONTAINER: &str = "vm";
+
+/// What tells hosts apart for the scheduler.
+const HOST_TOPOLOGY: &str = "kubernetes.io/hostname";
 
 /// Seconds that a guest has to shut down.
 const GRACE_SECONDS: i64 = 120;
@@ -124,7 +127,8 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
     }
 }
 
-/// In its zones and nowhere else; nodes of one pool, and those of the control plane, on different hosts where that can be had.
+/// In its zones and nowhere else; nodes of one pool, and those of the control plane, rather on different hosts.
+/// ([`ask_for_own_host`] makes a rule of it.)
 fn affinity(cluster: &Valid, of: &NodePod) -> Affinity {
     let zones = (!of.zones.is_empty()).then(|| NodeAffinity {
         required_during_scheduling_ignored_during_execution: Some(NodeSelector {
@@ -147,7 +151,7 @@ fn affinity(cluster: &Valid, of: &NodePod) -> Affinity {
         preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
             weight: 100,
             pod_affinity_term: PodAffinityTerm {
-                topology_key: "kubernetes.io/hostname".into(),
+                topology_key: HOST_TOPOLOGY.into(),
                 label_selector: Some(LabelSelector {
                     match_labels: Some(BTreeMap::from([
                         (names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone()),
@@ -250,6 +254,34 @@ pub(super) fn ask_for_kvm(pod: &mut Pod) {
     for container in containers {
         let limits = container.resources.get_or_insert_default().limits.get_or_insert_default();
         limits.insert(names::KVM_RESOURCE.into(), Quantity("1".into()));
+    }
+}
+
+/// Lets a control-plane node run only on a host that holds no more of its guest's than the emptiest one. A rule of the one that
+/// comes, not of those that are there: who does without it may join them.
+pub(super) fn ask_for_own_host(pod: &mut Pod) {
+    let labels = pod.metadata.labels.iter().flatten();
+    let kin = labels.filter(|(key, _)| [names::CLUSTER_LABEL, names::ROLE_LABEL].contains(&key.as_str()));
+    let rule = TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: HOST_TOPOLOGY.into(),
+        when_unsatisfiable: "DoNotSchedule".into(),
+        // Hosts that are cordoned or not ready count for nothing.
+        node_taints_policy: Some("Honor".into()),
+        label_selector: Some(LabelSelector {
+            match_labels: Some(kin.map(|(key, value)| (key.clone(), value.clone())).collect()),
+            ..LabelSelector::default()
+        }),
+        ..TopologySpreadConstraint::default()
+    };
+    pod.spec.get_or_insert_default().topology_spread_constraints = Some(vec![rule]);
+}
+
+/// Writes on a VM pod what it was made without.
+pub(super) fn note_what_it_lacks(pod: &mut Pod, without: Without) {
+    if without != Without::default() {
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        annotations.insert(names::DOES_WITHOUT_ANNOTATION.into(), without.to_string());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Effects of the kvm operator: volumes, configuration and VM pods.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -20,6 +20,7 @@ use super::{
     pod::{self, NODE_HASH_ANNOTATION},
     survey::Survey,
     vm_pod::VmPod,
+    without::Without,
 };
 use crate::{
     api::{Accelerator, Reason, names},
@@ -160,25 +161,12 @@ impl KvmOperator {
                 let wish = annotation(objects.pod.metadata(), names::NODE_WISH_ANNOTATION);
                 self.adopt(identity, pod, &wish.into()).await?;
             }
-            if !is_current(pod, &objects) {
+            if !is_current(pod, &objects) && (pod.host().is_some() || pod.is_going()) {
                 // A running node changes only when it is rolled, never because the controller was updated.
                 return Ok(state_of(pod, node));
             }
         }
-        if target.workable().is_some_and(|valid| valid.accelerator == Accelerator::Auto) {
-            // It prefers KVM, which a scheduler cannot say: it asks for it where some host offers it, and settles for less if
-            // that host has no room.
-            match pod.take_if(|pod| pod.lacks_kvm()) {
-                Some(pod) => {
-                    info!(node, trouble = pod.trouble(), "no host has room and KVM; it is made anew without");
-                    apply::delete(&self.pods(identity), pod.metadata(), None).await.map_err(Error::Delete)?;
-                    // Or the next one would pass for it, which was made a moment ago.
-                    self.context.memory.forget(pod.metadata());
-                }
-                None if pod.is_none() && self.is_kvm_offered(&objects.pod) => pod::ask_for_kvm(&mut objects.pod),
-                None => {}
-            }
-        }
+        self.settle(target, &mut pod, &mut objects).await?;
         let applied = self
             .ensure(identity, objects, pod.as_deref())
             .await
@@ -188,6 +176,40 @@ impl KvmOperator {
             Some(pod) => state_of(&pod, node),
             None => State::waits(format!("VM pod {node} to start")),
         })
+    }
+
+    /// Makes a VM pod that is still to come ask for what it would have of its host. One that finds none is deleted for one that
+    /// asks for less.
+    async fn settle(
+        &self,
+        target: &Target,
+        pod: &mut Option<Arc<VmPod>>,
+        objects: &mut NodeObjects,
+    ) -> Result<(), Error> {
+        let Some(valid) = target.workable() else { return Ok(()) };
+        let may_emulate = valid.accelerator == Accelerator::Auto;
+        let is_one_of_many = objects.claim.is_some() && valid.control_plane.replicas > 1;
+        let mut without = Without::default();
+        let waits = pod.as_ref().filter(|pod| !pod.is_going());
+        if let Some((old, next)) = waits.and_then(|pod| Some((pod, Without::next(pod, may_emulate, is_one_of_many)?))) {
+            let (node, trouble) = (old.node(), old.trouble());
+            info!(node, trouble, without = %next, "no host has room for the VM pod; it is made anew and asks for less");
+            apply::delete(&self.pods(&target.identity), old.metadata(), None).await.map_err(Error::Delete)?;
+            // Or the next one would pass for it, which was made a moment ago.
+            self.context.memory.forget(old.metadata());
+            (*pod, without) = (None, next);
+        }
+        if pod.is_some() {
+            return Ok(());
+        }
+        if may_emulate && !without.kvm && self.is_kvm_offered(&objects.pod) {
+            pod::ask_for_kvm(&mut objects.pod);
+        }
+        if is_one_of_many && !without.own_host {
+            pod::ask_for_own_host(&mut objects.pod);
+        }
+        pod::note_what_it_lacks(&mut objects.pod, without);
+        Ok(())
     }
 
     fn is_kvm_offered(&self, pod: &Pod) -> bool {

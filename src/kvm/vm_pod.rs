@@ -256,6 +256,11 @@ impl VmPod {
         self.unscheduled().is_some_and(|condition| condition.message.contains(names::KVM_RESOURCE))
     }
 
+    /// Whether hosts were passed over because other control-plane nodes of its guest are there already.
+    pub fn lacks_own_host(&self) -> bool {
+        self.unscheduled().is_some_and(|condition| condition.message.contains("topology spread constraints"))
+    }
+
     /// Its address, if it answers.
     pub fn answering_at(&self) -> Option<std::net::IpAddr> {
         self.status.pod_ip.filter(|_| self.is_ready())

@@ -81,6 +81,26 @@ impl Servers {
     }
 
     /// Where the servers and the managers write.
+    /// A scheduler, and what binds claims to volumes that are there. They end with the answer.
+    pub fn scheduler(&self) -> Result<[Process; 2]> {
+        let server = |name: &str, args: &[&str]| {
+            let mut command = tied(Tools::locate()?.kubernetes.join(name));
+            command.arg(format!("--kubeconfig={}", self.kubeconfig().display()));
+            command.args(["--leader-elect=false", "--secure-port=0"]).args(args);
+            spawn(&mut command, &self.folder().join(format!("{name}-of-pods.log")))
+        };
+        let binder = server("kube-controller-manager", &["--controllers=persistentvolume-binder-controller"])?;
+        Ok([server("kube-scheduler", &[])?, binder])
+    }
+
+    /// Installs the kind of routes to a gateway, as the Gateway API's standard channel has it.
+    pub fn install_routes(&self) -> Result<()> {
+        let file = tool("gateway-api").join("share/config/crd/standard/gateway.networking.k8s.io_tlsroutes.yaml");
+        self.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()]).output()?;
+        let crd = "tlsroutes.gateway.networking.k8s.io";
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", "crd", crd]).output().map(drop)
+    }
+
     pub fn folder(&self) -> &Path {
         self.api.folder()
     }
