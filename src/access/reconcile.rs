@@ -124,9 +124,8 @@ impl AccessOperator {
         let uid = access.metadata.uid.clone().unwrap_or_default();
         let client = authority::sign(&self.context, &ca, &uid, &leaf, now, wish.ttl).await?;
         let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, ca.certificate(), &client);
-        let ends = embedded::expires(&client.certificate)?.to_string();
-        let mut annotations = issued(hash, renew_at(now, wish.ttl, embedded::expires(ca.certificate())?));
-        annotations.insert(names::ENDS_AT_ANNOTATION.into(), ends.clone());
+        let ends = embedded::expires(&client.certificate)?;
+        let annotations = issued(hash, renew_at(now, wish.ttl, embedded::expires(ca.certificate())?), ends);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
         let mut secret: Secret = secret(identity, &namespace, &name, annotations, data);
         // Kubernetes deletes it with the ClusterAccess.
@@ -136,7 +135,7 @@ impl AccessOperator {
         self.keys.store(former, secret).await?;
         authority::stored(&self.context, identity, &uid);
         info!("certificate issued");
-        Ok(Some(ends))
+        Ok(Some(ends.to_string()))
     }
 
     /// Writes the status, unless it is so already.

@@ -31,12 +31,7 @@ use super::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", priority = 1),
     printcolumn(name = "VNI", type_ = "integer", json_path = ".status.vni", priority = 1),
-    printcolumn(
-        name = "Certificates Renew",
-        type_ = "string",
-        json_path = ".status.certificatesRenewAt",
-        priority = 1
-    ),
+    printcolumn(name = "Certificates End", type_ = "string", json_path = ".status.certificatesEndAt", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]

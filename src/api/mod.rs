@@ -188,7 +188,7 @@ mod tests {
             of.map(|column| column.name.to_uppercase()).collect::<Vec<_>>()
         };
         assert_eq!(shown(false), ["READY", "VERSION", "CP", "NODES", "PROVIDER", "PHASE", "AGE"]);
-        assert_eq!(shown(true), ["ENDPOINT", "VNI", "CERTIFICATES RENEW", "MESSAGE"]);
+        assert_eq!(shown(true), ["ENDPOINT", "VNI", "CERTIFICATES END", "MESSAGE"]);
     }
 
     #[test]

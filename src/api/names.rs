@@ -32,7 +32,7 @@ pub const HASH_ANNOTATION: &str = "giantnetes.io/hash";
 pub const DATA_HASH_ANNOTATION: &str = "giantnetes.io/data-hash";
 /// Annotation on key Secrets: when (RFC 3339) the controller renews what is inside.
 pub const RENEW_AT_ANNOTATION: &str = "giantnetes.io/renew-at";
-/// Annotation on the Secret of a ClusterAccess: when (RFC 3339) its certificate ends.
+/// Annotation on a Secret with issued certificates: when (RFC 3339) the first of them ends.
 pub const ENDS_AT_ANNOTATION: &str = "giantnetes.io/ends-at";
 /// Prefix of annotations on the guest's namespace that record the SHA-256 of each root CA that was ever made.
 /// A CA with a record is never made a second time.

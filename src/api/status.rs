@@ -55,6 +55,9 @@ pub struct ClusterStatus {
     /// When (RFC 3339) the next certificate is renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_renew_at: Option<String>,
+    /// When (RFC 3339) the first certificate ends, if it is not renewed before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates_end_at: Option<String>,
     /// Control-plane nodes, `ready/wanted`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<String>,

@@ -3,8 +3,8 @@
 //!
 //! All of it is to fit into 2 MB at 10,000 Clusters, which is little more than two lines for each. So a Cluster that is at
 //! rest has two series, the first of which carries phase and version; conditions are counted over all Clusters, and of single
-//! Clusters those are shown that are not as they should be. These, and the next renewals of certificates, are shown as far as
-//! there is room: of up to 4,000 Clusters all, and then what should be looked at first.
+//! Clusters those are shown that are not as they should be. These, and when certificates are renewed and end, are shown as far
+//! as there is room: of up to 3,000 Clusters all, and then what should be looked at first.
 
 use std::collections::BTreeMap;
 
@@ -26,9 +26,9 @@ const CONDITION: (&str, &str) = ("condition", "a type of docs/api.md");
 const STATUS: (&str, &str) = ("status", "True, False, Unknown");
 const REASON: (&str, &str) = ("reason", "a reason of docs/api.md");
 
-/// Up to how many conditions that are not as they should be are shown, and how many renewals.
+/// Up to how many conditions that are not as they should be are shown, how many renewals of certificates, and how many ends.
 fn room(clusters: usize) -> usize {
-    7500_usize.saturating_sub(clusters * 3 / 4).max(250)
+    5400_usize.saturating_sub(clusters * 4 / 5).max(200)
 }
 
 const CLUSTERS: Metric = Metric {
@@ -106,12 +106,14 @@ impl Collector for Fleet {
 pub fn families<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> Vec<MetricFamily> {
     let mut seen = Seen::default();
     clusters.for_each(|cluster| seen.look(cluster));
-    let Seen { conditions, wanted, ready, mut unrest, mut renewals } = seen;
+    let Seen { conditions, wanted, ready, mut unrest, mut renewals, mut ends } = seen;
     let room = room(wanted.len());
     unrest.sort();
     unrest.truncate(room);
-    renewals.sort();
-    renewals.truncate(room);
+    for times in [&mut renewals, &mut ends] {
+        times.sort();
+        times.truncate(room);
+    }
     let words = |words: [&'static str; 3]| words.map(str::to_owned).to_vec();
     vec![
         CLUSTERS.family(conditions.into_iter().map(|(labels, count)| (words(labels), f64::from(count)))),
@@ -141,14 +143,15 @@ impl Seen {
         let name = [cluster.namespace().unwrap_or_default(), cluster.name_any()];
         let fresh = ClusterStatus::default();
         let status = cluster.status.as_ref().unwrap_or(&fresh);
+        EXPIRY.family(ends.into_iter().map(|(at, name)| (name.to_vec(), at as f64))),
         let [namespace, own] = name.clone();
         let version = status.version.clone().unwrap_or_default();
         let phase = status.phase.clone().unwrap_or_else(|| "Pending".into());
         self.wanted.push((vec![namespace, own, phase, version], cluster.nodes_or_default() as f64));
         self.ready.push((name.to_vec(), nodes_ready(status)));
-        if let Some(at) = status.certificates_renew_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok()) {
-            self.renewals.push((at.as_second(), name.clone()));
-        }
+        let second = |at: &Option<String>| Some((at.as_deref()?.parse::<Timestamp>().ok()?.as_second(), name.clone()));
+        self.renewals.extend(second(&status.certificates_renew_at));
+        self.ends.extend(second(&status.certificates_end_at));
         let is = |type_: ConditionType, wanted: Status| {
             let of_type = status.conditions.iter().find(|condition| condition.type_ == type_.name());
             of_type.is_some_and(|condition| condition.status == wanted.name())
@@ -156,6 +159,7 @@ impl Seen {
         let whole = !is(ConditionType::Degraded, Status::True);
         for type_ in ConditionType::ALL {
             let found = status.conditions.iter().find(|condition| condition.type_ == type_.name());
+    ends: Vec<(i64, Name)>,
             let labels = match found {
                 Some(condition) => words(type_, condition),
                 // Every Cluster is counted once by this one.
@@ -227,14 +231,15 @@ mod tests {
             .collect();
         let status = json!({
             "phase": if well { "Ready" } else { "Degraded" }, "version": "v1.36.3", "nodes": "4/4",
-            "certificatesRenewAt": "2026-12-24T18:00:00Z", "conditions": conditions,
+            "certificatesRenewAt": "2026-12-24T18:00:00Z", "certificatesEndAt": "2027-01-24T18:00:00Z",
+            "conditions": conditions,
         });
         cluster(&format!("team-{:03}", number % 1000), &format!("cluster-{number:05}"), status)
     }
 
     #[test]
     fn ten_thousand_clusters_fit_into_two_megabytes_whatever_their_state_is() {
-        for count in [2000, 4000, 5000, 7000, 10_000] {
+        for count in [2000, 3000, 4000, 5000, 7000, 10_000] {
             for well in [true, false] {
                 let clusters: Vec<_> = (0..count).map(|number| typical(number, well)).collect();
                 let size = text(&clusters).len();
@@ -275,6 +280,7 @@ mod tests {
         let fresh = text(&[cluster("a", "b", json!(null))]);
         for line in [
             r#"giantnetes_clusters{condition="Ready",status="Unknown",reason="Waiting"} 1"#,
+            r#"giantnetes_cluster_certificate_expiry_timestamp_seconds{namespace="team-001",name="cluster-00001"} 1800813600"#,
             r#"giantnetes_cluster_nodes{namespace="a",name="b",phase="Pending",version=""} 4"#,
             r#"giantnetes_cluster_nodes_ready{namespace="a",name="b"} 0"#,
         ] {
@@ -297,9 +303,9 @@ mod tests {
         clusters.push(typical(9, false));
         let told = text(&clusters);
         let shown = |start: &str| told.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!(shown("giantnetes_cluster_condition{"), 250);
+        assert_eq!(shown("giantnetes_cluster_condition{"), 200);
         assert!(told.contains(r#"name="cluster-00009",condition="Degraded""#), "{told}");
-        assert_eq!(shown("giantnetes_cluster_certificate_renewal_timestamp_seconds{"), 250);
+        assert_eq!(shown("giantnetes_cluster_certificate_renewal_timestamp_seconds{"), 200);
         assert!(told.contains(r#"giantnetes_cluster_certificate_renewal_timestamp_seconds{namespace="team-009""#));
         // None is left out of the sums.
         let line = r#"giantnetes_clusters{condition="Ready",status="False",reason="Waiting"} 9999"#;

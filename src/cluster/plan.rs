@@ -6,6 +6,7 @@ use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterRepo
 use crate::{
     api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
     kvm::PoolFacts,
+    pki::PkiFacts,
 };
 
 /// The namespace that a guest's objects live in.
@@ -95,6 +96,7 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         certificates_renew_at: pki
             .and_then(|facts| facts.renew_at.clone())
             .or_else(|| old.certificates_renew_at.clone()),
+        certificates_end_at: pki.map_or_else(|| old.certificates_end_at.clone(), |facts| facts.end_at.clone()),
         control_plane: kvm
             .map(|facts| format!("{}/{}", facts.ready, facts.wanted))
             .or_else(|| old.control_plane.clone()),
@@ -117,8 +119,15 @@ fn version<'a>(observed: &'a Observed) -> Option<&'a Version> {
     }
 }
 
-/// The status of a Cluster with which nothing is done until `until`: what was said before, and that.
-pub fn paused_status(old: &ClusterStatus, generation: i64, until: Timestamp, now: Timestamp) -> ClusterStatus {
+/// The status of a Cluster with which nothing is done until `until`: what was said before, and that. Its certificates are
+/// renewed, which pki tells of.
+pub fn paused_status(
+    old: &ClusterStatus,
+    generation: i64,
+    until: Timestamp,
+    pki: Option<&PkiFacts>,
+    now: Timestamp,
+) -> ClusterStatus {
     let mut conditions = Conditions::new(&old.conditions, generation, now);
     let message = format!("nothing but renewing certificates is done until {until}");
     conditions.set(ConditionType::Paused, Status::True, Reason::Paused, message.clone());
@@ -131,6 +140,8 @@ pub fn paused_status(old: &ClusterStatus, generation: i64, until: Timestamp, now
         phase: Some("Paused".into()),
         message: Some(message),
         conditions,
+        certificates_renew_at: pki.map_or_else(|| old.certificates_renew_at.clone(), |facts| facts.renew_at.clone()),
+        certificates_end_at: pki.map_or_else(|| old.certificates_end_at.clone(), |facts| facts.end_at.clone()),
         ..old.clone()
     }
 }
@@ -281,9 +292,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, pki::PkiFacts, testing::valid,
-    };
+    use crate::{api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, testing::valid};
 
     fn good() -> ClusterReports {
         ClusterReports {
@@ -293,7 +302,11 @@ mod tests {
                 endpoint: Some("https://10.0.0.1:6443".into()),
                 ingress: None,
             })),
-            pki: Some(Report::Ready(PkiFacts { renew_at: Some("2026-01-01T00:00:00Z".into()), vault: None })),
+            pki: Some(Report::Ready(PkiFacts {
+                renew_at: Some("2026-01-01T00:00:00Z".into()),
+                end_at: Some("2026-02-01T00:00:00Z".into()),
+                vault: None,
+            })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1, ..KvmFacts::default() })),
             pools: Some(Report::Ready(PoolFacts::default())),
             guest: Some(Report::Ready(GuestFacts {
@@ -471,11 +484,14 @@ mod tests {
     #[test]
     fn a_pause_leaves_what_was_said_before() {
         let before = status_of(&good(), None);
-        let paused = paused_status(&before, 4, Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        let paused = paused_status(&before, 4, Timestamp::UNIX_EPOCH, None, Timestamp::UNIX_EPOCH);
         assert_eq!(condition(&paused, "Ready"), condition(&before, "Ready"));
         assert_eq!(condition(&paused, "Paused").status, "True");
         assert_eq!(paused.phase.as_deref(), Some("Paused"));
-        assert_eq!(paused_status(&paused, 4, Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH), paused);
+        assert_eq!(paused_status(&paused, 4, Timestamp::UNIX_EPOCH, None, Timestamp::UNIX_EPOCH), paused);
+        let pki = PkiFacts { renew_at: Some("2026-03-01T00:00:00Z".into()), end_at: None, vault: None };
+        let renewed = paused_status(&paused, 4, Timestamp::UNIX_EPOCH, Some(&pki), Timestamp::UNIX_EPOCH);
+        assert_eq!(renewed.certificates_renew_at, pki.renew_at);
     }
 
     #[test]

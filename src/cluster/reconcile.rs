@@ -7,7 +7,7 @@ use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use tracing::info;
 
 use super::{
-    ClusterKey, Identity,
+    ClusterKey, Identity, Report,
     news::news,
     pace::{GAP, Pace, gap},
     plan,
@@ -123,7 +123,10 @@ impl ClusterOperator {
         let old = target.cluster.status.as_ref().unwrap_or(&fresh);
         let until = target.valid.as_ref().ok().and_then(|valid| valid.paused_until).unwrap_or_default();
         let generation = target.cluster.meta().generation.unwrap_or_default();
-        self.replace_status(key, target, plan::paused_status(old, generation, until, Timestamp::now())).await?;
+        let reports = self.context.reports.of(&target.identity);
+        let pki = reports.pki.as_ref().and_then(Report::facts);
+        self.replace_status(key, target, plan::paused_status(old, generation, until, pki, Timestamp::now())).await?;
+        self.pace.rests(key);
         Ok(Outcome::After(left))
     }
 

@@ -35,6 +35,21 @@ pub(super) struct Issue<'a> {
     pub now: Timestamp,
 }
 
+/// When the first of several certificates ends, and the first of their authorities.
+#[derive(Clone, Copy)]
+struct Ends {
+    leaves: Timestamp,
+    roots: Timestamp,
+}
+
+impl Ends {
+    const NEVER: Self = Self { leaves: Timestamp::MAX, roots: Timestamp::MAX };
+
+    fn first(self, other: Self) -> Self {
+        Self { leaves: self.leaves.min(other.leaves), roots: self.roots.min(other.roots) }
+    }
+}
+
 impl PkiOperator {
     pub(super) async fn issue_master(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
         let Issue { identity, world, hash, ttl, now } = issue;
@@ -52,12 +67,12 @@ impl PkiOperator {
         ] {
             data.insert(file.to_owned(), bytes(content));
         }
-        let mut roots_end = Timestamp::MAX;
+        let mut ends = Ends::NEVER;
         for leaf in leaves {
             let authority = roots.authority(leaf.authority);
-            roots_end = roots_end.min(self.sign_into(&mut data, authority, node, leaf, ttl, now).await?);
+            ends = ends.first(self.sign_into(&mut data, authority, node, leaf, ttl, now).await?);
         }
-        let annotations = issued(hash, renew_at(now, ttl, roots_end));
+        let annotations = issued(hash, renew_at(now, ttl, ends.roots), ends.leaves);
         let secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
         self.keys.store(former, secret).await?;
         authority::stored(&self.context, identity, node);
@@ -72,11 +87,11 @@ impl PkiOperator {
         let Place::Open(former) = place else { return Ok(()) };
         let ca = self.roots(identity, world).await?.kubernetes;
         let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(ca.certificate()))]);
-        let mut roots_end = Timestamp::MAX;
+        let mut ends = Ends::NEVER;
         for leaf in leaves {
-            roots_end = roots_end.min(self.sign_into(&mut data, &ca, node, leaf, ttl, now).await?);
+            ends = ends.first(self.sign_into(&mut data, &ca, node, leaf, ttl, now).await?);
         }
-        let annotations = issued(hash, renew_at(now, ttl, roots_end));
+        let annotations = issued(hash, renew_at(now, ttl, ends.roots), ends.leaves);
         let mut secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
         let labels = secret.metadata.labels.get_or_insert_default();
         labels.insert(names::ROLE_LABEL.into(), names::ROLE_WORKER.into());
@@ -112,14 +127,15 @@ impl PkiOperator {
         let client = authority::sign(&self.context, &ca, ADMINISTRATOR, &leaf::administrator(), now, ttl).await?;
         let text = kubeconfig::render(&identity.key.name, ADMINISTRATOR, endpoint, ca.certificate(), &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
-        let annotations = issued(hash, renew_at(now, ttl, embedded::expires(ca.certificate())?));
+        let ends = embedded::expires(&client.certificate)?;
+        let annotations = issued(hash, renew_at(now, ttl, embedded::expires(ca.certificate())?), ends);
         self.keys.store(former, secret(identity, &identity.key.namespace, &name, annotations, data)).await?;
         authority::stored(&self.context, identity, ADMINISTRATOR);
         info!("kubeconfig issued");
         Ok(())
     }
 
-    /// Signs a certificate of a node and puts it where the node looks for it. Answers when its authority ends.
+    /// Signs a certificate of a node and puts it where the node looks for it.
     async fn sign_into(
         &self,
         data: &mut BTreeMap<String, ByteString>,
@@ -128,10 +144,10 @@ impl PkiOperator {
         leaf: &Leaf,
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Timestamp, Error> {
+    ) -> Result<Ends, Error> {
         let pair = authority::sign(&self.context, authority, node, leaf, now, ttl).await?;
         data.insert(paths::certificate(leaf.name), bytes(&pair.certificate));
         data.insert(paths::key(leaf.name), bytes(pair.key.expose_secret()));
-        Ok(embedded::expires(authority.certificate())?)
+        Ok(Ends { leaves: embedded::expires(&pair.certificate)?, roots: embedded::expires(authority.certificate())? })
     }
 }

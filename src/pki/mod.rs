@@ -34,6 +34,8 @@ use crate::api::VaultPlace;
 pub struct PkiFacts {
     /// When (RFC 3339) the next certificate is renewed.
     pub renew_at: Option<String>,
+    /// When (RFC 3339) the first certificate ends, if it is not renewed.
+    pub end_at: Option<String>,
     /// Where the authorities are to be, if it is Vault.
     pub vault: Option<VaultPlace>,
 }

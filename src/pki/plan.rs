@@ -27,6 +27,8 @@ pub struct SecretMeta {
     pub hash: Option<String>,
     /// [`names::RENEW_AT_ANNOTATION`]
     pub renew_at: Option<Timestamp>,
+    /// [`names::ENDS_AT_ANNOTATION`]
+    pub ends_at: Option<Timestamp>,
     /// Fingerprints of the roots that it holds, by [`Root::record`].
     pub fingerprints: BTreeMap<String, String>,
     /// The worker whose keys it holds.
@@ -222,6 +224,13 @@ pub fn renew_at(issued: Timestamp, ttl: Duration, roots_end: Timestamp) -> Times
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
+/// When the first certificate ends. None: not of all of them it is known, or there are none.
+pub fn first_end(world: &World) -> Option<Timestamp> {
+    let ends: Option<Vec<_>> =
+        world.secrets.values().filter(|secret| secret.renew_at.is_some()).map(|secret| secret.ends_at).collect();
+    ends?.into_iter().min()
+}
+
 /// How long nobody has to look at certificates of which the next is renewed then.
 pub fn pause(renew_at: Option<Timestamp>, now: Timestamp) -> Duration {
     const LONGEST: Duration = Duration::from_secs(3600);
@@ -411,6 +420,22 @@ mod tests {
         assert_eq!(renew_at(NOW, ttl, Timestamp::MAX), at(60));
         assert_eq!(renew_at(at(100), ttl, at(160)), at(160));
         assert_eq!(renew_at(at(100), ttl, at(159)), at(159));
+    }
+
+    #[test]
+    fn the_first_end_is_known_of_all_certificates_or_not_at_all() {
+        let secret = |renew_at: Option<i64>, ends_at: Option<i64>| {
+            let time = |second: Option<i64>| second.map(|second| Timestamp::from_second(second).unwrap());
+            SecretMeta { renew_at: time(renew_at), ends_at: time(ends_at), ..SecretMeta::default() }
+        };
+        let end = |secrets: &[SecretMeta]| {
+            let secrets = secrets.iter().enumerate().map(|(number, secret)| (number.to_string(), secret.clone()));
+            first_end(&World { secrets: secrets.collect(), ..World::default() }).map(|end| end.as_second())
+        };
+        let roots = secret(None, None);
+        assert_eq!(end(&[]), None);
+        assert_eq!(end(&[roots.clone(), secret(Some(60), Some(90)), secret(Some(30), Some(80))]), Some(80));
+        assert_eq!(end(&[roots, secret(Some(60), Some(90)), secret(Some(30), None)]), None);
     }
 
     #[test]

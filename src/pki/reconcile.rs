@@ -19,7 +19,7 @@ use super::{
     embedded::{self, Pair, PkiError},
     issue::Issue,
     leaf::{self, Authority},
-    plan::{self, Plan, Step, World},
+    plan::{self, Plan, SecretMeta, Step, World},
     roots::{self, Root, Roots},
     secrets::secret,
     store::KeyStore,
@@ -124,7 +124,11 @@ impl PkiOperator {
             self.mark_roots(&valid.identity, &world.records).await?;
         }
         let in_vault = valid.pki.backend == PkiBackend::Vault;
-        let mut facts = PkiFacts { renew_at: next_renewal(&world).map(|at| at.to_string()), vault: None };
+        let first = |of: fn(&SecretMeta) -> Option<Timestamp>| world.secrets.values().filter_map(of).min();
+        let next_renewal = first(|secret| secret.renew_at);
+        let text = |at: Timestamp| at.to_string();
+        let mut facts =
+            PkiFacts { renew_at: next_renewal.map(text), end_at: plan::first_end(&world).map(text), vault: None };
         if plan.steps.contains(&Step::MakeRoots) {
             if in_vault && target.vault().is_none() {
                 // The status remembers it longer than any other object of the guest.
@@ -141,7 +145,7 @@ impl PkiOperator {
             self.carry_out(valid, &world, step, now).await?;
         }
         if plan == Plan::default() {
-            let mut pause = plan::pause(next_renewal(&world), now);
+            let mut pause = plan::pause(next_renewal, now);
             if in_vault {
                 self.look_into_vault(&valid.identity, &world).await?;
                 pause = pause.min(vault::SEEN_FOR);
@@ -401,10 +405,6 @@ async fn read_roots(api: &Api<Secret>) -> Result<Option<(Secret, Roots)>, CallEr
 
 fn lost(identity: &Identity) -> Error {
     Error::Lost(format!("{}/{}", identity.namespace, roots::SECRET))
-}
-
-fn next_renewal(world: &World) -> Option<Timestamp> {
-    world.secrets.values().filter_map(|secret| secret.renew_at).min()
 }
 
 impl Reconciler for PkiOperator {

@@ -32,10 +32,12 @@ pub(crate) fn secret(
     }
 }
 
-pub(crate) fn issued(hash: &str, renew_at: Timestamp) -> BTreeMap<String, String> {
+/// Annotations of a Secret whose certificates were issued for what `hash` stands for.
+pub(crate) fn issued(hash: &str, renew_at: Timestamp, ends_at: Timestamp) -> BTreeMap<String, String> {
     BTreeMap::from([
         (names::HASH_ANNOTATION.to_owned(), hash.to_owned()),
         (names::RENEW_AT_ANNOTATION.to_owned(), renew_at.to_string()),
+        (names::ENDS_AT_ANNOTATION.to_owned(), ends_at.to_string()),
     ])
 }
 
@@ -51,6 +53,7 @@ pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
     SecretMeta {
         hash: annotation(names::HASH_ANNOTATION),
         renew_at,
+        ends_at: annotation(names::ENDS_AT_ANNOTATION).and_then(|text| text.parse().ok()),
         fingerprints: roots::fingerprints(meta.annotations.as_ref()),
         worker: worker.and_then(|_| label(names::NODE_LABEL)),
     }

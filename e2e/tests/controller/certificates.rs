@@ -108,6 +108,19 @@ fn certificates_live_as_long_and_name_what_was_asked_for_and_are_renewed() {
         assert_eq!(life(&authority), 24 * 3600);
         let kubeconfig = world.secrets("a").get("one-kubeconfig").await.unwrap();
         assert!((renews_at(&kubeconfig) - renews_at(&first)).abs() <= 2);
+        // What ends first of all is told in the status and to Prometheus.
+        let first_end = issued.values().map(|certificate| certificate.not_after).min().unwrap();
+        let told = async || {
+            let status = world.clusters("a").get("one").await?.status.context("no status")?;
+            let end = status.certificates_end_at.context("no end")?.parse::<Timestamp>()?.as_second();
+            ensure!((end - first_end).abs() <= 2, "{end} is told, and {first_end} is the first end");
+            let series = format!(
+                "giantnetes_cluster_certificate_expiry_timestamp_seconds{{namespace=\"a\",name=\"one\"}} {end}"
+            );
+            ensure!(manager.get("/metrics").await?.lines().any(|line| line == series), "no series {series}");
+            Ok(())
+        };
+        eventually(SECOND * 30, "the end to be told", told).await.unwrap();
 
         // Its time comes, and nothing but the clock says so. (A certificate cannot live for less than ten minutes.)
         let before = world.roots().await.unwrap();

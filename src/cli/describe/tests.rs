@@ -95,7 +95,7 @@ fn a_healthy_cluster() {
     conditions.push(condition("Progressing", "False", "AsExpected", ""));
     let status = json!({
         "phase": "Ready", "controlPlane": "1/1", "nodes": "3/3", "endpoint": "https://demo.guests.example.com:443",
-        "certificatesRenewAt": "2027-01-21T10:00:00Z", "conditions": conditions,
+        "certificatesRenewAt": "2027-01-21T10:00:00Z", "certificatesEndAt": "2027-02-20T10:00:00Z", "conditions": conditions,
     });
     let pods = vec![
         pod("master-0", Some("host2"), ready()),

@@ -47,6 +47,7 @@ fn facts(observed: &Observed, status: &ClusterStatus) -> Vec<Branch> {
         ("ingress", status.ingress.clone()),
         ("VNI", status.vni.map(|vni| vni.to_string())),
         ("next certificate is renewed", status.certificates_renew_at.clone()),
+        ("first certificate ends", status.certificates_end_at.clone()),
         ("namespace", status.id.as_deref().map(names::guest_namespace)),
         ("nodes Ready", status.nodes.clone()),
     ];

@@ -276,6 +276,6 @@ fn meta(meta: &ObjectMeta) -> SecretMeta {
         hash: annotation(names::HASH_ANNOTATION),
         renew_at: annotation(names::RENEW_AT_ANNOTATION).and_then(|at| at.parse().ok()),
         fingerprints: roots::fingerprints(meta.annotations.as_ref()),
-        worker: None,
+        ..SecretMeta::default()
     }
 }
