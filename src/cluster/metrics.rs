@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt as _, runtime::reflector::Store};
 use prometheus::{
+    IntGauge,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
 
 use crate::{
     api::{Cluster, ClusterStatus, Condition, ConditionType, Reason, Status},
-    runtime::telemetry::metric::{Kind, Metric},
+    runtime::telemetry::metric::{Declared, Kind, Metric},
 };
 
 const NAMESPACE: (&str, &str) = ("namespace", "of the Cluster");
@@ -68,9 +69,30 @@ const RENEWAL: Metric = Metric {
            of many Clusters, those that are next",
 };
 
+const EXPIRY: Metric = Metric {
+    name: "giantnetes_cluster_certificate_expiry_timestamp_seconds",
+    kind: Kind::Gauge,
+    labels: &[NAMESPACE, NAME],
+    help: "When the first certificate of a Cluster ends, if it is not renewed before, in seconds since 1970; of many \
+           Clusters, those that are next",
+};
+
+/// Statuses that are not written yet.
+pub static HELD_BACK: Declared<IntGauge> = Declared::gauge(Metric {
+    name: "giantnetes_cluster_statuses_held_back",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Clusters whose status is to say something else, in details that are written within seconds; of the leader",
+});
+
 /// The metrics of Clusters.
 pub fn metrics() -> Vec<&'static Metric> {
-    static ALL: [Metric; 5] = [CLUSTERS, NODES_WANTED, NODES_READY, NOT_AT_REST, RENEWAL];
+    of_fleet().into_iter().chain([&HELD_BACK.metric]).collect()
+}
+
+/// Those that are looked up in the cache.
+fn of_fleet() -> Vec<&'static Metric> {
+    static ALL: [Metric; 6] = [CLUSTERS, NODES_WANTED, NODES_READY, NOT_AT_REST, RENEWAL, EXPIRY];
     ALL.iter().collect()
 }
 
@@ -86,7 +108,7 @@ impl Fleet {
     /// # Errors
     /// If a metric has no valid name: a test shows that all have.
     pub fn new(clusters: Store<Cluster>) -> prometheus::Result<Self> {
-        let descs = metrics().into_iter().map(Metric::desc).collect::<Result<_, _>>()?;
+        let descs = of_fleet().into_iter().map(Metric::desc).collect::<Result<_, _>>()?;
         Ok(Self { clusters, descs })
     }
 }
@@ -121,6 +143,7 @@ pub fn families<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> Vec<MetricFa
         NODES_READY.family(ready),
         NOT_AT_REST.family(unrest.into_iter().map(|(_, name, what)| ([name.to_vec(), words(what)].concat(), 1.0))),
         RENEWAL.family(renewals.into_iter().map(|(at, name)| (name.to_vec(), at as f64))),
+        EXPIRY.family(ends.into_iter().map(|(at, name)| (name.to_vec(), at as f64))),
     ]
 }
 
@@ -136,6 +159,7 @@ struct Seen {
     /// After whether nothing is broken: what is broken comes first.
     unrest: Vec<(bool, Name, [&'static str; 3])>,
     renewals: Vec<(i64, Name)>,
+    ends: Vec<(i64, Name)>,
 }
 
 impl Seen {
@@ -143,7 +167,6 @@ impl Seen {
         let name = [cluster.namespace().unwrap_or_default(), cluster.name_any()];
         let fresh = ClusterStatus::default();
         let status = cluster.status.as_ref().unwrap_or(&fresh);
-        EXPIRY.family(ends.into_iter().map(|(at, name)| (name.to_vec(), at as f64))),
         let [namespace, own] = name.clone();
         let version = status.version.clone().unwrap_or_default();
         let phase = status.phase.clone().unwrap_or_else(|| "Pending".into());
@@ -159,7 +182,6 @@ impl Seen {
         let whole = !is(ConditionType::Degraded, Status::True);
         for type_ in ConditionType::ALL {
             let found = status.conditions.iter().find(|condition| condition.type_ == type_.name());
-    ends: Vec<(i64, Name)>,
             let labels = match found {
                 Some(condition) => words(type_, condition),
                 // Every Cluster is counted once by this one.
@@ -258,6 +280,7 @@ mod tests {
             r#"giantnetes_cluster_nodes{namespace="team-001",name="cluster-00001",phase="Ready",version="v1.36.3"} 4"#,
             r#"giantnetes_cluster_nodes_ready{namespace="team-001",name="cluster-00001"} 4"#,
             r#"giantnetes_cluster_certificate_renewal_timestamp_seconds{namespace="team-001",name="cluster-00001"} 1798135200"#,
+            r#"giantnetes_cluster_certificate_expiry_timestamp_seconds{namespace="team-001",name="cluster-00001"} 1800813600"#,
         ] {
             assert!(well.lines().any(|shown| shown == line), "{line}\n{well}");
         }
@@ -280,7 +303,6 @@ mod tests {
         let fresh = text(&[cluster("a", "b", json!(null))]);
         for line in [
             r#"giantnetes_clusters{condition="Ready",status="Unknown",reason="Waiting"} 1"#,
-            r#"giantnetes_cluster_certificate_expiry_timestamp_seconds{namespace="team-001",name="cluster-00001"} 1800813600"#,
             r#"giantnetes_cluster_nodes{namespace="a",name="b",phase="Pending",version=""} 4"#,
             r#"giantnetes_cluster_nodes_ready{namespace="a",name="b"} 0"#,
         ] {

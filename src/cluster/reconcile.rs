@@ -9,7 +9,7 @@ use tracing::info;
 use super::{
     ClusterKey, Identity, Report,
     news::news,
-    pace::{GAP, Pace, gap},
+    pace::{GAP, Pace, weigh},
     plan,
 };
 use crate::{
@@ -112,8 +112,8 @@ impl ClusterOperator {
             return result;
         }
         match self.write_status(key, target, None, failure).await? {
-            Some(pause) if result.is_ok() => Ok(Outcome::After(pause)),
-            _ => result,
+            Some(pause) => result.map(|outcome| sooner(outcome, pause)),
+            None => result,
         }
     }
 
@@ -219,27 +219,33 @@ impl ClusterOperator {
         };
         let new = plan::status(&observed, Timestamp::now());
         if new == *old {
+            self.pace.rests(key);
             return Ok(None);
         }
         // What is pinned is waited for by the others.
         let pins = |status: &ClusterStatus| {
-            let ClusterStatus { namespace_uid, version, image, vni, vault, etcd_formed, .. } = status;
-            (namespace_uid.clone(), version.clone(), image.clone(), *vni, vault.clone(), *etcd_formed)
+            let ClusterStatus { namespace_uid, version, image, vni, endpoint, vault, etcd_formed, .. } = status;
+            (namespace_uid.clone(), version.clone(), image.clone(), *vni, endpoint.clone(), vault.clone(), *etcd_formed)
         };
-        let wait = self.pace.wait(key, gap(old, &new));
-        if pins(&new) == pins(old) && !wait.is_zero() {
-            return Ok(Some(wait));
+        let weight = weigh(old, &new);
+        if pins(&new) == pins(old) {
+            let wait = self.pace.wait(key, weight);
+            if !wait.is_zero() {
+                return Ok(Some(wait));
+            }
         }
-        self.replace_status(key, target, new).await?;
+        if self.replace_status(key, target, new).await? {
+            self.pace.written(key, weight);
+        }
         Ok(None)
     }
 
-    /// Writes a status unless it is so already, and tells what is news in it.
-    async fn replace_status(&self, key: &ClusterKey, target: &Target, new: ClusterStatus) -> Result<(), Error> {
+    /// Writes a status unless it is so already, and tells what is news in it. Answers whether it was written.
+    async fn replace_status(&self, key: &ClusterKey, target: &Target, new: ClusterStatus) -> Result<bool, Error> {
         let fresh = ClusterStatus::default();
         let old = target.cluster.status.as_ref().unwrap_or(&fresh);
         if new == *old {
-            return Ok(());
+            return Ok(false);
         }
         info!(phase = new.phase.as_deref(), message = new.message.as_deref(), "status");
         let said = news(old, &new);
@@ -250,14 +256,23 @@ impl ClusterOperator {
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
         match call("replace status of", key.to_string(), write.replace_status(&name, &params, &cluster)).await {
             // Somebody was faster, or it is gone: the watch brings the newer object and with it the next look.
-            Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(()),
+            Err(error) if matches!(error.status(), Some(404 | 409)) => return Ok(false),
             Err(error) => return Err(Error::Status(error)),
             Ok(_) => {}
         }
         for news in said {
             self.context.events.say(&*target.cluster, news.weight, &news.reason, "Reconcile", &news.note).await;
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// The earlier of what was asked for and `pause`.
+fn sooner(outcome: Outcome, pause: Duration) -> Outcome {
+    match outcome {
+        Outcome::After(other) => Outcome::After(other.min(pause)),
+        Outcome::AwaitChange => Outcome::After(pause),
+        outcome => outcome,
     }
 }
 

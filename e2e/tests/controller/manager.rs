@@ -63,6 +63,13 @@ impl Default for Options {
 pub struct Manager {
     pub process: Process,
     pub proxy: Proxy,
+/// Details of statuses are written some seconds after they were seen.
+fn holds_nothing_back(metrics: &str) -> Result<()> {
+    let held = metrics.lines().find_map(|line| line.strip_prefix("giantnetes_cluster_statuses_held_back "));
+    ensure!(held.is_none_or(|count| count == "0"), "it holds back the statuses of {held:?} Clusters");
+    Ok(())
+}
+
     pub listen: u16,
     pub log: PathBuf,
     /// The operator's settings.
@@ -124,13 +131,13 @@ impl Manager {
         Run::new("kill").args([format!("-{name}"), self.id().to_string()]).output().unwrap();
     }
 
-    /// Waits until nothing was written for a second: conditions follow what they tell of.
+    /// Waits until nothing was written for a second, and nothing is held back: conditions follow what they tell of.
     pub async fn settled(&self) {
         let quiet = || async {
             let before = self.proxy.writes().len();
             tokio::time::sleep(SECOND).await;
             ensure!(self.proxy.writes().len() == before, "it still writes");
-            Ok(())
+            holds_nothing_back(&self.get("/metrics").await?)
         };
         eventually(SECOND * 20, "the manager to have nothing left to write", quiet).await.unwrap();
     }
@@ -149,7 +156,7 @@ impl Manager {
             let before = writes().await?;
             tokio::time::sleep(SECOND).await;
             ensure!(writes().await? == before, "it still writes");
-            Ok(())
+            holds_nothing_back(&self.get("/metrics").await?)
         })
         .await?;
         Ok(())

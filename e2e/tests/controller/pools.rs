@@ -121,6 +121,8 @@ fn workers_come_and_go_and_keep_their_places() {
         };
         eventually(SECOND * 20, "the pools' condition", said).await.unwrap();
         println!("    {} writes for 1 + 3 nodes", manager.proxy.writes().len());
+        let statuses = writes.iter().filter(|write| write.contains("/status")).count();
+        println!("    {} writes for 1 + 3 nodes, {statuses} of them of the status", writes.len());
         let writes: Vec<_> = manager.proxy.writes().iter().map(|write| format!("{write:?}")).collect();
         let earliest = |part: &str| writes.iter().position(|write| write.contains(part)).unwrap();
         assert!(earliest("/networkpolicies") < earliest("/pods"), "a VM comes before what holds it back: {writes:?}");

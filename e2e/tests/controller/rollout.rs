@@ -175,7 +175,7 @@ fn image(pod: &Pod) -> String {
 fn another_version_replaces_one_node_at_a_time_and_the_control_plane_first() {
     on_servers("version", async |servers, world| {
         // Longer than a status waits that has other words alone: what is said meanwhile is looked for.
-        let manager = Manager::start(servers, "one", options("6s")).await;
+        let manager = Manager::start(servers, "one", options("8s")).await;
         let guest = Guest::create(&world).await;
         for node in ["master-0", "x-0", "x-1"] {
             guest.ready(node).await;
