@@ -8,7 +8,7 @@ use futures::{AsyncBufReadExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::LogParams};
 
-use super::{Failure, events::printable, named::Named};
+use super::{Failure, events::printable, named::Named, progress::patiently};
 use crate::{api::names, cluster::Identity, kvm::pod::CONTAINER, runtime::call, supervisor::vm::CONSOLE_PREFIX};
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(super) struct ConsoleArgs {
 }
 
 pub(super) async fn console(args: &ConsoleArgs) -> Result<(), Failure> {
-    let (client, cluster) = args.cluster.get().await?;
+    let (client, cluster) = patiently("console", args.cluster.get()).await?;
     let identity = Identity::of(&cluster);
     let pods = Api::<Pod>::namespaced(client, &identity.namespace);
     let params = LogParams {
@@ -37,7 +37,7 @@ pub(super) async fn console(args: &ConsoleArgs) -> Result<(), Failure> {
         ..LogParams::default()
     };
     let object = format!("the console of node {}, VM pod {}/{}", args.node, identity.namespace, args.node);
-    let mut lines = call("read", object, pods.log_stream(&args.node, &params)).await?.lines();
+    let mut lines = patiently("console", call("read", object, pods.log_stream(&args.node, &params))).await?.lines();
     while let Some(line) = lines.next().await {
         // The supervisor's own log is in the same stream.
         if let Some(line) = line?.strip_prefix(CONSOLE_PREFIX) {

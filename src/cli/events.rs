@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 
-use super::{Failure, named::Named};
+use super::{Failure, named::Named, progress::patiently};
 use crate::{
     cluster::Identity,
     runtime::{CallError, call, chain},
@@ -27,11 +27,11 @@ pub(super) struct EventsArgs {
 }
 
 pub(super) async fn events(args: &EventsArgs) -> Result<(), Failure> {
-    let (client, cluster) = args.cluster.get().await?;
+    let (client, cluster) = patiently("events", args.cluster.get()).await?;
     let identity = Identity::of(&cluster);
     let (mut shown, mut told) = (HashSet::new(), false);
     loop {
-        let (mut all, refused) = of_cluster(&client, &identity).await?;
+        let (mut all, refused) = patiently("events", of_cluster(&client, &identity)).await?;
         if let Some(error) = refused.filter(|_| !told) {
             eprintln!("what happened to its VM pods is left out: {}", chain(&error));
             told = true;

@@ -10,6 +10,7 @@ mod kubeconfig;
 mod metrics;
 mod named;
 mod plan;
+mod progress;
 mod roll;
 mod run;
 mod support_bundle;
@@ -18,6 +19,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{FromArgMatches as _, Parser, Subcommand};
 
+use self::progress::patiently;
 use crate::{
     api::{self, Accelerator},
     runtime::telemetry::{self, LogFormat},
@@ -139,23 +141,25 @@ pub async fn main(args: Args) -> Result<(), Failure> {
             print!("{}", metrics::page());
             Ok(())
         }
-        Command::Plan(args) => plan::plan(&args).await,
-        Command::Describe(args) => describe::describe(&args).await,
-        Command::Kubeconfig(args) => kubeconfig::kubeconfig(&args).await,
-        Command::Roll(args) => roll::roll(&args).await,
+        Command::Plan(args) => patiently("plan", plan::plan(&args)).await,
+        Command::Describe(args) => patiently("describe", describe::describe(&args)).await,
+        Command::Kubeconfig(args) => patiently("kubeconfig", kubeconfig::kubeconfig(&args)).await,
+        Command::Roll(args) => patiently("roll", roll::roll(&args)).await,
         Command::Events(args) => events::events(&args).await,
         Command::Console(args) => console::console(&args).await,
         Command::SupportBundle(args) => support_bundle::support_bundle(&args).await,
         Command::Completions { shell } => help::completions(shell),
         Command::Man { folder } => help::man(&folder),
         Command::Probe { choose: true, node, user, .. } => {
-            let choice = accelerator::choose(Accelerator::Auto, &NodeImage::in_folder(&node), user).await?;
+            let image = NodeImage::in_folder(&node);
+            let choice = patiently("a probe guest", accelerator::choose(Accelerator::Auto, &image, user)).await?;
             println!("{}: {}", choice.accel, choice.reason);
             Ok(())
         }
         Command::Probe { accelerator, node, timeout, user, .. } => {
             let image = NodeImage::in_folder(&node);
-            let took = accelerator::probe(accelerator, &image, user, Duration::from_secs(timeout)).await?;
+            let timeout = Duration::from_secs(timeout);
+            let took = patiently("a probe guest", accelerator::probe(accelerator, &image, user, timeout)).await?;
             println!("{accelerator} works: a probe guest came up in {:.1} s", took.as_secs_f64());
             Ok(())
         }

@@ -8,6 +8,7 @@ use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event};
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, PostParams},
+    config::Kubeconfig,
 };
 use lab::command::Run;
 use serde_json::json;
@@ -130,6 +131,20 @@ fn a_wrong_place_and_a_missing_right_are_told() {
         assert!(secret.contains("forbidden") && secret.contains("by a Role for its Secret"), "{secret}");
         let other = refusal(&tenant, "describe demo -n b");
         assert!(other.contains("forbidden") && other.contains("<release>-cluster-admin and -viewer"), "{other}");
+        // A management cluster that does not answer.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut kubeconfig = Kubeconfig::read_from(&operator).unwrap();
+        for cluster in &mut kubeconfig.clusters {
+            let url = format!("http://{}", silent.local_addr().unwrap());
+            cluster.cluster.get_or_insert_default().server = Some(url);
+        }
+        let file = servers.folder().join("silent.kubeconfig");
+        std::fs::write(&file, serde_json::to_string(&kubeconfig).unwrap()).unwrap();
+        let waited = refusal(&file, "describe demo -n a");
+        assert!(
+            waited.contains("describe: ") && waited.contains(" s so far\n") && waited.contains("get Cluster a/demo"),
+            "{waited}"
+        );
         // A management cluster without the chart.
         for crd in ["clusters", "clusteraccesses", "networkclaims"] {
             servers.kubectl(&["delete", "crd", &format!("{crd}.giantnetes.io")]).output().unwrap();

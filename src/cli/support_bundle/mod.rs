@@ -34,6 +34,7 @@ use super::{
     },
     events,
     named::Named,
+    progress::patiently,
 };
 use crate::{
     api::{Cluster, ClusterAccess, NetworkClaim},
@@ -57,7 +58,7 @@ pub(super) struct SupportBundleArgs {
 }
 
 pub(super) async fn support_bundle(args: &SupportBundleArgs) -> Result<(), Failure> {
-    let (client, cluster) = args.cluster.get().await?;
+    let (client, cluster) = patiently("support-bundle", args.cluster.get()).await?;
     let output = args.output.clone().unwrap_or_else(|| format!("{}-support.tar.gz", cluster.name_any()).into());
     let mut bundle = Bundle::create(&output, &cluster.name_any())?;
     let collected = collect(&client, cluster, &args.system_namespace, &mut bundle).await;
