@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Brings what values.yaml says of each value into values.schema.json and README.md.
+"""Brings what values.yaml says of each value into values.schema.json and README.md, and the list of images into the latter.
 
     reference.py            write both
     reference.py --check    fail if they differ, or if schema and values have not the same values
@@ -7,7 +7,7 @@
 import json, pathlib, re, sys
 
 CHART = pathlib.Path(__file__).resolve().parent
-BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
+VALUES, IMAGES = "values", "images"
 LINE = re.compile(r"( *)([A-Za-z0-9_.-]+):(?: (.*))?$")
 
 
@@ -47,6 +47,27 @@ def read(text):
             path[-1].parts.append(value)
             path.append(value)
     return root
+
+
+def at(value, path):
+    for name in path.split("."):
+        value = next(part for part in value.parts if part.name == name)
+    return value
+
+
+def images(values):
+    """The image of each value that names one, by default: hosts pull no others."""
+    controller = (at(values, f"image.{part}").flow().strip('"') for part in ("repository", "tag"))
+    yield f"- `{':'.join(controller)}` (`image`)"
+    for version in at(values, "settings.kubernetes.images").parts:
+        yield f"- `{version.flow()}` (`settings.kubernetes.images`, {version.name})"
+
+
+def put(text, name, content):
+    """The text with this between its two marks."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, rest = text.split(begin)
+    return before + begin + content + end + rest.split(end)[1]
 
 
 def rows(value, path=""):
@@ -97,11 +118,10 @@ def main():
     problems = []
     describe(values, schema, "", problems)
     untyped(schema, "values", problems)
-    readme = (CHART / "README.md").read_text()
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
     table = "\n".join(["| Value | Default | What it is |", "|---|---|---|", *rows(values)]) + "\n"
-    wanted = {"values.schema.json": json.dumps(schema, indent=2) + "\n", "README.md": before + BEGIN + table + END + after}
+    readme = put((CHART / "README.md").read_text(), VALUES, table)
+    readme = put(readme, IMAGES, "\n".join(images(values)) + "\n")
+    wanted = {"values.schema.json": json.dumps(schema, indent=2) + "\n", "README.md": readme}
     for name, text in wanted.items():
         if "--check" not in sys.argv:
             (CHART / name).write_text(text)

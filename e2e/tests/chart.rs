@@ -158,6 +158,32 @@ fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() 
     assert!(second.contains("as release giantnetes in namespace giantnetes-system"), "{second}");
     assert!(second.contains("helm upgrade that one, or helm uninstall it first"), "{second}");
     // Nobody works on it here.
+/// Every value of a field `image`, wherever it stands.
+fn images_in(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("image").and_then(Value::as_str).map(str::to_owned));
+            fields.values().for_each(|field| images_in(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| images_in(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn a_site_without_internet_is_told_every_image() {
+    let readme = std::fs::read_to_string(support::root().join("charts/giantnetes/README.md")).unwrap();
+    let list = readme.split("<!-- images: begin -->\n").nth(1).unwrap().split("<!-- images: end -->").next().unwrap();
+    let told: BTreeSet<_> = list.lines().map(|line| line.split('`').nth(1).unwrap().to_owned()).collect();
+    let helm = Helm::new("images");
+    let mut used = BTreeSet::new();
+    helm.rendered(EVERYTHING).iter().for_each(|object| images_in(object, &mut used));
+    let settings: Value = serde_saphyr::from_str(&settings(&helm)).unwrap();
+    let of_guests = settings["kubernetes"]["images"].as_object().unwrap().values();
+    used.extend(of_guests.map(|image| image.as_str().unwrap().to_owned()));
+    assert_eq!(told, used);
+}
+
     let waited = format!("{:#}", server.shell(&next("wait").replace("15m", "1s")).unwrap_err());
     assert!(waited.contains("timed out waiting for the condition on clusters/demo"), "{waited}");
 
