@@ -78,7 +78,7 @@ if $fast; then
 fi
 step make --no-print-directory preflight
 # In one go with those that the lab needs, whose sources it shares in part.
-if $fast; then step e2e/tools/build.sh --with prometheus; fi
+if $fast; then step e2e/tools/build.sh --with prometheus prometheus-operator kubeconform; fi
 step make --no-print-directory images
 
 # These raise what they need themselves: an API server, network namespaces.

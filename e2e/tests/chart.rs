@@ -1,6 +1,7 @@
 //! The chart without a cluster behind it, but with the real programs: helm renders and installs it, a real API server takes
-//! every object, the real controller manager takes the settings, promtool and Prometheus take alerts and dashboards. Needs
-//! kube-apiserver, etcd, helm and prometheus from e2e/tools, and no lab.
+//! every object, the real controller manager takes the settings, promtool and Prometheus take alerts and dashboards. kubeconform
+//! compares what it renders with that server's schemas. Needs kube-apiserver, etcd, helm, kubeconform, prometheus and
+//! prometheus-operator from e2e/tools, and no lab.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,6 +11,8 @@ mod expressions;
 mod helm;
 #[path = "chart/processes.rs"]
 mod processes;
+#[path = "chart/schemas.rs"]
+mod schemas;
 mod support;
 
 use std::collections::BTreeSet;
@@ -21,7 +24,8 @@ use helm::{Helm, chart};
 use lab::command::Run;
 use lab::wait_for;
 use processes::{Manager, Prometheus, promtool};
-use serde_json::Value;
+use schemas::Schemas;
+use serde_json::{Value, json};
 use support::apiserver::ApiServer;
 
 /// Values that switch everything on.
@@ -87,33 +91,52 @@ fn the_reference_is_that_of_the_values() {
     Run::new(support::root().join("charts/giantnetes/reference.py")).arg("--check").output().unwrap();
 }
 
+/// The kinds of whoever runs the Prometheus operator.
+fn install_monitoring_kinds(server: &ApiServer) {
+    let folder = support::tool("prometheus-operator").join("share/example/prometheus-operator-crd");
+    for kind in ["podmonitors", "prometheusrules", "servicemonitors"] {
+        let file = folder.join(format!("monitoring.coreos.com_{kind}.yaml")).display().to_string();
+        server.kubectl(&["apply", "--server-side", "-f", &file]).output().unwrap();
+        let crd = format!("{kind}.monitoring.coreos.com");
+        server.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", "crd", &crd]).output().unwrap();
+    }
+}
+
 #[test]
-fn an_api_server_takes_every_object() {
+fn an_api_server_and_its_schemas_take_every_object() {
     let (helm, server) = (Helm::new("objects"), ApiServer::start("objects", PRIVILEGED).unwrap());
     server.install_crds().unwrap();
+    install_monitoring_kinds(&server);
     for namespace in ["giantnetes-system", "team-a", "team-b"] {
         server.kubectl(&["create", "namespace", namespace]).output().unwrap();
     }
     // Which nobody makes here, and every pod names.
     server.kubectl(&["-n", "giantnetes-system", "create", "serviceaccount", "default"]).output().unwrap();
-    let mut left_out = BTreeSet::new();
+    let schemas = Schemas::of(&server);
     for values in [NOTHING, EVERYTHING] {
-        let mut objects = helm.rendered(values);
+        let objects = helm.rendered(values);
         assert!(objects.len() > 15, "{}", objects.len());
-        objects.retain(|object| {
-            let known = !object["apiVersion"].as_str().unwrap().starts_with("monitoring.coreos.com/");
-            if !known {
-                left_out.insert(kind(object).to_owned());
-            }
-            known
-        });
         let apply = ["apply", "--server-side", "--force-conflicts", "--validate=strict", "--dry-run=server", "-f", "-"];
-        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let taken = server.kubectl(&apply).input(list.to_string()).output().unwrap();
         assert_eq!(taken.lines().count(), objects.len(), "{taken}");
+        assert_eq!(schemas.judge(&objects).unwrap(), objects.len() as u64);
     }
-    // Kinds that the Prometheus operator brings.
-    assert_eq!(left_out.into_iter().collect::<Vec<_>>(), ["PodMonitor", "PrometheusRule", "ServiceMonitor"]);
+    let manifests = support::root().join("manifests");
+    assert!(schemas.judge_files(&[&manifests.join("crds"), &manifests.join("examples")]).unwrap() >= 7);
+
+    let pod = |spec: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec});
+    let cluster = |spec: Value| json!({"apiVersion": "giantnetes.io/v1alpha1", "kind": "Cluster", "metadata": {"name": "x"}, "spec": spec});
+    for (wrong, words) in [
+        (pod(json!({"containers": [{"name": "a", "imag": "b"}]})), "imag"),
+        (pod(json!({"containers": [{"name": 1}]})), "/spec/containers/0/name"),
+        (pod(json!({})), "containers"),
+        (cluster(json!({"nodePools": [{"name": "a", "replica": 1}]})), "replica"),
+        (json!({"apiVersion": "v1", "kind": "Pot", "metadata": {"name": "x"}}), "could not find schema"),
+    ] {
+        let said = format!("{:#}", schemas.judge(&[wrong]).unwrap_err());
+        assert!(said.contains(words), "{words}: {said}");
+    }
 }
 
 #[test]
@@ -135,29 +158,6 @@ fn what_is_off_is_not_there_and_what_is_on_is() {
     assert_eq!(named.count(), alerts().len());
 }
 
-#[test]
-fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() {
-    let (helm, server) = (Helm::new("release"), ApiServer::start("release", PRIVILEGED).unwrap());
-    let system = ["--namespace", "giantnetes-system", "--create-namespace"];
-    let install = |values: &str| {
-        let chart = chart();
-        let words = [&["upgrade", "--install", "giantnetes", &chart][..], &system].concat();
-        helm.run(&words).against(&server).values(values).output().unwrap()
-    };
-    let said = install(NOTHING);
-    let next = |verb: &str| {
-        let line = said.lines().find(|line| line.trim_start().starts_with(&format!("kubectl {verb}")));
-        line.unwrap_or_else(|| panic!("no next command kubectl {verb}:\n{said}")).trim().to_owned()
-    };
-    let established = ["wait", "--for=condition=Established", "--timeout=25s", "crd", "clusters.giantnetes.io"];
-    server.kubectl(&established).output().unwrap();
-    server.shell(&next("create")).unwrap();
-    // One management cluster has one of them.
-    let words = ["install", "second", &chart(), "--namespace", "other", "--create-namespace"];
-    let second = format!("{:#}", helm.run(&words).against(&server).output().unwrap_err());
-    assert!(second.contains("as release giantnetes in namespace giantnetes-system"), "{second}");
-    assert!(second.contains("helm upgrade that one, or helm uninstall it first"), "{second}");
-    // Nobody works on it here.
 /// Every value of a field `image`, wherever it stands.
 fn images_in(value: &Value, found: &mut BTreeSet<String>) {
     match value {
@@ -184,6 +184,29 @@ fn a_site_without_internet_is_told_every_image() {
     assert_eq!(told, used);
 }
 
+#[test]
+fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() {
+    let (helm, server) = (Helm::new("release"), ApiServer::start("release", PRIVILEGED).unwrap());
+    let system = ["--namespace", "giantnetes-system", "--create-namespace"];
+    let install = |values: &str| {
+        let chart = chart();
+        let words = [&["upgrade", "--install", "giantnetes", &chart][..], &system].concat();
+        helm.run(&words).against(&server).values(values).output().unwrap()
+    };
+    let said = install(NOTHING);
+    let next = |verb: &str| {
+        let line = said.lines().find(|line| line.trim_start().starts_with(&format!("kubectl {verb}")));
+        line.unwrap_or_else(|| panic!("no next command kubectl {verb}:\n{said}")).trim().to_owned()
+    };
+    let established = ["wait", "--for=condition=Established", "--timeout=25s", "crd", "clusters.giantnetes.io"];
+    server.kubectl(&established).output().unwrap();
+    server.shell(&next("create")).unwrap();
+    // One management cluster has one of them.
+    let words = ["install", "second", &chart(), "--namespace", "other", "--create-namespace"];
+    let second = format!("{:#}", helm.run(&words).against(&server).output().unwrap_err());
+    assert!(second.contains("as release giantnetes in namespace giantnetes-system"), "{second}");
+    assert!(second.contains("helm upgrade that one, or helm uninstall it first"), "{second}");
+    // Nobody works on it here.
     let waited = format!("{:#}", server.shell(&next("wait").replace("15m", "1s")).unwrap_err());
     assert!(waited.contains("timed out waiting for the condition on clusters/demo"), "{waited}");
 

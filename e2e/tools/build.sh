@@ -70,7 +70,8 @@ build() {
 copy_share() {
   local source file
   [[ ${#share[@]} -gt 0 ]] || return 0
-  source=$(cd "$here/$1" && go list -m -f '{{.Dir}}' "$module")
+  # Of a product without binaries nothing has fetched the source yet.
+  source=$(cd "$here/$1" && go mod download "$module" && go list -m -f '{{.Dir}}' "$module")
   for file in "${share[@]}"; do
     mkdir -p "$2/share/$(dirname "$file")"
     # The module cache is read-only; what is copied need not be.

@@ -1,0 +1,2 @@
+module=github.com/yannh/kubeconform
+binaries=(kubeconform=github.com/yannh/kubeconform/cmd/kubeconform)
