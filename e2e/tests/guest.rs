@@ -25,6 +25,8 @@ use support::{
 /// What the design has for a guest of one node to become Ready, in seconds.
 const READY_AIM: u64 = 90;
 const MINUTE: Duration = Duration::from_secs(60);
+/// Labels of the controller manager's pods.
+const MANAGER: &str = "app.kubernetes.io/name=giantnetes";
 /// A pod with every right over its node: what a tenant who is root in a VM can do.
 const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"}, "spec": {
   "hostNetwork": true, "hostPID": true, "terminationGracePeriodSeconds": 0,
@@ -38,7 +40,9 @@ type Step = fn(&Lab, &Guest) -> Result<()>;
 
 #[test]
 fn a_guest_lives_and_leaves_nothing() {
-    let lab = installed_with(&format!(",settings.network.monitoringNamespaces={{{}}}", monitoring::NAMESPACE));
+    let theirs = "networkPolicy.from[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name";
+    let namespace = monitoring::NAMESPACE;
+    let lab = installed_with(&format!(",settings.network.monitoringNamespaces={{{namespace}}},{theirs}={namespace}"));
     let links = host_links().unwrap();
     let guest = Guest::create(&lab, "e2e-guest", "alpha", ALPHA);
     let steps: [(&str, Step); 15] = [
@@ -148,6 +152,10 @@ fn is_scraped(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(prometheus.post().reaches(&address, 8080), "what Prometheus reaches is not reached from its pod");
     ensure!(!stranger.reaches(&address, 8080), "a pod of another namespace reaches the supervisor");
     ensure!(stranger.reaches(&address, 6443), "a pod of another namespace does not even reach the API");
+    let manager = ["-n", SYSTEM, "get", "pods", "-l", MANAGER, "-o", "jsonpath={.items[0].status.podIP}"];
+    let manager = lab.kubectl(&manager)?;
+    ensure!(prometheus.post().reaches(&manager, 8080), "Prometheus does not reach the controller manager");
+    ensure!(!stranger.reaches(&manager, 8080), "a pod of another namespace reaches the controller manager");
     // A rate takes two answers, of the manager as of each part.
     wait_every(pause, MINUTE * 3, "every target to have answered three times", || {
         let seldom = prometheus.query("sum_over_time(up[5m]) < 3")?;

@@ -26,10 +26,12 @@ type Step = fn(&Newcomer) -> Result<()>;
 fn the_quick_start_leads_to_a_guest_that_outlives_the_chart() {
     let lab = Lab::running().expect("no lab is running: `make lab-up` raises one");
     let newcomer = Newcomer::arrive(&lab).unwrap();
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 8] = [
         ("the commands of the quick start lead to a guest", follows_the_quick_start),
         ("`helm test` passes", tests_the_release),
-        ("an upgrade of the chart changes no guest", upgrades),
+        ("the console of its node is read", reads_the_console),
+        ("of the controller manager's replicas one at a time may be evicted", keeps_a_replica),
+        ("an upgrade of the chart changes no guest, and sets a quota", upgrades),
         ("a guest runs on without the chart", uninstalls),
         ("a chart that is installed anew goes on with it", installs_anew),
         ("the last command leaves nothing", leaves_nothing),
@@ -158,10 +160,54 @@ fn tests_the_release(newcomer: &Newcomer) -> Result<()> {
     Ok(())
 }
 
+fn reads_the_console(newcomer: &Newcomer) -> Result<()> {
+    let said = newcomer.run("kubectl g8s console demo")?;
+    for words in ["SeaBIOS", "giantnetes: guest is up"] {
+        ensure!(said.contains(words), "{words} is not in {said}");
+    }
+    // What the supervisor says of itself is in the same log.
+    let log = newcomer.run(&format!("kubectl -n {} logs master-0", newcomer.guest.home()?))?;
+    let own = "accelerator is chosen";
+    ensure!(log.contains(own) && !said.contains(own), "{said}");
+    let nobody = newcomer.run("kubectl g8s console demo master-7").unwrap_or_else(|error| format!("{error:#}"));
+    ensure!(nobody.contains("the console of node master-7"), "{nobody}");
+    Ok(())
+}
+
+fn keeps_a_replica(newcomer: &Newcomer) -> Result<()> {
+    let replicas = || -> Result<Vec<String>> {
+        let select = "-l app.kubernetes.io/name=giantnetes";
+        let names = newcomer.run(&format!("kubectl -n {SYSTEM} get pods {select} -o name"))?;
+        Ok(names.lines().map(|name| name.trim_start_matches("pod/").to_owned()).collect())
+    };
+    let before = replicas()?;
+    ensure!(before.len() == 2, "{before:?}");
+    let evict = |pod: &str| {
+        let eviction = serde_json::json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": SYSTEM},
+        });
+        let url = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}/eviction");
+        newcomer.run(&format!("echo '{eviction}' | kubectl create --raw {url} -f -"))
+    };
+    evict(&before[0])?;
+    let refusal = evict(&before[1]).map_or_else(|error| format!("{error:#}"), |said| format!("it is evicted: {said}"));
+    ensure!(refusal.contains("disruption budget"), "{refusal}");
+    newcomer.run(&format!("kubectl -n {SYSTEM} rollout status deployment/giantnetes --timeout=2m"))?;
+    Ok(())
+}
+
 fn upgrades(newcomer: &Newcomer) -> Result<()> {
     let (machine, roots) = (newcomer.machine()?, fingerprints(&newcomer.guest)?);
-    let values = "--reuse-values --set log.filter=debug,replicas=1,settings.rollout.drainTimeout=5m";
-    newcomer.run(&format!("helm upgrade giantnetes charts/giantnetes -n {SYSTEM} {values} --wait --timeout 3m"))?;
+    let values = format!("log.filter=debug,replicas=1,settings.rollout.drainTimeout=5m,quotas.{NAMESPACE}.clusters=1");
+    let release = format!("giantnetes charts/giantnetes -n {SYSTEM} --reuse-values --set {values}");
+    newcomer.run(&format!("helm upgrade {release} --wait --timeout 3m"))?;
+    let second = "kubectl create --dry-run=server -f - <<< \
+                  '{apiVersion: giantnetes.io/v1alpha1, kind: Cluster, metadata: {name: second}, spec: {}}'";
+    wait_for(MINUTE * 2, "a second Cluster to be one too many", || {
+        let refusal = newcomer.run(second).unwrap_or_else(|error| format!("{error:#}"));
+        ensure!(refusal.contains("exceeded quota"), "{refusal}");
+        Ok(())
+    })?;
     newcomer.is_looked_at_after(r#"{"spec": {"deletionProtection": true}}"#)?;
     ensure!(newcomer.machine()? == machine, "the guest's machine is another");
     ensure!(fingerprints(&newcomer.guest)? == roots, "the guest's roots are others");
