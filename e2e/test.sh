@@ -13,7 +13,8 @@
 #   upgrade          a guest goes to the next patch and minor version of Kubernetes under a workload; builds both
 #   mistakes         Clusters that cannot be made, and such as are deleted half-way
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
-#   images           builds all images a second time, compares, lists what they are made of; checkov judges the chart
+#   images           builds all images a second time, compares, lists what they are made of; checkov judges the chart,
+#                    cargo-deny what the product is built on
 #   controller       the controller manager against a real API server: every crash point, outages in full length (a part of
 #                    it is among the fast tests)
 #   mutants          breaks the product on purpose, rule by rule: a test must notice each
@@ -133,6 +134,7 @@ compare_images() {
 if runs images; then
   step compare_images
   step e2e/checkov.py
+  step e2e/deny.sh
 fi
 
 raised=false
