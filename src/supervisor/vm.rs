@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::UnixStream,
@@ -42,6 +43,8 @@ const API_CONNECTIONS: usize = 4096;
 /// Connections to each port of the ingress controller that are forwarded at a time: anybody may make them, and the pod's memory
 /// is the VM's.
 const INGRESS_CONNECTIONS: usize = 1024;
+/// Descriptors that may be open: each forwarded connection has two ends, and a container begins with a thousand.
+const OPEN_FILES: u64 = 2 * (API_CONNECTIONS + 2 * INGRESS_CONNECTIONS) as u64 + 1024;
 /// Longest piece of the console's output that is held at a time, in bytes.
 const CONSOLE_LINE: u64 = 4096;
 /// What a line of the console begins with in our log.
@@ -55,6 +58,9 @@ const PRESS_AGAIN: Duration = Duration::from_secs(10);
 /// [`Error`] names the step that failed, or that QEMU ended by itself.
 pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> {
     let vm = read(config)?;
+    if let Err(error) = may_open(OPEN_FILES) {
+        warn!(%error, "the limit of open files stays as it is; connections beyond it are refused");
+    }
     let io = |what| move |source| Error::Io { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
     let stop = CancellationToken::new();
@@ -110,6 +116,12 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
             ended = &mut proxy => return ended_early("forward the API", ended),
         }
     }
+}
+
+/// Raises the limit of open files to `count`, as far as the container's own goes.
+fn may_open(count: u64) -> nix::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < count.min(hard) { setrlimit(Resource::RLIMIT_NOFILE, count.min(hard), hard) } else { Ok(()) }
 }
 
 fn read(path: &Path) -> Result<VmConfig, Error> {
@@ -173,4 +185,21 @@ async fn power_off(qemu: &mut Child, monitor: &mut Monitor) -> Result<(), Error>
         qemu.kill().await.map_err(|source| Error::Io { what: "kill QEMU", source })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_open_files_rises_as_far_as_it_may_and_never_falls() {
+        let now = || getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let (soft, hard) = now();
+        let wanted = soft.saturating_add(1).min(hard);
+        may_open(wanted).unwrap();
+        assert_eq!(now(), (wanted, hard));
+        may_open(1).unwrap();
+        may_open(u64::MAX).unwrap();
+        assert_eq!(now(), (hard, hard));
+    }
 }
