@@ -45,6 +45,7 @@ use crate::{
 mod wake;
 
 pub use wake::Wake;
+mod queues;
 use wake::guest_of;
 
 /// One watch per kind; of most kinds the metadata is enough.

@@ -17,10 +17,10 @@ use tracing::{info, warn};
 
 use super::Failure;
 use crate::{
-    access::{AccessKey, reconcile::AccessOperator},
+    access::reconcile::AccessOperator,
     api::{Cluster, ClusterAccess, NetworkClaim, names},
-    cluster::{ClusterKey, Reports, metrics, reconcile::ClusterOperator},
-    context::{Cache, Context, Wake},
+    cluster::{Reports, metrics, reconcile::ClusterOperator},
+    context::{Cache, Context, Queues, Wake},
     guest::reconcile::GuestOperator,
     isolation::reconcile::IsolationOperator,
     kvm::reconcile::KvmOperator,
@@ -34,7 +34,6 @@ use crate::{
         lease::Elector,
         link,
         operator::{self, Shift},
-        queue::Queue,
         set_call_timeout,
         telemetry::{self, LEADING},
     },
@@ -88,18 +87,6 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
     if duration.subsec_nanos() == 0 { Ok(duration) } else { Err(format!("{text} is not whole seconds")) }
 }
 
-/// The place of the isolation operator among those of Clusters. Its work is to wait for what does not come about, so it has so many
-/// times the others' workers.
-const ISOLATION: usize = 4;
-const WAITING: usize = 8;
-
-/// What the micro-operators work on.
-struct Queues {
-    /// In their order: cluster, network, pki, kvm, isolation, guest.
-    clusters: [Queue<ClusterKey>; 6],
-    accesses: Queue<AccessKey>,
-}
-
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let settings = Arc::new(Settings::read(&args.settings)?);
     set_call_timeout(args.call_timeout);
@@ -113,12 +100,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
 
     let client = link::connect(config, Some(leadership.clone()))?;
     let stop = CancellationToken::new();
-    let workers = usize::from(args.workers);
-    let of = |number| if number == ISOLATION { workers * WAITING } else { workers };
-    let queues =
-        Queues { clusters: std::array::from_fn(|number| Queue::new(of(number))), accesses: Queue::new(workers) };
-    let [_, networks, .., guests] = queues.clusters.clone();
-    let wake = Wake::new(queues.clusters.to_vec(), networks, guests, queues.accesses.clone(), leadership.clone());
+    let queues = Queues::new(usize::from(args.workers));
+    let wake = Wake::new(queues.clone(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
     let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
     let cache = Cache::start(&watches, &wake, &memory, &events);
@@ -203,14 +186,14 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         context.reports.clear();
         context.cache.resync(&wake);
         let shift = Shift::default();
-        let [cluster, network, pki, kvm, isolation, guest] = &queues.clusters;
+        let Queues { cluster, network, pki, kvm, isolation, guest, access } = &queues;
         operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, &shift);
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
         operator::start(Arc::new(IsolationOperator::new(context.clone())), isolation, &shift);
         operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
-        operator::start(Arc::new(AccessOperator::new(context.clone())), &queues.accesses, &shift);
+        operator::start(Arc::new(AccessOperator::new(context.clone())), access, &shift);
         tokio::select! {
             // Nobody else may lead before the last write has ended: none begins any more.
             () = stop.cancelled() => context.leadership.close(),

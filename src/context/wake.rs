@@ -7,6 +7,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::Queues;
 use crate::{
     access::AccessKey,
     api::{Cluster, names},
@@ -14,19 +15,13 @@ use crate::{
     runtime::{
         cache::{Change, Index},
         lease::Leadership,
-        queue::Queue,
     },
 };
 
-/// Wakes every micro-operator for a Cluster.
-#[derive(Clone, Debug, Default)]
+/// Wakes micro-operators.
+#[derive(Clone, Debug)]
 pub struct Wake {
-    queues: Vec<Queue<ClusterKey>>,
-    /// Of the network operator: it is one of them, and woken alone for what concerns no other. Likewise the next.
-    networks: Option<Queue<ClusterKey>>,
-    /// Of the guest operator.
-    guests: Option<Queue<ClusterKey>>,
-    accesses: Option<Queue<AccessKey>>,
+    queues: Queues,
     /// ClusterAccesses by the Cluster (`namespace/name`) that they lead to.
     pub(super) accesses_by_cluster: Index,
     leadership: Leadership,
@@ -35,23 +30,9 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// Wakes whoever works on one of `queues`, of which `networks` and `guests` are two, or on `accesses`, while this process
-    /// leads: a new leader looks at everything anyway.
-    pub fn new(
-        queues: Vec<Queue<ClusterKey>>,
-        networks: Queue<ClusterKey>,
-        guests: Queue<ClusterKey>,
-        accesses: Queue<AccessKey>,
-        leadership: Leadership,
-    ) -> Self {
-        Self {
-            queues,
-            networks: Some(networks),
-            guests: Some(guests),
-            accesses: Some(accesses),
-            leadership,
-            ..Self::default()
-        }
+    /// Wakes whoever works on one of `queues` while this process leads: a new leader looks at everything anyway.
+    pub fn new(queues: Queues, leadership: Leadership) -> Self {
+        Self { queues, accesses_by_cluster: Index::default(), leadership, ids: Arc::default() }
     }
 
     /// Wakes all for the Cluster with this key.
@@ -59,7 +40,7 @@ impl Wake {
         if !self.leadership.holds() {
             return;
         }
-        for queue in &self.queues {
+        for queue in self.queues.of_clusters() {
             queue.add(key.clone());
         }
         for name in self.accesses_by_cluster.names(&key.to_string()) {
@@ -69,15 +50,15 @@ impl Wake {
 
     /// Wakes whoever works on a ClusterAccess.
     pub(super) fn access(&self, key: AccessKey) {
-        if let Some(queue) = self.accesses.as_ref().filter(|_| self.leadership.holds()) {
-            queue.add(key);
+        if self.leadership.holds() {
+            self.queues.access.add(key);
         }
     }
 
     /// Wakes the guest operator for users' rights inside a guest.
     pub(super) fn rights(&self, key: ClusterKey) {
-        if let Some(queue) = self.guests.as_ref().filter(|_| self.leadership.holds()) {
-            queue.add(key);
+        if self.leadership.holds() {
+            self.queues.guest.add(key);
         }
     }
 
@@ -101,9 +82,11 @@ impl Wake {
 
     /// Wakes the network operator for every Cluster that is known.
     pub(super) fn all_networks(&self) {
-        let Some(queue) = self.networks.as_ref().filter(|_| self.leadership.holds()) else { return };
+        if !self.leadership.holds() {
+            return;
+        }
         let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.values().for_each(|key| queue.add(key.clone()));
+        ids.values().for_each(|key| self.queues.network.add(key.clone()));
     }
 
     /// Wakes all for the Cluster whose guest has this id.

@@ -1,0 +1,40 @@
+//! What the micro-operators work on.
+
+use crate::{access::AccessKey, cluster::ClusterKey, runtime::queue::Queue};
+
+/// The isolation operator waits for what does not come about, so it has so many times the others' workers.
+const WAITING: usize = 8;
+
+/// A queue of each micro-operator. Clones share them.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "each is that of the operator of its name")]
+pub struct Queues {
+    pub cluster: Queue<ClusterKey>,
+    pub network: Queue<ClusterKey>,
+    pub pki: Queue<ClusterKey>,
+    pub kvm: Queue<ClusterKey>,
+    pub isolation: Queue<ClusterKey>,
+    pub guest: Queue<ClusterKey>,
+    pub access: Queue<AccessKey>,
+}
+
+impl Queues {
+    /// Queues of operators with so many workers each.
+    pub fn new(workers: usize) -> Self {
+        Self {
+            cluster: Queue::new(workers),
+            network: Queue::new(workers),
+            pki: Queue::new(workers),
+            kvm: Queue::new(workers),
+            isolation: Queue::new(workers * WAITING),
+            guest: Queue::new(workers),
+            access: Queue::new(workers),
+        }
+    }
+
+    /// Those in which every Cluster is looked at.
+    pub(super) fn of_clusters(&self) -> [&Queue<ClusterKey>; 6] {
+        let Self { cluster, network, pki, kvm, isolation, guest, access: _ } = self;
+        [cluster, network, pki, kvm, isolation, guest]
+    }
+}
