@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{ByteString, jiff::Timestamp};
 use secrecy::ExposeSecret as _;
+use tokio::sync::OnceCell;
 use tracing::info;
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
     leaf::{self, Leaf},
     plan::{World, renew_at},
     reconcile::{Error, PkiOperator},
+    roots::Roots,
     secrets::{bytes, issued, secret},
     store::Place,
 };
@@ -30,6 +32,8 @@ const ADMINISTRATOR: &str = "administrator";
 pub(super) struct Issue<'a> {
     pub identity: &'a Identity,
     pub world: &'a World,
+    /// The guest's roots, once a step has read them.
+    pub roots: &'a OnceCell<Roots>,
     pub hash: &'a str,
     pub ttl: Duration,
     pub now: Timestamp,
@@ -52,10 +56,10 @@ impl Ends {
 
 impl PkiOperator {
     pub(super) async fn issue_master(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
-        let Issue { identity, world, hash, ttl, now } = issue;
+        let Issue { identity, hash, ttl, now, .. } = issue;
         let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
-        let roots = self.roots(identity, world).await?;
+        let roots = self.roots_for(issue).await?;
         let mut data = BTreeMap::new();
         for (file, content) in [
             (paths::CA, roots.kubernetes.certificate()),
@@ -82,14 +86,14 @@ impl PkiOperator {
 
     /// What a worker needs and no more: no key of an authority or of service accounts, nothing of etcd.
     pub(super) async fn issue_worker(&self, issue: Issue<'_>, node: &str, leaves: &[Leaf]) -> Result<(), Error> {
-        let Issue { identity, world, hash, ttl, now } = issue;
+        let Issue { identity, hash, ttl, now, .. } = issue;
         let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
-        let ca = self.roots(identity, world).await?.kubernetes;
+        let ca = &self.roots_for(issue).await?.kubernetes;
         let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(ca.certificate()))]);
         let mut ends = Ends::NEVER;
         for leaf in leaves {
-            ends = ends.first(self.sign_into(&mut data, &ca, node, leaf, ttl, now).await?);
+            ends = ends.first(self.sign_into(&mut data, ca, node, leaf, ttl, now).await?);
         }
         let annotations = issued(hash, renew_at(now, ttl, ends.roots), ends.leaves);
         let mut secret = secret(identity, &identity.namespace, &names::node_secret(node), annotations, data);
@@ -119,12 +123,12 @@ impl PkiOperator {
     }
 
     pub(super) async fn issue_kubeconfig(&self, issue: Issue<'_>, endpoint: &str) -> Result<(), Error> {
-        let Issue { identity, world, hash, ttl, now } = issue;
+        let Issue { identity, hash, ttl, now, .. } = issue;
         let name = names::kubeconfig_secret(&identity.key.name);
         let place = self.keys.place(identity, &identity.key.namespace, &name, hash, now).await?;
         let Place::Open(former) = place else { return Ok(()) };
-        let ca = self.roots(identity, world).await?.kubernetes;
-        let client = authority::sign(&self.context, &ca, ADMINISTRATOR, &leaf::administrator(), now, ttl).await?;
+        let ca = &self.roots_for(issue).await?.kubernetes;
+        let client = authority::sign(&self.context, ca, ADMINISTRATOR, &leaf::administrator(), now, ttl).await?;
         let text = kubeconfig::render(&identity.key.name, ADMINISTRATOR, endpoint, ca.certificate(), &client);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);
         let ends = embedded::expires(&client.certificate)?;
@@ -133,6 +137,10 @@ impl PkiOperator {
         authority::stored(&self.context, identity, ADMINISTRATOR);
         info!("kubeconfig issued");
         Ok(())
+    }
+
+    async fn roots_for<'a>(&self, issue: Issue<'a>) -> Result<&'a Roots, Error> {
+        issue.roots.get_or_try_init(|| self.roots(issue.identity, issue.world)).await
     }
 
     /// Signs a certificate of a node and puts it where the node looks for it.

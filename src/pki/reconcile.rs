@@ -11,6 +11,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
+use tokio::sync::OnceCell;
 use tracing::info;
 
 use super::{
@@ -141,8 +142,10 @@ impl PkiOperator {
         if in_vault {
             authority::vault_at(&self.context, &valid.identity, target.vault())?;
         }
+        // Read when the first step asks for them, and not again for the next.
+        let roots = OnceCell::new();
         for step in &plan.steps {
-            self.carry_out(valid, &world, step, now).await?;
+            self.carry_out(valid, &world, &roots, step, now).await?;
         }
         if plan == Plan::default() {
             let mut pause = plan::pause(next_renewal, now);
@@ -189,13 +192,20 @@ impl PkiOperator {
         Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, workers, places, provider, vm_pods })
     }
 
-    async fn carry_out(&self, valid: &Valid, world: &World, step: &Step, now: Timestamp) -> Result<(), Error> {
+    async fn carry_out(
+        &self,
+        valid: &Valid,
+        world: &World,
+        roots: &OnceCell<Roots>,
+        step: &Step,
+        now: Timestamp,
+    ) -> Result<(), Error> {
         let identity = &valid.identity;
         match step {
             Step::MakeRoots => self.make_roots(valid, world, now).await,
             Step::RecordRoots => self.record_roots(identity, world).await,
             Step::IssueNode { node, leaves, ttl, hash, worker } => {
-                let issue = Issue { identity, world, hash, ttl: *ttl, now };
+                let issue = Issue { identity, world, roots, hash, ttl: *ttl, now };
                 if *worker {
                     self.issue_worker(issue, node, leaves).await
                 } else {
@@ -204,7 +214,7 @@ impl PkiOperator {
             }
             Step::RemoveWorker { node } => self.remove_worker(valid, world, node).await,
             Step::IssueKubeconfig { endpoint, ttl, hash } => {
-                self.issue_kubeconfig(Issue { identity, world, hash, ttl: *ttl, now }, endpoint).await
+                self.issue_kubeconfig(Issue { identity, world, roots, hash, ttl: *ttl, now }, endpoint).await
             }
         }
     }
