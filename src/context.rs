@@ -18,7 +18,7 @@ use k8s_openapi::{
 use kube::{
     Client, Resource, ResourceExt as _,
     api::PartialObjectMeta,
-    runtime::reflector::{Lookup, Store},
+    runtime::reflector::{self, Lookup, Store},
 };
 
 use crate::{
@@ -31,7 +31,10 @@ use crate::{
         plan::Known,
         vm_pod::VmPod,
     },
-    network::places::Place,
+    network::{
+        places::Place,
+        tls_route::{self, TLSRoute},
+    },
     pki::vault::Vault,
     runtime::{
         apply::Memory,
@@ -42,10 +45,11 @@ use crate::{
     settings::Settings,
 };
 
+mod queues;
 mod wake;
 
+pub use queues::Queues;
 pub use wake::Wake;
-mod queues;
 use wake::guest_of;
 
 /// One watch per kind; of most kinds the metadata is enough.
@@ -61,6 +65,8 @@ pub struct Cache {
     pub config_maps: Store<PartialObjectMeta<ConfigMap>>,
     pub ingresses: Store<Ingress>,
     pub ingress_classes: Store<PartialObjectMeta<IngressClass>>,
+    /// None where the operator has named no gateway: then their kind need not be there.
+    pub tls_routes: Store<TLSRoute>,
     pub policies: Store<PartialObjectMeta<NetworkPolicy>>,
     pub volume_claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
     pub budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
@@ -104,7 +110,7 @@ const OURS: Option<&str> = Some(names::CLUSTER_LABEL);
 
 impl Cache {
     /// Starts all watches. What is gone is forgotten in `memory` and `events`, too.
-    pub fn start(watches: &Watches, wake: &Wake, memory: &Memory, events: &Events) -> Self {
+    pub fn start(watches: &Watches, wake: &Wake, memory: &Memory, events: &Events, settings: &Settings) -> Self {
         let claims_by_cluster = Index::default();
         let (secrets_by_namespace, pods_by_namespace) = (Index::default(), Index::default());
         // Wakes the guest's operators for an object of theirs.
@@ -159,7 +165,11 @@ impl Cache {
         let config_maps_by_namespace = Index::default();
         let (service, namespace, volume_claim, policy) = (follow(None), follow(None), follow(None), follow(None));
         let config_map = follow(Some(&config_maps_by_namespace));
-        let (ingress, budget) = (follow(None), follow(None));
+        let (ingress, budget, route) = (follow(None), follow(None), follow(None));
+        let tls_routes = match settings.exposure.gateway {
+            Some(_) => watches.objects(tls_route::WATCH, OURS, move |o: &TLSRoute, change| route(&o.metadata, change)),
+            None => reflector::store().0,
+        };
         let pods_by_host = Index::default();
         let hosts = watches.objects("nodes", None, follow_hosts(wake, &pods_by_host));
         let ingress_classes = {
@@ -186,6 +196,7 @@ impl Cache {
             config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),
             ingresses: watches.objects("ingresses", OURS, move |o: &Ingress, change| ingress(&o.metadata, change)),
             ingress_classes,
+            tls_routes,
             policies: watches.metadata("networkpolicies", OURS, move |o, change| policy(&o.metadata, change)),
             volume_claims: watches
                 .metadata("persistentvolumeclaims", OURS, move |o, change| volume_claim(&o.metadata, change)),

@@ -88,6 +88,28 @@ pub struct ExposureSettings {
     pub annotations: BTreeMap<String, String>,
     /// Annotations of every Service with a load balancer, in the words of the management cluster's provider.
     pub load_balancer_annotations: BTreeMap<String, String>,
+    /// The gateway of guests that ask for a TLSRoute. None: no guest can.
+    pub gateway: Option<GatewaySettings>,
+}
+
+/// A Gateway of the management cluster, with a listener that passes TLS through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GatewaySettings {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Name of the listener. None: every one that takes the route.
+    #[serde(default)]
+    pub section_name: Option<String>,
+    /// Port at which that listener is reached.
+    #[serde(default = "https")]
+    pub port: u16,
+}
+
+fn https() -> u16 {
+    443
 }
 
 impl Default for ExposureSettings {
@@ -98,6 +120,7 @@ impl Default for ExposureSettings {
             port: 443,
             annotations: BTreeMap::new(),
             load_balancer_annotations: BTreeMap::new(),
+            gateway: None,
         }
     }
 }

@@ -16,6 +16,22 @@ use crate::topology::HOSTS;
 /// How long pods that were just made may take to serve (the machine may be busy with builds).
 const PATIENCE: Duration = Duration::from_secs(150);
 
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Folder of the Gateway API's kinds, beside Traefik's manifests.
+const KINDS: &str = "kinds";
+/// Those of them that Traefik watches.
+const GATEWAY_KINDS: [&str; 8] = [
+    "backendtlspolicies",
+    "gatewayclasses",
+    "gateways",
+    "grpcroutes",
+    "httproutes",
+    "referencegrants",
+    "tcproutes",
+    "tlsroutes",
+];
+
 /// One add-on.
 #[derive(Debug)]
 pub struct Addon {
@@ -42,8 +58,16 @@ impl Addon {
     /// If a file cannot be written or the API server refuses.
     pub fn apply(&self, lab: &Lab, image: &Image) -> Result<()> {
         let folder = self.stage(lab, image)?;
-        let words = ["apply", "--server-side", "--force-conflicts", "--field-manager=lab", "-k"];
-        lab.control_plane().kubectl(&words).arg(folder).timeout(Duration::from_secs(60)).output().map(drop)
+        let words = ["apply", "--server-side", "--force-conflicts", "--field-manager=lab"];
+        if self.name == "traefik" {
+            // An object is taken when its kind is served, and not before.
+            let kinds = folder.join(KINDS);
+            let run =
+                |words: &[&str]| lab.control_plane().kubectl(words).arg("-f").arg(&kinds).timeout(MINUTE).output();
+            run(&words)?;
+            run(&["wait", "--for=condition=Established", "--timeout=50s"])?;
+        }
+        lab.control_plane().kubectl(&words).arg("-k").arg(folder).timeout(MINUTE).output().map(drop)
     }
 
     /// A folder with the add-on's own files and, in `upstream/`, those of its release: kustomize reads nothing from
@@ -56,6 +80,14 @@ impl Addon {
         copy(&own.join("."), &folder)?;
         if self.name == "calico" {
             copy(&lab.settings.tools.calico.join("share"), &folder.join("upstream"))?;
+        }
+        if self.name == "traefik" {
+            let (kinds, source) =
+                (folder.join(KINDS), lab.settings.tools.gateway_api.join("share/config/crd/experimental"));
+            make_folder(&kinds)?;
+            for kind in GATEWAY_KINDS {
+                copy(&source.join(format!("gateway.networking.k8s.io_{kind}.yaml")), &kinds)?;
+            }
         }
         let (_, tag) = image.reference.rsplit_once(':').context("an image without a tag")?;
         let file = folder.join("kustomization.yaml");

@@ -21,6 +21,9 @@ pub struct Tools {
     /// vault; none in what is on record of a lab from before it had one.
     #[serde(default)]
     pub vault: PathBuf,
+    /// The Gateway API's kinds; likewise.
+    #[serde(default)]
+    pub gateway_api: PathBuf,
 }
 
 impl Tools {
@@ -38,13 +41,19 @@ impl Tools {
             kubernetes: folder("kubernetes")?,
             calico: folder("calico")?,
             vault: folder("vault")?,
+            gateway_api: folder("gateway-api")?,
         })
     }
 
     /// The products that are not built, of those the lab needs.
     pub fn missing(&self) -> Vec<&'static str> {
-        let products =
-            [("etcd", &self.etcd), ("kubernetes", &self.kubernetes), ("calico", &self.calico), ("vault", &self.vault)];
+        let products = [
+            ("etcd", &self.etcd),
+            ("kubernetes", &self.kubernetes),
+            ("calico", &self.calico),
+            ("vault", &self.vault),
+            ("gateway-api", &self.gateway_api),
+        ];
         products.into_iter().filter(|(_, folder)| !folder.is_dir()).map(|(product, _)| product).collect()
     }
 }

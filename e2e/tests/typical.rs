@@ -56,7 +56,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
     let lab = installed();
     let example = std::fs::read_to_string(support::root().join("manifests/examples/typical.yaml")).unwrap();
     let guest = Guest::apply(&lab, "e2e-typical", "typical", &example);
-    let steps: [(&str, Step); 13] = [
+    let steps: [(&str, Step); 14] = [
         ("two nodes become Ready", become_ready),
         ("a workload runs on both nodes", workload_runs),
         ("BGP is established on both nodes", bgp_is_established),
@@ -67,6 +67,7 @@ fn a_typical_guest_is_a_whole_kubernetes() {
         ("rights are as RBAC says", rbac_holds),
         ("a user has the rights that a ClusterAccess names, for as long as it is there", users_have_their_rights),
         ("an Ingress answers from outside, for as long as there is an ingress controller", ingresses_are_served),
+        ("a gateway leads to its API as the Ingress did", gateway_leads),
         ("root in a VM reaches no other guest and nothing of the management cluster", is_apart),
         ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
         ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
@@ -97,6 +98,22 @@ fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
     }
     // Privileged, with the node's network: they run, or nobody is root in a VM below.
     guest.kubectl(&["rollout", "status", "daemonset/root", "--timeout=180s"]).map(drop)
+}
+
+fn gateway_leads(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    for (type_, there, gone) in [("TLSRoute", "tlsroute", "ingress"), ("Ingress", "ingress", "tlsroute")] {
+        guest.change(&format!(r#"{{"spec": {{"exposure": {{"type": "{type_}"}}}}}}"#))?;
+        wait_for(MINUTE, "the other way to be the only one", || {
+            let of =
+                |kind: &str| lab.kubectl(&["-n", &home, "get", kind, "master", "--ignore-not-found", "-o", "name"]);
+            ensure!(!of(there)?.is_empty() && of(gone)?.is_empty(), "{type_}: {}{}", of(there)?, of(gone)?);
+            Ok(())
+        })?;
+        // The gateway's controller follows within moments.
+        wait_for(MINUTE, "the API to be reached that way", || guest.kubectl(&["get", "--raw", "/readyz"]))?;
+    }
+    Ok(())
 }
 
 fn bgp_is_established(_: &Lab, guest: &Guest) -> Result<()> {

@@ -105,6 +105,8 @@ pub enum Reason {
     HostInUse,
     /// Nobody serves the Ingress of the guest's API; the message names the class.
     IngressClassNotFound,
+    /// The gateway does not take the route to the guest's API; the message is its controller's.
+    RouteNotAccepted,
     /// No VNI is free.
     VNIExhausted,
     /// An object of our name belongs to somebody else.
@@ -135,7 +137,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -144,6 +146,7 @@ impl Reason {
         Self::VNIInUse,
         Self::HostInUse,
         Self::IngressClassNotFound,
+        Self::RouteNotAccepted,
         Self::VNIExhausted,
         Self::ForeignObject,
         Self::CALost,
@@ -170,6 +173,7 @@ impl Reason {
             Self::VNIInUse => "VNIInUse",
             Self::HostInUse => "HostInUse",
             Self::IngressClassNotFound => "IngressClassNotFound",
+            Self::RouteNotAccepted => "RouteNotAccepted",
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",

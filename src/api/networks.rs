@@ -77,9 +77,9 @@ pub struct ExposureSpec {
     /// The way in. Default: `None`. Changing it: in place; the kubeconfig follows.
     #[serde(default, rename = "type", skip_serializing_if = "ExposureType::is_default")]
     pub type_: ExposureType,
-    /// Host name of the API, for types `Ingress` and `LoadBalancer`; the DNS of the latter's must lead to the load balancer.
-    /// Default: of an Ingress, made from the operator's template; of a load balancer, its address. Changing it: in place; the
-    /// kubeconfig follows.
+    /// Host name of the API, for types `Ingress`, `TLSRoute` and `LoadBalancer`; the DNS of the latter's must lead to the load
+    /// balancer. Default: of a load balancer, its address; otherwise made from the operator's template. Changing it: in place;
+    /// the kubeconfig follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = rules::HOST_NAME), length(max = 253))]
     pub host: Option<String>,
@@ -97,6 +97,8 @@ pub enum ExposureType {
     None,
     /// An Ingress that passes TLS through by host name.
     Ingress,
+    /// A TLSRoute of the Gateway API at the operator's gateway, which passes TLS through by host name.
+    TLSRoute,
     /// A load balancer that the management cluster's provider makes for a Service.
     LoadBalancer,
 }

@@ -147,7 +147,7 @@ const OWN_LABELS: &str = "must not have keys of kubernetes.io, k8s.io or giantne
 
 pub(super) fn exposure_host() -> Rule {
     Rule::new("!has(self.host) || (has(self.type) && self.type != 'None')")
-        .message("host needs type Ingress or LoadBalancer")
+        .message("host needs type Ingress, TLSRoute or LoadBalancer")
 }
 
 pub(super) fn exposure_class() -> Rule {

@@ -24,7 +24,7 @@ use crate::{
     guest::reconcile::GuestOperator,
     isolation::reconcile::IsolationOperator,
     kvm::reconcile::KvmOperator,
-    network::reconcile::NetworkOperator,
+    network::{reconcile::NetworkOperator, tls_route},
     pki::{reconcile::PkiOperator, vault::Vault},
     runtime::{
         apply::Memory,
@@ -104,7 +104,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let wake = Wake::new(queues.clone(), leadership.clone());
     let watches = Watches::new(client.clone(), stop.clone());
     let (memory, events) = (Memory::default(), Events::new(client.clone(), names::MANAGER, Some(args.replica)));
-    let cache = Cache::start(&watches, &wake, &memory, &events);
+    let cache = Cache::start(&watches, &wake, &memory, &events, &settings);
     let reports = {
         let wake = wake.clone();
         Reports::new(move |key| wake.cluster(key))
@@ -154,6 +154,11 @@ fn first_list(watch: &str) -> String {
     if [Cluster::plural(&()), ClusterAccess::plural(&()), NetworkClaim::plural(&())].iter().any(|ours| ours == watch) {
         return format!(
             "first list of {watch} (is its CustomResourceDefinition installed? The chart brings it, or `giantnetes crds | kubectl apply -f -`)"
+        );
+    }
+    if watch == tls_route::WATCH {
+        return format!(
+            "first list of {watch} (settings.exposure.gateway asks for it: is the Gateway API installed, 1.5 or newer?)"
         );
     }
     format!("first list of {watch}")

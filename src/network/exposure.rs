@@ -1,4 +1,5 @@
-//! The way to a guest's API from outside the management cluster: an Ingress that passes TLS through, or a load balancer. Pure.
+//! The way to a guest's API from outside the management cluster: an Ingress that passes TLS through, or a load balancer. (A
+//! gateway's is in [`tls_route`](super::tls_route).) Pure.
 //!
 //! TLS ends in the guest, so whoever is on the way sees a name and no more; client certificates work.
 
@@ -157,6 +158,7 @@ pub fn endpoint(exposure: &Exposure, address: IpAddr, settings: &ExposureSetting
     match exposure {
         Exposure::None => Some(at_address(address)),
         Exposure::Ingress { host, .. } => Some(at(host.as_str(), settings.port)),
+        Exposure::TLSRoute { host, gateway } => Some(at(host.as_str(), gateway.port)),
         Exposure::LoadBalancer { .. } => None,
     }
 }

@@ -10,6 +10,7 @@
 //! - [`plan`]: which objects there are; pure
 //! - [`policies`]: what may reach a guest, and what it may reach; pure
 //! - [`reconcile`]: the effects
+//! - [`tls_route`]: the way by a gateway; pure
 
 pub mod addresses;
 pub mod claims;
@@ -21,6 +22,7 @@ pub mod places;
 pub mod plan;
 pub mod policies;
 pub mod reconcile;
+pub mod tls_route;
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Effects on the way to a guest's API from outside: an Ingress or a load balancer, and a host name that no other guest has.
+//! Effects on the way to a guest's API from outside: an Ingress, a TLSRoute or a load balancer, and a host name that no other guest has.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -16,6 +16,7 @@ use super::{
     exposure, guest_ingress,
     holdings::{Holdings, Taken, is_held_by},
     reconcile::{CLAIM_PAUSE, Error, NetworkOperator, in_use, pause},
+    tls_route::{self, TLSRoute, Verdict},
 };
 use crate::{
     api::{Reason, names},
@@ -24,6 +25,7 @@ use crate::{
         valid::{Exposure, HostName},
     },
     runtime::{apply, cache, queue::Outcome},
+    settings::GatewaySettings,
 };
 
 /// How people reach a guest's API.
@@ -67,6 +69,9 @@ impl NetworkOperator {
         let outside = match (&valid.exposure, endpoint) {
             (Exposure::Ingress { host, class }, Some(endpoint)) => {
                 self.by_ingress(identity, host, class.as_deref(), endpoint).await?
+            }
+            (Exposure::TLSRoute { host, gateway }, Some(endpoint)) => {
+                self.by_gateway(identity, host, gateway, endpoint).await?
             }
             (_, Some(endpoint)) => Outside::At(endpoint),
             (_, None) => self.by_load_balancer(valid).await?,
@@ -135,6 +140,41 @@ impl NetworkOperator {
         }
     }
 
+    async fn by_gateway(
+        &self,
+        identity: &Identity,
+        host: &HostName,
+        gateway: &GatewaySettings,
+        endpoint: String,
+    ) -> Result<Outside, Error> {
+        let there = self.route(identity);
+        let route = tls_route::route(identity, host, gateway);
+        let cached = there.as_ref().map(|route| route.metadata.clone());
+        self.ensure(identity, &route, cached, &tls_route::EXACTLY).await.map_err(Error::Route)?;
+        let GatewaySettings { namespace, name, .. } = gateway;
+        let what = format!("Gateway {namespace}/{name}");
+        // One that is going, or was another, was told something else.
+        let stays = there.filter(|there| there.metadata.deletion_timestamp.is_none() && there.spec == route.spec);
+        Ok(match stays.map_or(Verdict::Open, |route| tls_route::verdict(&route, gateway)) {
+            Verdict::Taken => Outside::At(endpoint),
+            Verdict::Open => {
+                Outside::Waits(format!("{what} to take TLSRoute {}/{}", identity.namespace, tls_route::ROUTE))
+            }
+            Verdict::Refused(why) => Outside::Closed {
+                reason: Reason::RouteNotAccepted,
+                message: format!(
+                    "{what} does not take TLSRoute {}/{}: {why} (it needs a listener of protocol TLS and mode Passthrough \
+                     whose allowedRoutes take in namespaces with the label {})",
+                    identity.namespace,
+                    tls_route::ROUTE,
+                    names::CLUSTER_LABEL,
+                ),
+                endpoint: Some(endpoint),
+                outcome: Outcome::AwaitChange,
+            },
+        })
+    }
+
     async fn by_load_balancer(&self, valid: &Valid) -> Result<Outside, Error> {
         let (identity, host) = (&valid.identity, valid.exposure.host());
         let wanted = exposure::balanced_service(valid, host, &self.context.settings.exposure);
@@ -191,6 +231,10 @@ impl NetworkOperator {
             let ingress = self.ingress(identity).map(|ingress| ingress.metadata.clone());
             closed &= self.close::<Ingress>(identity, ingress).await?;
         }
+        if !matches!(kept, Exposure::TLSRoute { .. }) {
+            let route = self.route(identity).map(|route| route.metadata.clone());
+            closed &= self.close::<TLSRoute>(identity, route).await?;
+        }
         if !matches!(kept, Exposure::LoadBalancer { .. }) {
             let service = self.balanced(identity).map(|service| service.metadata.clone());
             closed &= self.close::<Service>(identity, service).await?;
@@ -217,6 +261,10 @@ impl NetworkOperator {
 
     fn ingress(&self, identity: &Identity) -> Option<Arc<Ingress>> {
         cache::get(&self.context.cache.ingresses, Some(&identity.namespace), exposure::INGRESS)
+    }
+
+    fn route(&self, identity: &Identity) -> Option<Arc<TLSRoute>> {
+        cache::get(&self.context.cache.tls_routes, Some(&identity.namespace), tls_route::ROUTE)
     }
 
     fn balanced(&self, identity: &Identity) -> Option<Arc<Service>> {

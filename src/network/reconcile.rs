@@ -46,6 +46,9 @@ pub enum Error {
     /// The Ingress.
     #[error("make the Ingress to the guest's API")]
     Expose(#[source] ApplyError),
+    /// The TLSRoute.
+    #[error("make the TLSRoute to the guest's API")]
+    Route(#[source] ApplyError),
     /// The Service with a load balancer.
     #[error("make the Service whose load balancer leads to the guest's API")]
     Balance(#[source] ApplyError),
@@ -71,6 +74,7 @@ impl Blames for Error {
             | Self::Ingress(ApplyError::Foreign { .. })
             | Self::Policy(ApplyError::Foreign { .. })
             | Self::Balance(ApplyError::Foreign { .. })
+            | Self::Route(ApplyError::Foreign { .. })
             | Self::Expose(ApplyError::Foreign { .. }) => Reason::ForeignObject,
             _ => Reason::Error,
         }
@@ -199,7 +203,7 @@ impl NetworkOperator {
         let closed = self.close_others(identity, &Exposure::None).await?;
         if !(self.close_ingress(identity).await? && closed) {
             let what = format!(
-                "the Ingress to go, or the load balancers of Services {} and {} in {} to be removed by their provider",
+                "the Ingress or TLSRoute to go, or the load balancers of Services {} and {} in {} to be removed by their provider",
                 names::BALANCED_SERVICE,
                 names::INGRESS_SERVICE,
                 identity.namespace,

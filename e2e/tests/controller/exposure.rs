@@ -1,6 +1,7 @@
 //! Ways to a guest's API that somebody else opens: an ingress controller, known by its class, or a provider of load balancers.
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
+use giantnetes::network::tls_route::{self, TLSRoute};
 use k8s_openapi::{
     api::{
         core::v1::Service,
@@ -34,12 +35,17 @@ struct Balanced<'a> {
 impl<'a> Balanced<'a> {
     /// Creates it, and waits until it waits for a load balancer.
     async fn create(world: &'a World, exposure: Value) -> Self {
+        Self::waiting(world, exposure, "the load balancer of Service g8s-").await
+    }
+
+    /// Creates it, and waits until it waits for this.
+    async fn waiting(world: &'a World, exposure: Value, what: &str) -> Self {
         world.namespace("a").await.unwrap();
         world.create("a", "demo", json!({"exposure": exposure})).await.unwrap();
         let waits = ("NetworkReady", "False", "Waiting");
         let told = async || {
             let (message, _) = world.condition(SECOND * 5, ("a", "demo"), waits).await?;
-            ensure!(message.contains("the load balancer of Service g8s-"), "{message}");
+            ensure!(message.contains(what), "{message}");
             Ok(())
         };
         eventually(SECOND * 30, "to be told what is waited for", told).await.unwrap();
@@ -213,6 +219,77 @@ fn a_way_stays_open_until_the_next_one_is_and_its_name_until_nothing_leads_there
         );
         balanced.edit(json!({"metadata": {"finalizers": null}})).await;
         world.gone(SECOND * 30, "a", "demo").await.unwrap();
+    });
+}
+
+/// What the controller of Gateway `ingress/public` says of a guest's route as it is now.
+pub async fn say_of_route(routes: &Api<TLSRoute>, accepted: bool) -> Result<()> {
+    let route = routes.get(tls_route::ROUTE).await?;
+    let condition = json!({
+        "type": "Accepted", "status": if accepted { "True" } else { "False" }, "reason": "NotAllowedByListeners",
+        "message": "no listener takes it", "observedGeneration": route.metadata.generation,
+        "lastTransitionTime": "2030-01-01T00:00:00Z",
+    });
+    let parent =
+        json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ingress", "name": "public"});
+    let status = json!({"status": {"parents": [
+        {"parentRef": parent, "controllerName": "example.com/gateways", "conditions": [condition]},
+    ]}});
+    routes.patch_status(tls_route::ROUTE, &PatchParams::default(), &Patch::Merge(status)).await?;
+    Ok(())
+}
+
+#[test]
+fn a_gateway_leads_to_the_guest_as_soon_as_it_takes_the_route() {
+    on_servers("gateway", async |servers, world| {
+        let manager = Manager::start(servers, "one", Options { gateway: true, ..Options::default() }).await;
+        let told = async || {
+            let said = manager.get("/readyz").await.unwrap_or_else(|refusal| refusal.to_string());
+            ensure!(said.contains("is the Gateway API installed, 1.5 or newer?"), "{said}");
+            Ok(())
+        };
+        eventually(SECOND * 20, "to be told what is missing", told).await.unwrap();
+        servers.install_routes().unwrap();
+        let by_gateway = json!({"type": "TLSRoute", "host": "api.example.com"});
+        let guest = Balanced::waiting(&world, by_gateway, "Gateway ingress/public to take TLSRoute g8s-").await;
+        let home = guest.services.namespace().unwrap_or_default().to_owned();
+        let routes = Api::<TLSRoute>::namespaced(world.client.clone(), &home);
+        say_of_route(&routes, false).await.unwrap();
+        let refused = ("NetworkReady", "False", "RouteNotAccepted");
+        let (message, _) = world.condition(SECOND * 20, ("a", "demo"), refused).await.unwrap();
+        assert!(message.contains("no listener takes it") && message.contains("mode Passthrough"), "{message}");
+        say_of_route(&routes, true).await.unwrap();
+        world.converged(SECOND * 20, "a", "demo").await.unwrap();
+        guest.leads("https://api.example.com:10443", None).await;
+        assert_eq!(guest.held().await, 1);
+
+        // It leads nowhere else, whoever wants that.
+        manager.settled().await;
+        manager.proxy.forget();
+        manager.settled().await;
+        assert!(manager.proxy.writes().is_empty(), "{:?}", manager.proxy.writes());
+        let other = Patch::Merge(json!({"spec": {"hostnames": ["other.example.com"]}}));
+        routes.patch(tls_route::ROUTE, &PatchParams::default(), &other).await.unwrap();
+        let restored = async || {
+            let hosts = routes.get(tls_route::ROUTE).await?.spec.hostnames;
+            ensure!(hosts == ["api.example.com"], "{hosts:?}");
+            Ok(())
+        };
+        eventually(SECOND * 20, "the route to be put right", restored).await.unwrap();
+        say_of_route(&routes, true).await.unwrap();
+        world.converged(SECOND * 20, "a", "demo").await.unwrap();
+
+        guest.change(json!({"type": "Ingress"})).await;
+        guest.leads("https://api.example.com", None).await;
+        let gone = async || {
+            ensure!(routes.get_opt(tls_route::ROUTE).await?.is_none(), "it is there");
+            Ok(())
+        };
+        eventually(SECOND * 20, "the route to go", gone).await.unwrap();
+        guest.change(json!({"type": "TLSRoute"})).await;
+        eventually(SECOND * 20, "the route", async || say_of_route(&routes, true).await).await.unwrap();
+        guest.leads("https://api.example.com:10443", None).await;
+        guest.delete().await;
     });
 }
 

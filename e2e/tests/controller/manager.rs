@@ -38,6 +38,8 @@ pub struct Options {
     pub drain_timeout: &'static str,
     /// How long a host may be silent.
     pub host_timeout: &'static str,
+    /// Whether guests may have routes at Gateway `ingress/public`, port 10443.
+    pub gateway: bool,
     /// `settings.vault`.
     pub vault: Option<serde_json::Value>,
 }
@@ -55,14 +57,12 @@ impl Default for Options {
             kvm: false,
             drain_timeout: "10m",
             host_timeout: "5m",
+            gateway: false,
             vault: None,
         }
     }
 }
 
-pub struct Manager {
-    pub process: Process,
-    pub proxy: Proxy,
 /// Details of statuses are written some seconds after they were seen.
 fn holds_nothing_back(metrics: &str) -> Result<()> {
     let held = metrics.lines().find_map(|line| line.strip_prefix("giantnetes_cluster_statuses_held_back "));
@@ -70,6 +70,9 @@ fn holds_nothing_back(metrics: &str) -> Result<()> {
     Ok(())
 }
 
+pub struct Manager {
+    pub process: Process,
+    pub proxy: Proxy,
     pub listen: u16,
     pub log: PathBuf,
     /// The operator's settings.
@@ -90,7 +93,8 @@ impl Manager {
             options.quarantine, options.kvm, options.host_timeout, options.drain_timeout
         );
         let vault = options.vault.map(|vault| format!("vault: {vault}\n")).unwrap_or_default();
-        std::fs::write(&settings, text + &vault).unwrap();
+        let gateway = "exposure: {gateway: {namespace: ingress, name: public, port: 10443}}\n";
+        std::fs::write(&settings, text + &vault + if options.gateway { gateway } else { "" }).unwrap();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "core",
@@ -139,7 +143,7 @@ impl Manager {
             ensure!(self.proxy.writes().len() == before, "it still writes");
             holds_nothing_back(&self.get("/metrics").await?)
         };
-        eventually(SECOND * 20, "the manager to have nothing left to write", quiet).await.unwrap();
+        eventually(SECOND * 30, "the manager to have nothing left to write", quiet).await.unwrap();
     }
 
     /// The same, by its own count of requests.

@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::ensure;
+use giantnetes::network::tls_route::{self, TLSRoute};
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
 
 use crate::{
+    exposure::say_of_route,
     manager::{Manager, Options},
     on_servers_that,
     rollout::Guest,
@@ -147,6 +149,21 @@ async fn a_life(servers: &Servers, manager: &Manager, world: &World) {
     guest.change(json!({"exposure": {"type": "LoadBalancer", "host": null}})).await;
     let balanced = async || Ok(servers.kubectl(&["-n", &guest.namespace, "get", "service", "api"]).output()?);
     eventually(SECOND * 20, "the Service with a load balancer", balanced).await.unwrap();
+    guest.change(json!({"exposure": {"type": "TLSRoute", "host": "two.example.com"}})).await;
+    let routes = Api::<TLSRoute>::namespaced(world.client.clone(), &guest.namespace);
+    eventually(SECOND * 20, "the route", async || say_of_route(&routes, true).await).await.unwrap();
+    manager.settled().await;
+    let spoilt = Patch::Merge(json!({
+        "metadata": {"labels": {"giantnetes.io/cluster": null}}, "spec": {"hostnames": ["other.example.com"]},
+    }));
+    routes.patch(tls_route::ROUTE, &PatchParams::default(), &spoilt).await.unwrap();
+    let restored = async || {
+        let route = routes.get(tls_route::ROUTE).await?;
+        ensure!(route.labels().contains_key("giantnetes.io/cluster"), "it has no label");
+        ensure!(route.spec.hostnames == ["two.example.com"], "{:?}", route.spec.hostnames);
+        say_of_route(&routes, true).await
+    };
+    eventually(SECOND * 20, "the route to be put right", restored).await.unwrap();
     guest.change(json!({"controlPlane": {"machine": {"cpus": 3}}, "exposure": null, "nodePools": []})).await;
     let fewer = async || {
         let uids = guest.uids().await?;
@@ -169,11 +186,12 @@ async fn a_life(servers: &Servers, manager: &Manager, world: &World) {
 #[test]
 fn every_right_is_used_and_none_is_missing() {
     on_servers_that(Record::All, "rights", async |servers, world| {
-        let options = Options { kvm: true, drain_timeout: "1s", ..Options::default() };
+        servers.install_routes().unwrap();
+        let options = Options { kvm: true, gateway: true, drain_timeout: "1s", ..Options::default() };
         let mut manager = Manager::start(servers, "one", options).await;
         a_life(servers, &manager, &world).await;
         // Another replica waits for its turn, and takes it.
-        let second = Manager::start(servers, "two", Options { kvm: true, ..Options::default() }).await;
+        let second = Manager::start(servers, "two", Options { kvm: true, gateway: true, ..Options::default() }).await;
         let watches = async || {
             let mut calls = servers.audit().into_iter();
             let is_it =

@@ -16,8 +16,9 @@ use lab::{command::Run, tools::Tools};
 
 use crate::support::{
     apiserver::ApiServer,
+    helm_template,
     processes::{Process, spawn, tied},
-    rendered,
+    tool,
 };
 
 /// The servers. Dropping them ends them and removes what they wrote.
@@ -80,7 +81,6 @@ impl Servers {
         Ok(Self { _controllers: controllers, api })
     }
 
-    /// Where the servers and the managers write.
     /// A scheduler, and what binds claims to volumes that are there. They end with the answer.
     pub fn scheduler(&self) -> Result<[Process; 2]> {
         let server = |name: &str, args: &[&str]| {
@@ -101,6 +101,7 @@ impl Servers {
         self.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", "crd", crd]).output().map(drop)
     }
 
+    /// Where the servers and the managers write.
     pub fn folder(&self) -> &Path {
         self.api.folder()
     }
@@ -187,7 +188,12 @@ pub async fn client_of(kubeconfig: &Path) -> Client {
 /// The chart's RBAC, as helm renders it for a release called `core`.
 fn chart_rights() -> &'static str {
     static RENDERED: OnceLock<String> = OnceLock::new();
-    RENDERED.get_or_init(|| rendered("core", "rbac.yaml"))
+    RENDERED.get_or_init(|| {
+        // All that the chart gives to any installation.
+        let gateway = "settings.exposure.gateway.namespace=ingress,settings.exposure.gateway.name=public";
+        let words = ["--namespace", "default", "--show-only", "templates/rbac.yaml", "--set", gateway];
+        helm_template("core").args(words).output().unwrap()
+    })
 }
 
 /// A call as the API server put it on record.

@@ -145,7 +145,7 @@ pub fn installed_with(values: &str) -> Lab {
         // Braces mean lists to --set.
         .args([
             "--set-json",
-            r#"settings.exposure={"hostTemplate":"{name}.{namespace}.guests.test","className":"nginx","port":10443}"#,
+            r#"settings.exposure={"hostTemplate":"{name}.{namespace}.guests.test","className":"nginx","port":10443,"gateway":{"namespace":"ingress","name":"public","port":10443}}"#,
         ])
         .args(["--set-json", &format!("settings.vault={}", vault_settings(&lab))])
         .timeout(Duration::from_secs(150))

@@ -17,7 +17,7 @@ use crate::{
         claims::{self, VniChoice},
         exposure, guest_ingress,
         places::{self, Place, Places},
-        plan as network, policies,
+        plan as network, policies, tls_route,
     },
     pki::{
         plan::{self as pki, World},
@@ -112,7 +112,7 @@ impl Known {
 fn endpoint_service(valid: &Valid) -> &'static str {
     match valid.exposure {
         Exposure::LoadBalancer { .. } => names::BALANCED_SERVICE,
-        Exposure::None | Exposure::Ingress { .. } => names::MASTER_SERVICE,
+        Exposure::None | Exposure::Ingress { .. } | Exposure::TLSRoute { .. } => names::MASTER_SERVICE,
     }
 }
 
@@ -131,6 +131,11 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         let ingress = exposure::ingress(identity, host, class, &settings.exposure);
         steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
         steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
+    }
+    if let Exposure::TLSRoute { host, gateway } = &valid.exposure {
+        let route = tls_route::route(identity, host, gateway);
+        steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
+        steps.push(step("network", "the way to the API from outside", &route, &[&namespace, "the host name"])?);
     }
     if let Exposure::LoadBalancer { host } = &valid.exposure {
         let service = exposure::balanced_service(valid, host.as_ref(), &settings.exposure);

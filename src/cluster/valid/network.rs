@@ -11,7 +11,7 @@ use crate::{
         PkiSpec,
     },
     cluster::Identity,
-    settings::{ExposureSettings, Settings},
+    settings::{ExposureSettings, GatewaySettings, Settings},
 };
 
 /// Default range of the pods' addresses.
@@ -70,6 +70,13 @@ pub enum Exposure {
         /// IngressClass; `None` is the operator's.
         class: Option<String>,
     },
+    /// A TLSRoute.
+    TLSRoute {
+        /// Host name: the user's, or made from the operator's template.
+        host: HostName,
+        /// The operator's gateway.
+        gateway: GatewaySettings,
+    },
     /// A load balancer.
     LoadBalancer {
         /// Host name that leads to it; `None` is its address.
@@ -82,7 +89,7 @@ impl Exposure {
     pub fn host(&self) -> Option<&HostName> {
         match self {
             Self::None => None,
-            Self::Ingress { host, .. } => Some(host),
+            Self::Ingress { host, .. } | Self::TLSRoute { host, .. } => Some(host),
             Self::LoadBalancer { host } => host.as_ref(),
         }
     }
@@ -193,7 +200,7 @@ impl Check {
             self.text(field, class, text::is_object_name(class), "must be a name of an IngressClass");
         }
         if spec.host.is_some() && spec.type_ == ExposureType::None {
-            self.fail("spec.exposure", "host needs type Ingress or LoadBalancer");
+            self.fail("spec.exposure", "host needs type Ingress, TLSRoute or LoadBalancer");
         }
         if spec.class_name.is_some() && spec.type_ != ExposureType::Ingress {
             self.fail("spec.exposure", "className needs type Ingress");
@@ -202,6 +209,19 @@ impl Check {
             ExposureType::Ingress => {
                 let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
                 Exposure::Ingress { host: HostName::checked(&host), class: spec.class_name.clone() }
+            }
+            ExposureType::TLSRoute => {
+                let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
+                let host = HostName::checked(&host);
+                match &settings.gateway {
+                    Some(gateway) => Exposure::TLSRoute { host, gateway: gateway.clone() },
+                    None => {
+                        let problem =
+                            "TLSRoute cannot be had: no gateway is named in the operator's settings.exposure.gateway";
+                        self.fail("spec.exposure.type", problem);
+                        Exposure::None
+                    }
+                }
             }
             ExposureType::LoadBalancer => Exposure::LoadBalancer { host: spec.host.as_deref().map(HostName::checked) },
             ExposureType::None => Exposure::None,
