@@ -68,7 +68,7 @@ fn the_plan_sees_what_is_there_what_differs_and_what_is_missing() {
         assert_eq!(sign(&made, object), '=', "{object} in\n{made}");
     }
     assert_eq!((sign(&made, "Pod "), sign(&made, "master-0-pki")), ('+', '+'), "{made}");
-    assert!(made.ends_with("no node rolls\n"), "{made}");
+    assert!(made.ends_with("no node rolls\ndisruption: none\n"), "{made}");
 
     let home = made.lines().find_map(|line| line.split("Namespace ").nth(1)).unwrap();
     let patch = r#"{"spec":{"ports":[{"name":"api","port":7443,"targetPort":6443,"protocol":"TCP"}]}}"#;

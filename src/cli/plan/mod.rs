@@ -4,10 +4,12 @@
 //! - [`document`]: reading a file more strictly than the watch does, and judging a change
 //! - [`steps`]: the objects of a guest in the order in which they are made, from the same plans that the reconcilers use
 //! - [`compare`]: what of them is new, changed, gone or as it should be
+//! - [`disruption`]: what of it users of the guest notice
 //! - [`live`]: what the management cluster has
 //! - [`show`]: YAML or one line per step
 
 mod compare;
+mod disruption;
 mod document;
 mod live;
 mod show;
@@ -218,5 +220,37 @@ mod tests {
         let (outcome, forbidden) = against(&old, &mut old.clone(), &settings()).unwrap();
         assert_eq!(forbidden, []);
         assert!(outcome.changes.iter().all(|change| change.state == State::Unchanged));
+    }
+
+    #[test]
+    fn a_change_says_whom_it_disturbs() {
+        let workers = |replicas, cpus| json!([{"name": "a", "replicas": replicas, "machine": {"cpus": cpus}}]);
+        let one = |pools| json!({"nodePools": pools});
+        let of = |masters, version| json!({"controlPlane": {"replicas": masters}, "kubernetes": {"apiServer": {"extraArgs": {"v": version}}}});
+        let by = |host| json!({"exposure": {"type": "Ingress", "host": host}});
+        let versions =
+            |version| json!({"kubernetes": {"kubelet": {"extraArgs": {"v": version}}}, "nodePools": workers(1, 2)});
+        let (away, moves) = ("the API is away while the only control-plane node is replaced", "in another way");
+        let (masters, pods) = ("control-plane nodes are replaced one at a time", "workers go one at a time");
+        for (before, after, effects) in [
+            (one(workers(2, 2)), one(workers(2, 2)), &["none"][..]),
+            (one(workers(2, 2)), one(workers(3, 2)), &["none"]),
+            (one(workers(2, 2)), one(workers(1, 2)), &[pods]),
+            (one(workers(2, 2)), one(workers(2, 3)), &[pods]),
+            (of(1, "1"), of(1, "2"), &[away]),
+            (of(3, "1"), of(3, "2"), &[masters]),
+            // The one that is there rolls before others come.
+            (of(1, "1"), of(3, "1"), &[away]),
+            (by("a.example.com"), by("b.example.com"), &[moves]),
+            (versions("1"), versions("2"), &[away, pods]),
+        ] {
+            let (outcome, _) = against(&cluster(before.clone()), &mut cluster(after.clone()), &settings()).unwrap();
+            let said = outcome.show(Format::Summary).unwrap();
+            let last = said.lines().last().unwrap().strip_prefix("disruption: ").unwrap();
+            let told: Vec<_> = last.split("; ").collect();
+            let all =
+                told.len() == effects.len() && told.iter().zip(effects).all(|(told, effect)| told.contains(effect));
+            assert!(all, "{before} → {after}: {last}");
+        }
     }
 }

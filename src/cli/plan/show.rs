@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Failure, Outcome, State};
+use super::{Failure, Outcome, State, disruption::Disruption};
 
 const NO_UID: &str =
     "# The id (in g8s-…) and a chosen VNI follow from the UID that the API server gives: those shown are examples.\n";
@@ -24,7 +24,7 @@ pub(super) fn yaml(outcome: &Outcome) -> Result<String, Failure> {
     Ok(out)
 }
 
-/// One line per step, what each waits for, and at the end which nodes roll.
+/// One line per step, what each waits for, and at the end which nodes roll and whom that disturbs.
 pub(super) fn summary(outcome: &Outcome) -> String {
     let mut lines: Vec<String> = Vec::new();
     if !outcome.has_uid {
@@ -51,6 +51,7 @@ pub(super) fn summary(outcome: &Outcome) -> String {
         [] => "no node rolls".into(),
         nodes => format!("nodes that roll: {}", nodes.join(", ")),
     });
+    lines.push(format!("disruption: {}", Disruption::of(outcome)));
     lines.join("\n") + "\n"
 }
 
