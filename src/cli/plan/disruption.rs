@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, fmt};
 
 use super::{Change, Outcome, State};
-use crate::{api::names, network::tls_route};
+use crate::{
+    api::names,
+    network::{exposure, tls_route},
+};
 
 /// All of it, the gravest first. Nothing: no node stops, and who is led to the API still is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(super) enum Effect {
     ControlPlane,
     /// Workers are replaced or removed.
     Workers,
+    /// The way to the guest's ingress controller is another one.
+    IngressMoves,
 }
 
 impl Disruption {
@@ -38,7 +43,7 @@ impl Disruption {
                 Some(name) if is_master(name) && masters == 1 => Some(Effect::ApiAway),
                 Some(name) if is_master(name) => Some(Effect::ControlPlane),
                 Some(_) => Some(Effect::Workers),
-                None => leads_to_the_api(change).then_some(Effect::ApiMoves),
+                None => moves(change),
             }
         };
         Self(outcome.changes.iter().filter_map(effect).collect())
@@ -51,13 +56,14 @@ fn pod(change: &Change) -> Option<&str> {
     (object.resource.kind == "Pod").then_some(object.name.as_str())
 }
 
-fn leads_to_the_api(change: &Change) -> bool {
+fn moves(change: &Change) -> Option<Effect> {
     let object = &change.step.object;
-    match object.resource.kind.as_str() {
-        "Ingress" => true,
-        "TLSRoute" => object.name == tls_route::ROUTE,
-        "Service" => object.name == names::BALANCED_SERVICE,
-        _ => false,
+    match (object.resource.kind.as_str(), object.name.as_str()) {
+        ("Ingress", exposure::INGRESS) | ("TLSRoute", tls_route::ROUTE) | ("Service", names::BALANCED_SERVICE) => {
+            Some(Effect::ApiMoves)
+        }
+        ("Service", names::INGRESS_SERVICE) => Some(Effect::IngressMoves),
+        _ => None,
     }
 }
 
@@ -65,9 +71,10 @@ impl fmt::Display for Disruption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = |effect: &Effect| match effect {
             Effect::ApiAway => "the API is away while the only control-plane node is replaced",
-            Effect::ApiMoves => "the API is reached in another way",
+            Effect::ApiMoves => "the way to the API from outside changes",
             Effect::ControlPlane => "control-plane nodes are replaced one at a time and answer for each other",
-            Effect::Workers => "workers go one at a time, and their pods are moved before",
+            Effect::IngressMoves => "the way to the guest's ingress controller changes",
+            Effect::Workers => "workers go one at a time, drained before for as long as rollout.drainTimeout at most",
         };
         let said: Vec<_> = self.0.iter().map(words).collect();
         f.write_str(if said.is_empty() { "none" } else { "" })?;

@@ -24,6 +24,7 @@ use crate::{
     network::{
         claims::{self, Holder, VniChoice},
         exposure,
+        tls_route::TLSRoute,
     },
     pki::{
         plan::{self as pki, SecretMeta, World},
@@ -167,12 +168,18 @@ async fn unwanted(client: &Client, identity: &Identity, steps: &[Step]) -> Resul
         ("kvm", ApiResource::erase::<ConfigMap>(&())),
         ("pki", ApiResource::erase::<Secret>(&())),
         ("network", ApiResource::erase::<Ingress>(&())),
+        ("network", ApiResource::erase::<TLSRoute>(&())),
         ("network", ApiResource::erase::<Service>(&())),
     ] {
         let api = Api::<DynamicObject>::namespaced_with(client.clone(), &identity.namespace, &resource);
         let params = ListParams::default().labels(&identity.selector());
         let what = format!("{} of {}", resource.plural, identity.namespace);
-        for live in call("list", what, api.list_metadata(&params)).await? {
+        let list = match call("list", what, api.list_metadata(&params)).await {
+            // Not every management cluster has the Gateway API.
+            Err(error) if error.status() == Some(404) => continue,
+            list => list?,
+        };
+        for live in list {
             let namespace = Some(identity.namespace.clone());
             let object =
                 steps::Object { resource: resource.clone(), namespace, name: live.name_any(), in_guest: false };

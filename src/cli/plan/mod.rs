@@ -230,7 +230,10 @@ mod tests {
         let by = |host| json!({"exposure": {"type": "Ingress", "host": host}});
         let versions =
             |version| json!({"kubernetes": {"kubelet": {"extraArgs": {"v": version}}}, "nodePools": workers(1, 2)});
-        let (away, moves) = ("the API is away while the only control-plane node is replaced", "in another way");
+        let (away, moves) = (
+            "the API is away while the only control-plane node is replaced",
+            "the way to the API from outside changes",
+        );
         let (masters, pods) = ("control-plane nodes are replaced one at a time", "workers go one at a time");
         for (before, after, effects) in [
             (one(workers(2, 2)), one(workers(2, 2)), &["none"][..]),
@@ -243,6 +246,11 @@ mod tests {
             (of(1, "1"), of(3, "1"), &[away]),
             (by("a.example.com"), by("b.example.com"), &[moves]),
             (versions("1"), versions("2"), &[away, pods]),
+            (
+                json!({"ingressController": {"enabled": true}}),
+                json!({"ingressController": {"enabled": false}}),
+                &["the way to the guest's ingress controller changes"],
+            ),
         ] {
             let (outcome, _) = against(&cluster(before.clone()), &mut cluster(after.clone()), &settings()).unwrap();
             let said = outcome.show(Format::Summary).unwrap();
