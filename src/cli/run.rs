@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::SignedDuration;
@@ -42,6 +42,9 @@ use crate::{
 
 /// Longest time that writes under way may take when leadership ends. With the lease's release it is less than ten seconds.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the first list is waited for of kinds that only some guests need.
+const OPTIONAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -166,8 +169,11 @@ fn first_list(watch: &str) -> String {
 
 /// Takes part in the election once everything is listed: a replica that knows nothing keeps nobody else from leading.
 async fn elect(elector: Elector, readiness: Readiness, end: CancellationToken) {
+    let began = Instant::now();
     let caught_up = async {
-        while !readiness.waiting_for().is_empty() {
+        // A kind that is not there is to stop no guest but those that asked for it.
+        let holds_up = |watch: &&str| *watch != tls_route::WATCH || began.elapsed() < OPTIONAL;
+        while readiness.waiting_for().iter().any(holds_up) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -153,12 +153,12 @@ pub fn balanced_endpoint(
 }
 
 /// URL of the guest's API for people: by its host name, or, where there is none, by its Service's address. `None`: a load
-/// balancer's, which [`balanced_endpoint`] knows.
+/// balancer's, which [`balanced_endpoint`] knows, or that of a gateway that nobody has named.
 pub fn endpoint(exposure: &Exposure, address: IpAddr, settings: &ExposureSettings) -> Option<String> {
     match exposure {
         Exposure::None => Some(at_address(address)),
         Exposure::Ingress { host, .. } => Some(at(host.as_str(), settings.port)),
-        Exposure::TLSRoute { host, gateway } => Some(at(host.as_str(), gateway.port)),
+        Exposure::TLSRoute { host, gateway } => gateway.as_ref().map(|gateway| at(host.as_str(), gateway.port)),
         Exposure::LoadBalancer { .. } => None,
     }
 }

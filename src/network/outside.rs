@@ -1,6 +1,6 @@
 //! Effects on the way to a guest's API from outside: an Ingress, a TLSRoute or a load balancer, and a host name that no other guest has.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -24,9 +24,12 @@ use crate::{
         ClusterKey, Identity, Valid,
         valid::{Exposure, HostName},
     },
-    runtime::{apply, cache, queue::Outcome},
+    runtime::{apply, cache, call, chain, queue::Outcome},
     settings::GatewaySettings,
 };
+
+/// Pause before a way that was refused is tried again: not all that it lacks is watched.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// How people reach a guest's API.
 pub(super) enum Outside {
@@ -55,6 +58,16 @@ pub(super) enum Way {
     Waits(String),
 }
 
+/// A way that the gateway, or who guards its routes, does not open. Nobody is led there until it does.
+fn refused(message: String) -> Outside {
+    Outside::Closed {
+        reason: Reason::RouteNotAccepted,
+        message,
+        endpoint: None,
+        outcome: Outcome::After(REFUSED_PAUSE),
+    }
+}
+
 impl NetworkOperator {
     /// Opens the way that the Cluster asks for, and closes the others.
     pub(super) async fn expose(&self, key: &ClusterKey, valid: &Valid, address: IpAddr) -> Result<Outside, Error> {
@@ -70,8 +83,11 @@ impl NetworkOperator {
             (Exposure::Ingress { host, class }, Some(endpoint)) => {
                 self.by_ingress(identity, host, class.as_deref(), endpoint).await?
             }
-            (Exposure::TLSRoute { host, gateway }, Some(endpoint)) => {
+            (Exposure::TLSRoute { host, gateway: Some(gateway) }, Some(endpoint)) => {
                 self.by_gateway(identity, host, gateway, endpoint).await?
+            }
+            (Exposure::TLSRoute { .. }, _) => {
+                refused("no gateway is named in the operator's settings.exposure.gateway".into())
             }
             (_, Some(endpoint)) => Outside::At(endpoint),
             (_, None) => self.by_load_balancer(valid).await?,
@@ -150,28 +166,28 @@ impl NetworkOperator {
         let there = self.route(identity);
         let route = tls_route::route(identity, host, gateway);
         let cached = there.as_ref().map(|route| route.metadata.clone());
-        self.ensure(identity, &route, cached, &tls_route::EXACTLY).await.map_err(Error::Route)?;
-        let GatewaySettings { namespace, name, .. } = gateway;
-        let what = format!("Gateway {namespace}/{name}");
+        let what = format!("Gateway {}/{}", gateway.namespace, gateway.name);
+        let which = format!("TLSRoute {}/{}", identity.namespace, tls_route::ROUTE);
+        match self.ensure(identity, &route, cached, &tls_route::EXACTLY).await {
+            // Its kind may have gone, or somebody guards it: no guest goes without its nodes for that.
+            Err(error) if error.is_refusal() => {
+                return Ok(refused(format!("{which} cannot be made: {}", chain(&error))));
+            }
+            result => result.map_err(Error::Route)?,
+        }
         // One that is going, or was another, was told something else.
         let stays = there.filter(|there| there.metadata.deletion_timestamp.is_none() && there.spec == route.spec);
         Ok(match stays.map_or(Verdict::Open, |route| tls_route::verdict(&route, gateway)) {
             Verdict::Taken => Outside::At(endpoint),
             Verdict::Open => {
-                Outside::Waits(format!("{what} to take TLSRoute {}/{}", identity.namespace, tls_route::ROUTE))
+                Outside::Waits(format!("{what} to take {which} (if this lasts: are it and its controller there?)"))
             }
-            Verdict::Refused(why) => Outside::Closed {
-                reason: Reason::RouteNotAccepted,
-                message: format!(
-                    "{what} does not take TLSRoute {}/{}: {why} (it needs a listener of protocol TLS and mode Passthrough \
-                     whose allowedRoutes take in namespaces with the label {})",
-                    identity.namespace,
-                    tls_route::ROUTE,
-                    names::CLUSTER_LABEL,
-                ),
-                endpoint: Some(endpoint),
-                outcome: Outcome::AwaitChange,
-            },
+            Verdict::Refused(why) => refused(format!(
+                "{what} does not take {which}: {why} (it needs a listener of protocol TLS and mode Passthrough whose \
+                 allowedRoutes take in namespaces with the label {})",
+                names::CLUSTER_LABEL,
+            )),
+            Verdict::LeadsNowhere(why) => refused(format!("{what} takes {which}, which leads nowhere: {why}")),
         })
     }
 
@@ -252,11 +268,18 @@ impl NetworkOperator {
             + std::fmt::Debug,
     {
         let Some(meta) = cached.filter(|meta| identity.owner().owns(meta)) else { return Ok(true) };
+        let api = Api::<K>::namespaced(self.context.client.clone(), &identity.namespace);
         if meta.deletion_timestamp.is_none() {
-            let api = Api::<K>::namespaced(self.context.client.clone(), &identity.namespace);
             apply::delete(&api, &meta, None).await.map_err(Error::Unexpose)?;
         }
-        Ok(false)
+        // The watch of a kind that is there no more tells of nothing.
+        let name = meta.name.clone().unwrap_or_default();
+        let what = format!("{} {}/{name}", K::kind(&()), identity.namespace);
+        match call("get", what, api.get_metadata_opt(&name)).await {
+            Ok(live) => Ok(live.is_none_or(|live| live.metadata.uid != meta.uid)),
+            Err(error) if error.status() == Some(404) => Ok(true),
+            Err(error) => Err(Error::Unexpose(error)),
+        }
     }
 
     fn ingress(&self, identity: &Identity) -> Option<Arc<Ingress>> {

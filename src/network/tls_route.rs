@@ -17,7 +17,7 @@ use crate::{
 /// Name of the route in a guest's namespace.
 pub const ROUTE: &str = "master";
 /// Where nothing may be but what is wanted: it decides who is led where.
-pub const EXACTLY: [&str; 3] = ["/spec/parentRefs", "/spec/hostnames", "/spec/rules"];
+pub const EXACTLY: [&str; 4] = ["/spec/parentRefs", "/spec/hostnames", "/spec/rules", "/spec/useDefaultGateways"];
 /// The watch's name, which is the kind's plural.
 pub const WATCH: &str = "tlsroutes";
 
@@ -43,6 +43,9 @@ pub struct TLSRouteSpec {
     /// Where they are led.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// Whether gateways are its that it does not name (experimental).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_default_gateways: Option<String>,
 }
 
 /// A gateway, or one of its listeners.
@@ -62,13 +65,20 @@ pub struct ParentRef {
     /// Name of the listener. None: every one that takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
+    /// Port of the listener.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i32>,
 }
 
 /// Where clients are led.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Services.
+    #[serde(default)]
     pub backend_refs: Vec<Backend>,
 }
 
@@ -84,10 +94,14 @@ pub struct Backend {
     /// See [`ParentRef`].
     #[serde(default)]
     pub weight: u32,
+    /// Its namespace, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// Its name.
     pub name: String,
     /// Its port.
-    pub port: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i32>,
 }
 
 /// What gateways' controllers say of a TLSRoute.
@@ -138,6 +152,8 @@ pub enum Verdict {
     Open,
     /// It does not; why.
     Refused(String),
+    /// It does, but does not know what the route leads to; why.
+    LeadsNowhere(String),
 }
 
 /// The route for `host` at this gateway.
@@ -146,8 +162,9 @@ pub fn route(identity: &Identity, host: &HostName, gateway: &GatewaySettings) ->
         group: String::new(),
         kind: "Service".into(),
         weight: 1,
+        namespace: None,
         name: names::MASTER_SERVICE.into(),
-        port: names::API_PORT,
+        port: Some(names::API_PORT.into()),
     };
     TLSRoute {
         metadata: ObjectMeta {
@@ -163,33 +180,43 @@ pub fn route(identity: &Identity, host: &HostName, gateway: &GatewaySettings) ->
                 namespace: Some(gateway.namespace.clone()),
                 name: gateway.name.clone(),
                 section_name: gateway.section_name.clone(),
+                port: None,
             }],
             hostnames: vec![host.to_string()],
-            rules: vec![Rule { backend_refs: vec![backend] }],
+            rules: vec![Rule { name: None, backend_refs: vec![backend] }],
+            use_default_gateways: None,
         },
         status: None,
     }
 }
 
-/// What the gateway's controller says of the route as it is now.
+/// What the gateway's controller says of the route as it is now. Of several controllers, as after a change of the gateway's
+/// class, one that takes it is believed.
 pub fn verdict(route: &TLSRoute, gateway: &GatewaySettings) -> Verdict {
     let of_ours = |parent: &&ParentStatus| {
-        let ParentRef { namespace, name, .. } = &parent.parent_ref;
-        (namespace.as_ref(), name) == (Some(&gateway.namespace), &gateway.name)
+        let ParentRef { namespace, name, section_name, .. } = &parent.parent_ref;
+        (namespace.as_ref(), name, section_name) == (Some(&gateway.namespace), &gateway.name, &gateway.section_name)
     };
     let parents = route.status.iter().flat_map(|status| &status.parents).filter(of_ours);
-    let is_new = |said: &&Said| said.observed_generation.is_none_or(|seen| route.metadata.generation <= Some(seen));
-    let conditions: Vec<_> = parents.flat_map(|parent| &parent.conditions).filter(is_new).collect();
+    let verdicts: Vec<_> = parents.map(|parent| said_by(parent, route.metadata.generation)).collect();
+    let taken = verdicts.iter().find(|verdict| **verdict == Verdict::Taken);
+    taken.or(verdicts.first()).cloned().unwrap_or(Verdict::Open)
+}
+
+fn said_by(parent: &ParentStatus, generation: Option<i64>) -> Verdict {
+    let is_new = |said: &&Said| said.observed_generation.is_none_or(|seen| generation <= Some(seen));
     let found = |type_: &str, status: &str| {
-        conditions.iter().find(|said| said.type_ == type_ && said.status == status).copied()
+        parent.conditions.iter().filter(is_new).find(|said| said.type_ == type_ && said.status == status)
     };
-    // Of several listeners one is enough.
-    if found("Accepted", "True").is_some() && found("ResolvedRefs", "False").is_none() {
-        return Verdict::Taken;
+    let words = |said: &Said| format!("{}: {}", said.reason, said.message);
+    if let Some(said) = found("Accepted", "False") {
+        return Verdict::Refused(words(said));
     }
-    match found("ResolvedRefs", "False").or_else(|| found("Accepted", "False")) {
-        Some(said) => Verdict::Refused(format!("{}: {}", said.reason, said.message)),
-        None => Verdict::Open,
+    match (found("Accepted", "True"), found("ResolvedRefs", "False")) {
+        (Some(_), None) => Verdict::Taken,
+        // A Service that was made a moment ago may have no endpoints that it could know.
+        (_, Some(said)) if said.reason != "BackendNotFound" => Verdict::LeadsNowhere(words(said)),
+        _ => Verdict::Open,
     }
 }
 
@@ -225,8 +252,7 @@ mod tests {
         let told = |name: &str, conditions: Value| {
             let mut route = plain();
             route.metadata.generation = Some(2);
-            let parent =
-                json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ingress", "name": name});
+            let parent = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ingress", "name": name, "sectionName": "guests"});
             let status = json!({"parents": [{"parentRef": parent, "controllerName": "x", "conditions": conditions}]});
             route.status = Some(serde_json::from_value(status).unwrap());
             verdict(&route, &gateway())
@@ -236,12 +262,14 @@ mod tests {
         assert_eq!(told("public", both.clone()), Verdict::Taken);
         assert_eq!(told("private", both), Verdict::Open);
         assert_eq!(told("public", json!([said("Accepted", "True", 1)])), Verdict::Open);
-        for conditions in [
-            json!([said("Accepted", "False", 2)]),
-            json!([said("Accepted", "True", 2), said("ResolvedRefs", "False", 2)]),
-        ] {
-            let refused = Verdict::Refused("NotAllowedByListeners: no listener takes it".into());
-            assert_eq!(told("public", conditions), refused);
-        }
+        let why = "NotAllowedByListeners: no listener takes it".to_owned();
+        assert_eq!(told("public", json!([said("Accepted", "False", 2)])), Verdict::Refused(why.clone()));
+        let unresolved = |reason: &str| {
+            let mut refs = said("ResolvedRefs", "False", 2);
+            refs["reason"] = json!(reason);
+            json!([said("Accepted", "True", 2), refs])
+        };
+        assert_eq!(told("public", unresolved("NotAllowedByListeners")), Verdict::LeadsNowhere(why));
+        assert_eq!(told("public", unresolved("BackendNotFound")), Verdict::Open);
     }
 }

@@ -67,6 +67,13 @@ pub enum ApplyError {
     },
 }
 
+impl ApplyError {
+    /// Whether the server takes no object like this one: it has no such kind, gives no right to it, or finds fault with it.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Call(error) if matches!(error.status(), Some(400 | 403 | 404 | 422)))
+    }
+}
+
 /// resourceVersions, by UID, at which objects were last seen to be as asked for. Saves the read, not the rule. Clones
 /// share it; whoever watches objects go owes it a [`Memory::forget`] for each.
 #[derive(Clone, Debug, Default)]

@@ -42,13 +42,18 @@ impl<'a> Balanced<'a> {
     async fn waiting(world: &'a World, exposure: Value, what: &str) -> Self {
         world.namespace("a").await.unwrap();
         world.create("a", "demo", json!({"exposure": exposure})).await.unwrap();
+        Self::told(world, what).await
+    }
+
+    /// Waits until what is there waits for this.
+    async fn told(world: &'a World, what: &str) -> Self {
         let waits = ("NetworkReady", "False", "Waiting");
         let told = async || {
             let (message, _) = world.condition(SECOND * 5, ("a", "demo"), waits).await?;
             ensure!(message.contains(what), "{message}");
             Ok(())
         };
-        eventually(SECOND * 30, "to be told what is waited for", told).await.unwrap();
+        eventually(SECOND * 60, "to be told what is waited for", told).await.unwrap();
         let id = world.clusters("a").get("demo").await.unwrap().status.unwrap().id.unwrap();
         Self { world, services: Api::namespaced(world.client.clone(), &format!("g8s-{id}")) }
     }
@@ -249,13 +254,18 @@ fn a_gateway_leads_to_the_guest_as_soon_as_it_takes_the_route() {
             Ok(())
         };
         eventually(SECOND * 20, "to be told what is missing", told).await.unwrap();
-        servers.install_routes().unwrap();
+        // Guests are made all the same, and those that asked for a route are told.
+        world.namespace("a").await.unwrap();
         let by_gateway = json!({"type": "TLSRoute", "host": "api.example.com"});
-        let guest = Balanced::waiting(&world, by_gateway, "Gateway ingress/public to take TLSRoute g8s-").await;
+        world.create("a", "demo", json!({"exposure": by_gateway})).await.unwrap();
+        let refused = ("NetworkReady", "False", "RouteNotAccepted");
+        let (message, _) = world.condition(SECOND * 60, ("a", "demo"), refused).await.unwrap();
+        assert!(message.contains("/master cannot be made: "), "{message}");
+        servers.install_routes().unwrap();
+        let guest = Balanced::told(&world, "Gateway ingress/public to take TLSRoute g8s-").await;
         let home = guest.services.namespace().unwrap_or_default().to_owned();
         let routes = Api::<TLSRoute>::namespaced(world.client.clone(), &home);
         say_of_route(&routes, false).await.unwrap();
-        let refused = ("NetworkReady", "False", "RouteNotAccepted");
         let (message, _) = world.condition(SECOND * 20, ("a", "demo"), refused).await.unwrap();
         assert!(message.contains("no listener takes it") && message.contains("mode Passthrough"), "{message}");
         say_of_route(&routes, true).await.unwrap();
@@ -263,16 +273,24 @@ fn a_gateway_leads_to_the_guest_as_soon_as_it_takes_the_route() {
         guest.leads("https://api.example.com:10443", None).await;
         assert_eq!(guest.held().await, 1);
 
+        let by_ingress = json!({"exposure": {"type": "Ingress", "host": "api.example.com"}});
+        let plan = manager.live_plan(servers, "demo", &by_ingress);
+        assert!(plan.contains(&format!("- network  TLSRoute {home}/master")), "{plan}");
+        assert!(plan.ends_with("disruption: the way to the API from outside changes\n"), "{plan}");
+
         // It leads nowhere else, whoever wants that.
         manager.settled().await;
         manager.proxy.forget();
         manager.settled().await;
         assert!(manager.proxy.writes().is_empty(), "{:?}", manager.proxy.writes());
-        let other = Patch::Merge(json!({"spec": {"hostnames": ["other.example.com"]}}));
+        let astray = json!([{"name": "master", "port": 6443, "namespace": "elsewhere"}]);
+        let other = json!({"spec": {"hostnames": ["other.example.com"], "rules": [{"backendRefs": astray}]}});
+        let other = Patch::Merge(other);
         routes.patch(tls_route::ROUTE, &PatchParams::default(), &other).await.unwrap();
         let restored = async || {
-            let hosts = routes.get(tls_route::ROUTE).await?.spec.hostnames;
-            ensure!(hosts == ["api.example.com"], "{hosts:?}");
+            let spec = routes.get(tls_route::ROUTE).await?.spec;
+            let backend = &spec.rules[0].backend_refs[0];
+            ensure!(spec.hostnames == ["api.example.com"] && backend.namespace.is_none(), "{spec:?}");
             Ok(())
         };
         eventually(SECOND * 20, "the route to be put right", restored).await.unwrap();

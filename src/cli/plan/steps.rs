@@ -133,9 +133,11 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
     }
     if let Exposure::TLSRoute { host, gateway } = &valid.exposure {
-        let route = tls_route::route(identity, host, gateway);
         steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
-        steps.push(step("network", "the way to the API from outside", &route, &[&namespace, "the host name"])?);
+        if let Some(gateway) = gateway {
+            let route = tls_route::route(identity, host, gateway);
+            steps.push(step("network", "the way to the API from outside", &route, &[&namespace, "the host name"])?);
+        }
     }
     if let Exposure::LoadBalancer { host } = &valid.exposure {
         let service = exposure::balanced_service(valid, host.as_ref(), &settings.exposure);

@@ -1,6 +1,10 @@
 //! Address ranges, packet sizes, the way to the API, and certificates.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use ipnet::Ipv4Net;
 
@@ -74,8 +78,8 @@ pub enum Exposure {
     TLSRoute {
         /// Host name: the user's, or made from the operator's template.
         host: HostName,
-        /// The operator's gateway.
-        gateway: GatewaySettings,
+        /// The operator's gateway. None: there is none any more.
+        gateway: Option<GatewaySettings>,
     },
     /// A load balancer.
     LoadBalancer {
@@ -193,7 +197,8 @@ impl Check {
         settings: &ExposureSettings,
     ) -> Exposure {
         if let Some(host) = &spec.host {
-            self.text("spec.exposure.host", host, text::is_host_name(host), "must be a DNS name");
+            let is_name = text::is_host_name(host) && host.parse::<IpAddr>().is_err();
+            self.text("spec.exposure.host", host, is_name, "must be a DNS name");
         }
         if let Some(class) = &spec.class_name {
             let field = "spec.exposure.className";
@@ -212,16 +217,7 @@ impl Check {
             }
             ExposureType::TLSRoute => {
                 let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
-                let host = HostName::checked(&host);
-                match &settings.gateway {
-                    Some(gateway) => Exposure::TLSRoute { host, gateway: gateway.clone() },
-                    None => {
-                        let problem =
-                            "TLSRoute cannot be had: no gateway is named in the operator's settings.exposure.gateway";
-                        self.fail("spec.exposure.type", problem);
-                        Exposure::None
-                    }
-                }
+                Exposure::TLSRoute { host: HostName::checked(&host), gateway: settings.gateway.clone() }
             }
             ExposureType::LoadBalancer => Exposure::LoadBalancer { host: spec.host.as_deref().map(HostName::checked) },
             ExposureType::None => Exposure::None,
