@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 
@@ -87,6 +88,16 @@ impl Identity {
         [(names::CLUSTER_LABEL, self.id.as_str()), (names::MANAGED_BY_LABEL, names::MANAGER)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into()
+    }
+
+    /// What every object of the guest's namespace has, under this name.
+    pub fn metadata(&self, name: impl Into<String>) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(self.labels()),
+            ..ObjectMeta::default()
+        }
     }
 
     /// Selects the guest's objects by label.

@@ -112,7 +112,7 @@ impl ClusterOperator {
             return result;
         }
         match self.write_status(key, target, None, failure).await? {
-            Some(pause) => result.map(|outcome| sooner(outcome, pause)),
+            Some(pause) => result.map(|outcome| outcome.or_sooner(Outcome::After(pause))),
             None => result,
         }
     }
@@ -264,15 +264,6 @@ impl ClusterOperator {
             self.context.events.say(&*target.cluster, news.weight, &news.reason, "Reconcile", &news.note).await;
         }
         Ok(true)
-    }
-}
-
-/// The earlier of what was asked for and `pause`.
-fn sooner(outcome: Outcome, pause: Duration) -> Outcome {
-    match outcome {
-        Outcome::After(other) => Outcome::After(other.min(pause)),
-        Outcome::AwaitChange => Outcome::After(pause),
-        outcome => outcome,
     }
 }
 

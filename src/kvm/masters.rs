@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{
     KvmFacts,
     plan::{self, Surroundings},
-    reconcile::{Answer, Error, KvmOperator, State, after, foremost},
+    reconcile::{Answer, Error, KvmOperator, State, foremost},
     survey::Survey,
     vm_pod::VmPod,
 };
@@ -85,7 +85,7 @@ impl KvmOperator {
             None => Report::Ready(facts),
             Some((what, obstacle)) => Report::held_up(obstacle, what, Some(facts)),
         };
-        Ok((report, after(survey.next)))
+        Ok((report, Outcome::at(survey.next)))
     }
 
     async fn master(

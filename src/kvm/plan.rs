@@ -128,7 +128,7 @@ pub fn budget(cluster: &Valid, workers: usize) -> PodDisruptionBudget {
     let nodes = masters.saturating_add(i32::try_from(workers).unwrap_or(i32::MAX));
     let selector = [(names::CLUSTER_LABEL.to_owned(), cluster.identity.id.clone())].into();
     PodDisruptionBudget {
-        metadata: metadata(cluster, names::BUDGET.into()),
+        metadata: cluster.identity.metadata(names::BUDGET),
         spec: Some(PodDisruptionBudgetSpec {
             min_available: Some(IntOrString::Int(nodes)),
             selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
@@ -276,7 +276,7 @@ fn config_map(cluster: &Valid, node: &str, rendered: NodeConfig, vm: &VmConfig) 
         (config::FILE, vm),
     ];
     Ok(ConfigMap {
-        metadata: metadata(cluster, names::node_config_map(node)),
+        metadata: cluster.identity.metadata(names::node_config_map(node)),
         data: Some(data.map(|(key, value)| (key.to_owned(), value)).into()),
         ..ConfigMap::default()
     })
@@ -285,7 +285,7 @@ fn config_map(cluster: &Valid, node: &str, rendered: NodeConfig, vm: &VmConfig) 
 fn etcd_claim(cluster: &Valid, node: &str, storage: &Storage) -> PersistentVolumeClaim {
     let size = Quantity(storage.bytes.to_string());
     PersistentVolumeClaim {
-        metadata: metadata(cluster, names::etcd_claim(node)),
+        metadata: cluster.identity.metadata(names::etcd_claim(node)),
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".into()]),
             storage_class_name: storage.class.clone(),
@@ -296,15 +296,6 @@ fn etcd_claim(cluster: &Valid, node: &str, storage: &Storage) -> PersistentVolum
             ..PersistentVolumeClaimSpec::default()
         }),
         ..PersistentVolumeClaim::default()
-    }
-}
-
-fn metadata(cluster: &Valid, name: String) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name),
-        namespace: Some(cluster.identity.namespace.clone()),
-        labels: Some(cluster.identity.labels()),
-        ..ObjectMeta::default()
     }
 }
 

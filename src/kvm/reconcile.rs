@@ -354,19 +354,6 @@ pub(super) fn foremost(states: &[State], waits: Option<String>) -> Option<(Strin
     Some((what, mend.and_then(State::obstacle)))
 }
 
-/// The outcome of a look after which nothing happens by itself before `next`.
-pub(super) fn after(next: Option<Duration>) -> Outcome {
-    next.map_or(Outcome::AwaitChange, Outcome::After)
-}
-
-pub(super) fn sooner(one: Outcome, other: Outcome) -> Outcome {
-    match (one, other) {
-        (Outcome::After(one), Outcome::After(other)) => Outcome::After(one.min(other)),
-        (Outcome::AwaitChange, other) => other,
-        (one, _) => one,
-    }
-}
-
 impl Reconciler for KvmOperator {
     const NAME: &'static str = "kvm";
     type Key = ClusterKey;
@@ -388,6 +375,6 @@ impl Reconciler for KvmOperator {
         let control_plane = reports.conclude(identity, |reports| &mut reports.kvm, look);
         let look = self.look_at_pools(&target, survey.as_ref()).await;
         let pools = reports.conclude(identity, |reports| &mut reports.pools, look);
-        Ok(sooner(control_plane?, pools?))
+        Ok(control_plane?.or_sooner(pools?))
     }
 }

@@ -9,7 +9,7 @@ use tracing::info;
 use super::{
     PoolFacts,
     plan::{self, Known, Surroundings},
-    reconcile::{Error, KvmOperator, State, after, foremost, sooner},
+    reconcile::{Error, KvmOperator, State, foremost},
     survey::{Survey, Trouble},
     vm_pod::VmPod,
 };
@@ -70,7 +70,7 @@ impl KvmOperator {
         }
         let outcome = if poll { Outcome::After(LEAVING_POLL) } else { Outcome::AwaitChange };
         let report = report(facts, &places.homeless, &states, survey.waits(false));
-        Ok((report, sooner(outcome, after(survey.next))))
+        Ok((report, outcome.or_sooner(Outcome::at(survey.next))))
     }
 
     async fn worker(

@@ -39,13 +39,7 @@ pub fn ingress(identity: &Identity, host: &HostName, class: Option<&str>, settin
     };
     let path = HTTPIngressPath { path: Some("/".into()), path_type: "Prefix".into(), backend };
     Ingress {
-        metadata: ObjectMeta {
-            name: Some(INGRESS.into()),
-            namespace: Some(identity.namespace.clone()),
-            labels: Some(identity.labels()),
-            annotations: Some(annotations(settings)),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { annotations: Some(annotations(settings)), ..identity.metadata(INGRESS) },
         spec: Some(IngressSpec {
             ingress_class_name: class.map(Into::into),
             rules: Some(vec![IngressRule {

@@ -42,11 +42,8 @@ pub fn service(
     });
     Service {
         metadata: ObjectMeta {
-            name: Some(names::INGRESS_SERVICE.into()),
-            namespace: Some(identity.namespace.clone()),
-            labels: Some(identity.labels()),
             annotations: (controller.balanced && !annotations.is_empty()).then_some(annotations),
-            ..ObjectMeta::default()
+            ..identity.metadata(names::INGRESS_SERVICE)
         },
         spec: Some(ServiceSpec {
             type_: Some(if controller.balanced { "LoadBalancer" } else { "ClusterIP" }.into()),

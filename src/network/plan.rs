@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use crate::{api::names, cluster::Valid, supervisor::network::VXLAN_PORT};
@@ -16,12 +16,7 @@ pub fn master_service(cluster: &Valid) -> Service {
     selector.insert(names::CLUSTER_LABEL.to_owned(), identity.id.clone());
     selector.insert(names::ROLE_LABEL.to_owned(), names::ROLE_CONTROL_PLANE.to_owned());
     Service {
-        metadata: ObjectMeta {
-            name: Some(names::MASTER_SERVICE.into()),
-            namespace: Some(identity.namespace.clone()),
-            labels: Some(identity.labels()),
-            ..ObjectMeta::default()
-        },
+        metadata: identity.metadata(names::MASTER_SERVICE),
         spec: Some(ServiceSpec {
             selector: Some(selector),
             // A lone API server that is slow to answer has nobody to stand in for it. Without it all clients would be
@@ -45,12 +40,7 @@ pub fn master_service(cluster: &Valid) -> Service {
 pub fn nodes_service(cluster: &Valid) -> Service {
     let identity = &cluster.identity;
     Service {
-        metadata: ObjectMeta {
-            name: Some(names::NODES_SERVICE.into()),
-            namespace: Some(identity.namespace.clone()),
-            labels: Some(identity.labels()),
-            ..ObjectMeta::default()
-        },
+        metadata: identity.metadata(names::NODES_SERVICE),
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".into()),
             publish_not_ready_addresses: Some(true),

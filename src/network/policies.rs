@@ -17,10 +17,7 @@ use k8s_openapi::{
         IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
         NetworkPolicyPort, NetworkPolicySpec,
     },
-    apimachinery::pkg::{
-        apis::meta::v1::{LabelSelector, ObjectMeta},
-        util::intstr::IntOrString,
-    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
 use crate::{
@@ -54,12 +51,7 @@ pub fn policy(cluster: &Valid, settings: &Settings) -> NetworkPolicy {
         open.extend(names::INGRESS_PORTS.map(|(_, _, number)| port("TCP", number)));
     }
     NetworkPolicy {
-        metadata: ObjectMeta {
-            name: Some(POLICY.into()),
-            namespace: Some(identity.namespace.clone()),
-            labels: Some(identity.labels()),
-            ..ObjectMeta::default()
-        },
+        metadata: identity.metadata(POLICY),
         spec: Some(NetworkPolicySpec {
             // All pods of the namespace, those that are not ours too.
             pod_selector: Some(LabelSelector::default()),

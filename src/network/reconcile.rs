@@ -235,15 +235,6 @@ pub(super) fn pause(holder: &Holder) -> Duration {
     }
 }
 
-/// The earlier of what a look asked for and `next`.
-fn sooner(outcome: Outcome, next: Option<Duration>) -> Outcome {
-    match (outcome, next) {
-        (Outcome::AwaitChange, Some(next)) => Outcome::After(next),
-        (Outcome::After(pause), Some(next)) => Outcome::After(pause.min(next)),
-        (outcome, _) => outcome,
-    }
-}
-
 impl Reconciler for NetworkOperator {
     const NAME: &'static str = "network";
     type Key = ClusterKey;
@@ -257,12 +248,12 @@ impl Reconciler for NetworkOperator {
             }
             (next, _) => next?,
         };
-        let Some(target) = target else { return Ok(sooner(Outcome::AwaitChange, next)) };
+        let Some(target) = target else { return Ok(Outcome::at(next)) };
         if let Some(left) = target.paused(Timestamp::now()) {
-            return Ok(sooner(Outcome::After(left), next));
+            return Ok(Outcome::After(left).or_sooner(Outcome::at(next)));
         }
         let look = self.look(key, &target).await;
         let outcome = self.context.reports.conclude(&target.identity, |reports| &mut reports.network, look)?;
-        Ok(sooner(outcome, next))
+        Ok(outcome.or_sooner(Outcome::at(next)))
     }
 }

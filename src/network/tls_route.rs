@@ -4,7 +4,6 @@
 //! Version `v1` is what the Gateway API serves from 1.5 on, in its standard channel
 //! (<https://gateway-api.sigs.k8s.io/api-types/tlsroute/>).
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
@@ -167,12 +166,7 @@ pub fn route(identity: &Identity, host: &HostName, gateway: &GatewaySettings) ->
         port: Some(names::API_PORT.into()),
     };
     TLSRoute {
-        metadata: ObjectMeta {
-            name: Some(ROUTE.into()),
-            namespace: Some(identity.namespace.clone()),
-            labels: Some(identity.labels()),
-            ..ObjectMeta::default()
-        },
+        metadata: identity.metadata(ROUTE),
         spec: TLSRouteSpec {
             parent_refs: vec![ParentRef {
                 group: "gateway.networking.k8s.io".into(),

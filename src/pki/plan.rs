@@ -224,6 +224,11 @@ pub fn renew_at(issued: Timestamp, ttl: Duration, roots_end: Timestamp) -> Times
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
+/// When the next certificate is renewed.
+pub fn next_renewal(world: &World) -> Option<Timestamp> {
+    world.secrets.values().filter_map(|secret| secret.renew_at).min()
+}
+
 /// When the first certificate ends. None: not of all of them it is known, or there are none.
 pub fn first_end(world: &World) -> Option<Timestamp> {
     let ends: Option<Vec<_>> =

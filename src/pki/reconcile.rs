@@ -20,7 +20,7 @@ use super::{
     embedded::{self, Pair, PkiError},
     issue::Issue,
     leaf::{self, Authority},
-    plan::{self, Plan, SecretMeta, Step, World},
+    plan::{self, Plan, Step, World},
     roots::{self, Root, Roots},
     secrets::secret,
     store::KeyStore,
@@ -125,8 +125,7 @@ impl PkiOperator {
             self.mark_roots(&valid.identity, &world.records).await?;
         }
         let in_vault = valid.pki.backend == PkiBackend::Vault;
-        let first = |of: fn(&SecretMeta) -> Option<Timestamp>| world.secrets.values().filter_map(of).min();
-        let next_renewal = first(|secret| secret.renew_at);
+        let next_renewal = plan::next_renewal(&world);
         let text = |at: Timestamp| at.to_string();
         let mut facts =
             PkiFacts { renew_at: next_renewal.map(text), end_at: plan::first_end(&world).map(text), vault: None };

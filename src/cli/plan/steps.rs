@@ -126,27 +126,26 @@ pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Ve
         step("network", "what reaches the guest", &policies::policy(valid, settings), &[&namespace])?,
         step("network", "the Service in front of the API", &network::master_service(valid), &[&namespace])?,
     ];
-    if let Exposure::Ingress { host, class } = &valid.exposure {
-        let class = exposure::named_class(class.as_deref(), &settings.exposure);
-        let ingress = exposure::ingress(identity, host, class, &settings.exposure);
+    let mut needs = vec![namespace.as_str()];
+    if let Some(host) = valid.exposure.host() {
         steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
-        steps.push(step("network", "the way to the API from outside", &ingress, &[&namespace, "the host name"])?);
+        needs.push("the host name");
     }
-    if let Exposure::TLSRoute { host, gateway } = &valid.exposure {
-        steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
-        if let Some(gateway) = gateway {
-            let route = tls_route::route(identity, host, gateway);
-            steps.push(step("network", "the way to the API from outside", &route, &[&namespace, "the host name"])?);
+    let way = "the way to the API from outside";
+    match &valid.exposure {
+        Exposure::Ingress { host, class } => {
+            let class = exposure::named_class(class.as_deref(), &settings.exposure);
+            let ingress = exposure::ingress(identity, host, class, &settings.exposure);
+            steps.push(step("network", way, &ingress, &needs)?);
         }
-    }
-    if let Exposure::LoadBalancer { host } = &valid.exposure {
-        let service = exposure::balanced_service(valid, host.as_ref(), &settings.exposure);
-        let mut needs = vec![namespace.as_str()];
-        if let Some(host) = host {
-            steps.push(step("network", "the host name", &claims::host_claim(identity, host.as_str()), &[])?);
-            needs.push("the host name");
+        Exposure::TLSRoute { host, gateway: Some(gateway) } => {
+            steps.push(step("network", way, &tls_route::route(identity, host, gateway), &needs)?);
         }
-        steps.push(step("network", "the load balancer in front of the API", &service, &needs)?);
+        Exposure::LoadBalancer { host } => {
+            let service = exposure::balanced_service(valid, host.as_ref(), &settings.exposure);
+            steps.push(step("network", "the load balancer in front of the API", &service, &needs)?);
+        }
+        Exposure::TLSRoute { gateway: None, .. } | Exposure::None => {}
     }
     if let Some(controller) = &valid.ingress_controller {
         let service = guest_ingress::service(

@@ -210,16 +210,13 @@ impl Check {
         if spec.class_name.is_some() && spec.type_ != ExposureType::Ingress {
             self.fail("spec.exposure", "className needs type Ingress");
         }
+        let given = spec.host.as_deref();
+        let mut named =
+            || HostName::checked(&given.map_or_else(|| self.templated_host(identity, settings), str::to_owned));
         match spec.type_ {
-            ExposureType::Ingress => {
-                let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
-                Exposure::Ingress { host: HostName::checked(&host), class: spec.class_name.clone() }
-            }
-            ExposureType::TLSRoute => {
-                let host = spec.host.clone().unwrap_or_else(|| self.templated_host(identity, settings));
-                Exposure::TLSRoute { host: HostName::checked(&host), gateway: settings.gateway.clone() }
-            }
-            ExposureType::LoadBalancer => Exposure::LoadBalancer { host: spec.host.as_deref().map(HostName::checked) },
+            ExposureType::Ingress => Exposure::Ingress { host: named(), class: spec.class_name.clone() },
+            ExposureType::TLSRoute => Exposure::TLSRoute { host: named(), gateway: settings.gateway.clone() },
+            ExposureType::LoadBalancer => Exposure::LoadBalancer { host: given.map(HostName::checked) },
             ExposureType::None => Exposure::None,
         }
     }

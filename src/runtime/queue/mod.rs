@@ -39,6 +39,23 @@ pub enum Outcome {
     Failed,
 }
 
+impl Outcome {
+    /// That of a look after which nothing happens by itself before `next`.
+    pub fn at(next: Option<Duration>) -> Self {
+        next.map_or(Self::AwaitChange, Self::After)
+    }
+
+    /// The earlier of two; what failed has a pause of its own.
+    #[must_use]
+    pub fn or_sooner(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::After(one), Self::After(other)) => Self::After(one.min(other)),
+            (Self::AwaitChange, other) => other,
+            (one, _) => one,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State<K> {
     ready: Ready<K>,
