@@ -95,10 +95,8 @@ fn the_reference_is_that_of_the_values() {
 fn install_monitoring_kinds(server: &ApiServer) {
     let folder = support::tool("prometheus-operator").join("share/example/prometheus-operator-crd");
     for kind in ["podmonitors", "prometheusrules", "servicemonitors"] {
-        let file = folder.join(format!("monitoring.coreos.com_{kind}.yaml")).display().to_string();
-        server.kubectl(&["apply", "--server-side", "-f", &file]).output().unwrap();
-        let crd = format!("{kind}.monitoring.coreos.com");
-        server.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", "crd", &crd]).output().unwrap();
+        let file = folder.join(format!("monitoring.coreos.com_{kind}.yaml"));
+        server.install_kinds(&file, &[&format!("{kind}.monitoring.coreos.com")]).unwrap();
     }
 }
 

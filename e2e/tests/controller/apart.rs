@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt as _,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -22,19 +22,11 @@ const MASTERS: [&str; 3] = ["master-0", "master-1", "master-2"];
 
 /// A host with so much memory that the scheduler would rather use than those of `shunned` ones.
 async fn host(world: &World, name: &str, memory: &str, is_shunned: bool) {
-    let nodes = Api::<Node>::all(world.client.clone());
-    let labels = json!({"kubernetes.io/hostname": name});
-    let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap();
-    nodes.create(&PostParams::default(), &node).await.unwrap();
-    // A new one is tainted until a controller, of which there is none here, has seen it ready.
     let taint = json!([{"key": "example.com/shun", "effect": "PreferNoSchedule"}]);
-    let taints = Patch::Merge(json!({"spec": {"taints": is_shunned.then_some(taint)}}));
-    nodes.patch(name, &PatchParams::default(), &taints).await.unwrap();
     let room = json!({"cpu": "64", "memory": memory, "ephemeral-storage": "1Ti", "pods": "110"});
-    let status = json!({"status": {
-        "capacity": room, "allocatable": room, "conditions": [{"type": "Ready", "status": "True"}],
-    }});
-    nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    let ready = json!([{"type": "Ready", "status": "True"}]);
+    let status = json!({"capacity": room, "allocatable": room, "conditions": ready});
+    world.host(name, json!({"taints": is_shunned.then_some(taint)}), status).await;
 }
 
 /// Volumes that claims of class `static` are bound to.

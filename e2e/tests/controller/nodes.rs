@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use giantnetes::api::Cluster;
 use k8s_openapi::api::{
-    core::v1::{Node, Pod},
+    core::v1::Pod,
     rbac::v1::{Role, RoleBinding},
 };
 use kube::{
@@ -27,14 +27,8 @@ use crate::{
 const KVM: &str = "giantnetes.io/kvm";
 
 async fn host(world: &World, name: &str) {
-    let nodes = Api::<Node>::all(world.client.clone());
-    let node = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-    nodes.create(&PostParams::default(), &node).await.unwrap();
-    // A new one is tainted until a controller, of which there is none here, has seen it ready.
-    let open = Patch::Merge(json!({"spec": {"taints": null}}));
-    nodes.patch(name, &PatchParams::default(), &open).await.unwrap();
-    let status = json!({"status": {"capacity": {KVM: "110"}, "allocatable": {KVM: "110"}}});
-    nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    let room = json!({KVM: "110"});
+    world.host(name, json!({"taints": null}), json!({"capacity": room, "allocatable": room})).await;
 }
 
 struct Master {

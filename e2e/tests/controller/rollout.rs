@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, Node, Pod},
+    core::v1::{ConfigMap, Pod},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -148,19 +148,10 @@ impl<'a> Guest<'a> {
 
 /// A host, or how one is from now on.
 async fn host(world: &World, name: &str, ready: &str, spec: Value) {
-    let nodes = Api::<Node>::all(world.client.clone());
-    let node = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-    match nodes.create(&PostParams::default(), &node).await {
-        Err(kube::Error::Api(status)) if status.code == 409 => {}
-        made => drop(made.unwrap()),
-    }
-    let (params, spec) = (PatchParams::default(), json!({"spec": spec}));
-    nodes.patch(name, &params, &Patch::Merge(spec)).await.unwrap();
     let long_ago = "2026-01-01T00:00:00Z";
-    let status = json!({"status": {"conditions": [
-        {"type": "Ready", "status": ready, "lastTransitionTime": long_ago, "lastHeartbeatTime": long_ago},
-    ]}});
-    nodes.patch_status(name, &params, &Patch::Merge(status)).await.unwrap();
+    let condition =
+        json!({"type": "Ready", "status": ready, "lastTransitionTime": long_ago, "lastHeartbeatTime": long_ago});
+    world.host(name, spec, json!({"conditions": [condition]})).await;
 }
 
 fn options(drain_timeout: &'static str) -> Options {

@@ -96,9 +96,7 @@ impl Servers {
     /// Installs the kind of routes to a gateway, as the Gateway API's standard channel has it.
     pub fn install_routes(&self) -> Result<()> {
         let file = tool("gateway-api").join("share/config/crd/standard/gateway.networking.k8s.io_tlsroutes.yaml");
-        self.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()]).output()?;
-        let crd = "tlsroutes.gateway.networking.k8s.io";
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", "crd", crd]).output().map(drop)
+        self.api.install_kinds(&file, &["tlsroutes.gateway.networking.k8s.io"])
     }
 
     /// Where the servers and the managers write.

@@ -13,7 +13,7 @@ use giantnetes::{
     pki::roots,
 };
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service},
+    core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service},
     networking::v1::{Ingress, NetworkPolicy},
     policy::v1::PodDisruptionBudget,
 };
@@ -52,6 +52,20 @@ pub struct World {
 }
 
 impl World {
+    /// Makes a host, or makes it so, that nobody runs. A new one is tainted until a controller, of which there is none here, has
+    /// seen it ready: `spec` says what its taints are.
+    pub async fn host(&self, name: &str, spec: Value, status: Value) {
+        let (nodes, params) = (Api::<Node>::all(self.client.clone()), PatchParams::default());
+        let labels = json!({"kubernetes.io/hostname": name});
+        let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap();
+        match nodes.create(&PostParams::default(), &node).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            made => drop(made.unwrap()),
+        }
+        nodes.patch(name, &params, &Patch::Merge(json!({"spec": spec}))).await.unwrap();
+        nodes.patch_status(name, &params, &Patch::Merge(json!({"status": status}))).await.unwrap();
+    }
+
     pub fn clusters(&self, namespace: &str) -> Api<Cluster> {
         Api::namespaced(self.client.clone(), namespace)
     }

@@ -115,8 +115,16 @@ impl ApiServer {
     /// If the API server refuses them.
     pub fn install_crds(&self) -> Result<()> {
         let crds = super::root().join("manifests/crds/giantnetes.io.yaml");
-        self.kubectl(&["apply", "--server-side", "-f", &crds.display().to_string()]).output()?;
-        for crd in ["clusters.giantnetes.io", "networkclaims.giantnetes.io"] {
+        self.install_kinds(&crds, &["clusters.giantnetes.io", "networkclaims.giantnetes.io"])
+    }
+
+    /// Installs the CustomResourceDefinitions of a file and waits until these of them are served.
+    ///
+    /// # Errors
+    /// If the API server refuses one.
+    pub fn install_kinds(&self, file: &Path, crds: &[&str]) -> Result<()> {
+        self.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()]).output()?;
+        for crd in crds {
             self.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", "crd", crd]).output()?;
         }
         Ok(())
