@@ -191,8 +191,12 @@ fn host_returns(lab: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn all_is_well(lab: &Lab, guest: &Guest) -> Result<()> {
-    let object = guest.object()?;
-    ensure!(object["status"]["nodes"] == "2/2", "{}", object["status"]);
+    // Such a detail may come seconds after the condition.
+    wait_for(MINUTE, "two nodes in the status", || {
+        let object = guest.object()?;
+        ensure!(object["status"]["nodes"] == "2/2", "{}", object["status"]);
+        Ok(())
+    })?;
     let pods = lab.kubectl(&["-n", &guest.home()?, "get", "pods", "-o", "name"])?;
     ensure!(pods.lines().count() == 2, "{pods}");
     ensure!(guest.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b", "etcd's data is lost");
