@@ -27,7 +27,7 @@ use crate::{
         valid::{Machine, NodePool, Storage, Zone},
     },
     network::{
-        addresses::{self, EGRESS_MAC, NodeAddress},
+        addresses::{EGRESS_MAC, NodeAddress},
         places::Place,
     },
     node_config::{self, Blank, NodeConfig, RENDER_REVISION, cloud_init},
@@ -70,7 +70,7 @@ pub struct Surroundings<'a> {
 /// Only if a configuration cannot be written down, which would be a defect of ours.
 pub fn control_plane_node(cluster: &Valid, index: u32, around: Surroundings) -> Result<NodeObjects, PlanError> {
     let node = names::master(index);
-    let address = addresses::master(&cluster.identity, cluster.ranges.overlay, index);
+    let address = cluster.ranges.overlay.master(&cluster.identity, index);
     let vm = VmConfig {
         etcd_bytes: Some(usable(cluster.etcd.bytes)),
         ..vm_config(cluster, &node, cluster.control_plane.machine, address, around)
@@ -103,7 +103,7 @@ pub fn worker_node(
     place: Place,
     around: Surroundings,
 ) -> Result<NodeObjects, PlanError> {
-    let address = addresses::worker(&cluster.identity, cluster.ranges.overlay, place);
+    let address = cluster.ranges.overlay.worker(&cluster.identity, place);
     let vm =
         VmConfig { api_address: Some(around.api_address), ..vm_config(cluster, node, pool.machine, address, around) };
     let render = |pool: &NodePool| config_map(cluster, node, node_config::worker(cluster, pool, node, place), &vm);
@@ -237,7 +237,7 @@ pub enum PlanError {
 
 fn vm_config(cluster: &Valid, node: &str, machine: Machine, address: NodeAddress, around: Surroundings) -> VmConfig {
     let overlay = cluster.ranges.overlay;
-    let gateway = Ipv4Net::new(addresses::gateway(overlay), overlay.prefix_len()).unwrap_or(overlay);
+    let gateway = Ipv4Net::new(overlay.gateway(), overlay.net.prefix_len()).unwrap_or(overlay.net);
     let network = &around.settings.network;
     let (service, namespace) = (names::NODES_SERVICE, &cluster.identity.namespace);
     let peers = network.cluster_dns.map(|server| PeersConfig {
@@ -252,7 +252,13 @@ fn vm_config(cluster: &Valid, node: &str, machine: Machine, address: NodeAddress
         disk_bytes: machine.disk_bytes,
         etcd_bytes: None,
         accelerator: cluster.accelerator,
-        overlay: OverlayConfig { vni: around.vni, gateway, node: address, mtu: cluster.mtu.overlay, peers },
+        overlay: OverlayConfig {
+            vni: around.vni,
+            gateway,
+            node: address,
+            mtu: cluster.mtu.overlay,
+            peers,
+        },
         egress_mac: EGRESS_MAC,
         api_address: None,
     }

@@ -43,12 +43,11 @@ impl Place {
     }
 }
 
-/// The places that a guest has room for. Each needs an address of the overlay and a block of the pods' range; the first
+/// The places that a guest has room for. Each needs its share of the overlay and a block of the pods' range; the first
 /// blocks are for the control plane.
 pub fn room(cluster: &Valid) -> RangeInclusive<u32> {
     let ranges = &cluster.ranges;
-    // Neither the network's own address nor the broadcast.
-    let last_address = (1_u64 << (32 - ranges.overlay.prefix_len())).saturating_sub(2);
+    let last_address = u64::from(ranges.overlay.last_place());
     let blocks = 1_u64 << BLOCK_PREFIX.saturating_sub(ranges.pods.prefix_len());
     let masters = u64::from(cluster.control_plane.replicas);
     let last_block = u64::from(FIRST) + blocks.saturating_sub(masters + 1);
@@ -99,7 +98,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::valid;
+    use crate::{network::addresses::Fabric, testing::valid};
 
     fn room_of(spec: serde_json::Value) -> RangeInclusive<u32> {
         room(&valid(spec))
@@ -111,6 +110,9 @@ mod tests {
         assert_eq!(room_of(serde_json::json!({})), 64..=1086);
         assert_eq!(room_of(serde_json::json!({"controlPlane": {"replicas": 3}})), 64..=1084);
         assert_eq!(room_of(serde_json::json!({"network": {"overlay": {"cidr": "172.26.0.0/24"}}})), 64..=254);
+        let mut routed = valid(serde_json::json!({}));
+        routed.ranges.overlay.fabric = Fabric::Routed;
+        assert_eq!(room(&routed), 64..=1023, "as many as there are networks for one node each");
     }
 
     #[test]

@@ -61,8 +61,8 @@ pub fn render(config: &NodeConfig, instance: &str) -> Result<Seed, serde_saphyr:
                 "set-name": interface.name,
                 "addresses": [interface.address.to_string()],
             });
-            if let Some(gateway) = interface.gateway {
-                settings["routes"] = json!([{"to": "0.0.0.0/0", "via": gateway.to_string()}]);
+            if let Some(route) = interface.route {
+                settings["routes"] = json!([{"to": route.to.to_string(), "via": route.via.to_string()}]);
             }
             (interface.name.to_owned(), settings)
         })
@@ -84,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        network::addresses::Fabric,
         node_config::{Blank, control_plane},
         testing::valid,
     };
@@ -103,7 +104,22 @@ mod tests {
         }
         let network: Value = serde_saphyr::from_str(&seed.network_config).unwrap();
         assert_eq!(network["ethernets"]["overlay"]["addresses"][0], "172.26.0.10/20");
-        assert_eq!(network["ethernets"]["egress"]["routes"][0]["via"], "10.0.2.2");
+        assert_eq!(network["ethernets"]["overlay"]["routes"], Value::Null);
+        let out = json!([{"to": "0.0.0.0/0", "via": "10.0.2.2"}]);
+        assert_eq!(network["ethernets"]["egress"]["routes"], out);
+    }
+
+    #[test]
+    fn a_routed_node_reaches_the_others_by_its_own_router() {
+        let mut valid = valid(json!({}));
+        valid.ranges.overlay.fabric = Fabric::Routed;
+        let seed = render(&control_plane(&valid, 0, Blank::Forms), "i-1").unwrap();
+        let network: Value = serde_saphyr::from_str(&seed.network_config).unwrap();
+        let overlay = &network["ethernets"]["overlay"];
+        assert_eq!(overlay["addresses"], json!(["172.26.0.42/30"]));
+        assert_eq!(overlay["routes"], json!([{"to": "172.26.0.0/20", "via": "172.26.0.41"}]));
+        let out = json!([{"to": "0.0.0.0/0", "via": "10.0.2.2"}]);
+        assert_eq!(network["ethernets"]["egress"]["routes"], out);
     }
 
     #[test]

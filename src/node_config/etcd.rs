@@ -11,7 +11,7 @@ use super::{
     component::{Component, Started},
     paths::{ETCD_CA, ETCD_DISK_SERIAL, certificate, in_pki, key},
 };
-use crate::{api::names, network::addresses};
+use crate::api::names;
 
 /// Who has a place in etcd's cluster, and who gets one.
 const PLACE: &str = "/usr/local/sbin/giantnetes-etcd-place";
@@ -98,7 +98,7 @@ pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
 /// Addresses of all members.
 fn members(node: &Node) -> Vec<(String, Ipv4Addr)> {
     let (identity, overlay) = (&node.cluster.identity, node.cluster.ranges.overlay);
-    let address = |index| addresses::master(identity, overlay, index).ip.addr();
+    let address = |index| overlay.master(identity, index).ip.addr();
     (0..node.cluster.control_plane.replicas).map(|index| (names::master(index), address(index))).collect()
 }
 

@@ -22,7 +22,7 @@ use crate::{
     api::names,
     cluster::{Valid, valid::NodePool},
     network::{
-        addresses::{self, EGRESS_MAC, Mac, NodeAddress},
+        addresses::{self, EGRESS_MAC, Fabric, Mac, NodeAddress, Overlay},
         places::Place,
     },
 };
@@ -60,8 +60,17 @@ pub struct Interface {
     pub mac: Mac,
     /// Address and prefix length.
     pub address: Ipv4Net,
-    /// Default gateway, if the way out leads through this interface.
-    pub gateway: Option<std::net::Ipv4Addr>,
+    /// What is reached by a router there.
+    pub route: Option<Route>,
+}
+
+/// A way to what is not at an interface itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Whereto.
+    pub to: Ipv4Net,
+    /// By which router.
+    pub via: std::net::Ipv4Addr,
 }
 
 /// Everything that makes a booted image a node of one guest.
@@ -107,7 +116,7 @@ struct Node<'a> {
 /// The configuration of the `index`-th control-plane node. `blank` is what its etcd does if its disk is.
 pub fn control_plane(cluster: &Valid, index: u32, blank: Blank) -> NodeConfig {
     let name = names::master(index);
-    let address = addresses::master(&cluster.identity, cluster.ranges.overlay, index);
+    let address = cluster.ranges.overlay.master(&cluster.identity, index);
     let api = control_plane::LOCAL_API.to_owned();
     let node = Node { name: name.clone(), address, cluster, api, pool: None };
     let mut components = node::components(&node);
@@ -117,30 +126,45 @@ pub fn control_plane(cluster: &Valid, index: u32, blank: Blank) -> NodeConfig {
     files.extend(control_plane::files(&node, blank));
     files.extend(components.iter().map(component::Component::unit));
     files.push(component::target(&components));
-    NodeConfig { hostname: name, files, interfaces: interfaces(address), target: component::TARGET }
+    NodeConfig {
+        hostname: name,
+        files,
+        interfaces: interfaces(cluster.ranges.overlay, address),
+        target: component::TARGET,
+    }
 }
 
 /// The configuration of a worker of `pool`. Its API is the gateway's, which its VM pod forwards.
 pub fn worker(cluster: &Valid, pool: &NodePool, name: &str, place: Place) -> NodeConfig {
     let overlay = cluster.ranges.overlay;
-    let address = addresses::worker(&cluster.identity, overlay, place);
-    let api = format!("https://{}:{}", addresses::gateway(overlay), names::API_PORT);
+    let address = overlay.worker(&cluster.identity, place);
+    let api = format!("https://{}:{}", overlay.gateway(), names::API_PORT);
     let node = Node { name: name.to_owned(), address, cluster, api, pool: Some(pool) };
     let components = node::components(&node);
     let mut files = pki_mount::files();
     files.extend(node::files(&node));
     files.extend(components.iter().map(component::Component::unit));
     files.push(component::target(&components));
-    NodeConfig { hostname: node.name, files, interfaces: interfaces(address), target: component::TARGET }
+    NodeConfig {
+        hostname: node.name,
+        files,
+        interfaces: interfaces(cluster.ranges.overlay, address),
+        target: component::TARGET,
+    }
 }
 
-fn interfaces(address: NodeAddress) -> Vec<Interface> {
+fn interfaces(overlay: Overlay, address: NodeAddress) -> Vec<Interface> {
     let egress = crate::cluster::valid::EGRESS_CIDR;
     // 10.0.2.2 and 10.0.2.15 are what QEMU's user-mode network gives its gateway and its first guest.
     let way_out = Ipv4Net::new(addresses::nth(egress, 15), egress.prefix_len()).unwrap_or(egress);
+    let to_nodes = match overlay.fabric {
+        Fabric::Segment => None,
+        Fabric::Routed => Some(Route { to: overlay.net, via: address.router() }),
+    };
+    let out = Route { to: Ipv4Net::default(), via: addresses::nth(egress, 2) };
     vec![
-        Interface { name: "overlay", mac: address.mac, address: address.ip, gateway: None },
-        Interface { name: "egress", mac: EGRESS_MAC, address: way_out, gateway: Some(addresses::nth(egress, 2)) },
+        Interface { name: "overlay", mac: address.mac, address: address.ip, route: to_nodes },
+        Interface { name: "egress", mac: EGRESS_MAC, address: way_out, route: Some(out) },
     ]
 }
 

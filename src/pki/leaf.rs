@@ -7,10 +7,7 @@ use serde::Serialize;
 use crate::{
     api::names,
     cluster::{Valid, valid::SubjectName},
-    network::{
-        addresses::{gateway, master, nth, worker},
-        places::Place,
-    },
+    network::{addresses::nth, places::Place},
 };
 
 /// Group of the administrators of a guest. The guest operator binds it to `cluster-admin`.
@@ -92,10 +89,10 @@ impl Leaf {
 pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
     let node = names::master(index);
     let overlay = cluster.ranges.overlay;
-    let ip = IpAddr::from(master(&cluster.identity, overlay, index).ip.addr());
+    let ip = IpAddr::from(overlay.master(&cluster.identity, index).ip.addr());
     let local = IpAddr::from([127, 0, 0, 1]);
     let (mut dns, mut addresses) =
-        (api_server_names(cluster), vec![nth(cluster.ranges.services, 1).into(), gateway(overlay).into(), ip, local]);
+        (api_server_names(cluster), vec![nth(cluster.ranges.services, 1).into(), overlay.gateway().into(), ip, local]);
     for name in &cluster.pki.alt_names {
         match name {
             SubjectName::Dns(host) if !dns.iter().any(|name| name == host.as_str()) => dns.push(host.to_string()),
@@ -142,7 +139,7 @@ pub const OF_WORKER: [&str; 4] = ["kubelet", "kubelet-server", "kube-proxy", MET
 
 /// The certificates of a worker: what its kubelet and its kube-proxy need and who scrapes its kubelet, and no more.
 pub fn of_worker(cluster: &Valid, node: &str, place: Place) -> Vec<Leaf> {
-    let ip = worker(&cluster.identity, cluster.ranges.overlay, place).ip.addr();
+    let ip = cluster.ranges.overlay.worker(&cluster.identity, place).ip.addr();
     of_every_node(node, ip.into(), &[KUBELET_METRICS_GROUP]).into()
 }
 

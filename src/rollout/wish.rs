@@ -63,7 +63,7 @@ impl Wish {
         wish.unless("proxy", &kubernetes.proxy, &BTreeMap::new());
         wish.unless("podCIDR", ranges.pods, DEFAULT_POD_CIDR);
         wish.unless("serviceCIDR", ranges.services, DEFAULT_SERVICE_CIDR);
-        wish.unless("overlayCIDR", ranges.overlay, DEFAULT_OVERLAY_CIDR);
+        wish.unless("overlayCIDR", ranges.overlay.net, DEFAULT_OVERLAY_CIDR);
         wish.unless("overlayMTU", cluster.mtu.overlay, None);
         wish
     }

@@ -15,6 +15,7 @@ use crate::{
         PkiSpec,
     },
     cluster::Identity,
+    network::addresses::{Fabric, Overlay},
     settings::{ExposureSettings, GatewaySettings, Settings},
 };
 
@@ -50,7 +51,7 @@ pub struct Ranges {
     /// Services.
     pub services: Ipv4Net,
     /// Nodes.
-    pub overlay: Ipv4Net,
+    pub overlay: Overlay,
 }
 
 /// Sizes of packets in bytes, where the user chose them.
@@ -146,8 +147,8 @@ impl Check {
                 }
             }
         }
-        let [(_, pods), (_, services), (_, overlay)] = named;
-        Ranges { pods, services, overlay }
+        let [(_, pods), (_, services), (_, net)] = named;
+        Ranges { pods, services, overlay: Overlay { net, fabric: Fabric::Segment } }
     }
 
     fn range(&mut self, field: &str, value: Option<&str>, default: Ipv4Net, prefixes: RangeInclusive<u8>) -> Ipv4Net {
