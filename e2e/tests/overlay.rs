@@ -43,6 +43,7 @@ fn overlay(vni: u32, place: u8, name: &str) -> OverlayConfig {
         node: NodeAddress { ip: format!("172.26.0.{place}/20").parse().unwrap(), mac: Mac([2, 0, 0, 0, 0x77, place]) },
         mtu: None,
         peers: Some(PeersConfig { name: name.into(), server: DNS.into(), allowed: Vec::new() }),
+        flannel: None,
     }
 }
 

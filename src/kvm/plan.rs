@@ -258,6 +258,7 @@ fn vm_config(cluster: &Valid, node: &str, machine: Machine, address: NodeAddress
             node: address,
             mtu: cluster.mtu.overlay,
             peers,
+            flannel: None,
         },
         egress_mac: EGRESS_MAC,
         api_address: None,

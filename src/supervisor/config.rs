@@ -54,6 +54,30 @@ pub struct OverlayConfig {
     /// How the guest's other VM pods are found. None: this pod has no peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<PeersConfig>,
+    /// How flanneld finds the ways to the other nodes. None: the overlay is one segment, which needs no flanneld.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flannel: Option<FlannelConfig>,
+}
+
+impl OverlayConfig {
+    /// Name of the VXLAN device. Flannel's is what flanneld calls it.
+    pub fn device(&self) -> String {
+        let kind = if self.flannel.is_some() { "flannel." } else { "vx" };
+        format!("{kind}{}", self.vni)
+    }
+
+    /// The network of all nodes.
+    pub fn network(&self) -> Ipv4Net {
+        self.gateway.trunc()
+    }
+}
+
+/// How flanneld finds the ways to the other nodes. Where Flannel's etcd is, and by which certificate, is beside the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FlannelConfig {
+    /// The guest's id, under which its keys are in Flannel's etcd.
+    pub guest: String,
 }
 
 /// How the guest's other VM pods are found.

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     config::{OverlayConfig, PeersConfig},
-    network::{self, PEERS, run, vxlan_name},
+    network::{self, PEERS, run},
 };
 use crate::runtime::chain;
 
@@ -54,12 +54,13 @@ pub enum Error {
 /// and tried again.
 pub async fn follow(overlay: OverlayConfig, own: IpAddr, stop: CancellationToken) {
     let Some(peers) = overlay.peers.clone() else { return stop.cancelled().await };
-    let device = vxlan_name(overlay.vni);
+    // Where flanneld gives routes to, nothing is flooded.
+    let device = overlay.flannel.is_none().then(|| overlay.device());
     let mut known = BTreeSet::new();
     let mut told = None;
     let work = async {
         loop {
-            match look(&peers, &device, own, &mut known).await {
+            match look(&peers, device.as_deref(), own, &mut known).await {
                 Ok(()) if told.take().is_some() => info!("peers are followed again"),
                 Ok(()) => {}
                 Err(error) => {
@@ -79,7 +80,12 @@ pub async fn follow(overlay: OverlayConfig, own: IpAddr, stop: CancellationToken
     }
 }
 
-async fn look(config: &PeersConfig, device: &str, own: IpAddr, known: &mut BTreeSet<IpAddr>) -> Result<(), Error> {
+async fn look(
+    config: &PeersConfig,
+    device: Option<&str>,
+    own: IpAddr,
+    known: &mut BTreeSet<IpAddr>,
+) -> Result<(), Error> {
     let wanted = heed(known, &resolve(config).await?, own);
     if wanted == *known {
         return Ok(());
@@ -126,10 +132,11 @@ fn heed(known: &BTreeSet<IpAddr>, answer: &BTreeSet<IpAddr>, own: IpAddr) -> BTr
     answer.iter().copied().filter(ours).collect()
 }
 
-/// Tells the device and the rules. May be repeated after it failed half-way.
-async fn apply(device: &str, wanted: &BTreeSet<IpAddr>) -> Result<(), Error> {
+/// Tells the rules, and the device whose frames for all go to every peer. May be repeated after it failed half-way.
+async fn apply(device: Option<&str>, wanted: &BTreeSet<IpAddr>) -> Result<(), Error> {
     // First whom packets are taken from: a peer that is gone may be another guest's pod by now.
     run("nft", &["-f", "-"], &set(wanted)).await?;
+    let Some(device) = device else { return Ok(()) };
     let batch = steps(&entries(device).await?, device, wanted);
     // What was learned may be forgotten in the meantime, so one line's failure stops no other; what counts is checked below.
     let told = run("bridge", &["-force", "-batch", "-"], &batch).await;
