@@ -103,7 +103,8 @@ pub enum VaultError {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// None came.
-    #[error(transparent)]
+    // Not transparent: whoever looks for the cause, as metrics do, must find it.
+    #[error("{0}")]
     Call(#[from] CallFailure),
     /// One came that is not Vault's, or says that it cannot serve: its status, and Vault's words.
     #[error("{1}HTTP {0}")]
@@ -330,6 +331,19 @@ async fn read(path: &Path) -> Result<String, VaultError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::{is_not_leading, link::NotLeading, reason};
+
+    #[test]
+    fn what_a_call_came_to_is_found_in_its_error() {
+        let of = |source: CallFailure| {
+            let path = "g/id/etcd/sign/a".into();
+            VaultError::Failed { action: Action::Write.name(), path, source: source.into() }
+        };
+        assert!(is_not_leading(&of(CallFailure::NotLeading(NotLeading))));
+        let silent = of(CallFailure::TimedOut(Duration::from_secs(1)));
+        assert_eq!((reason(&silent), is_not_leading(&silent)), ("timeout", false));
+        assert_eq!(chain(&silent), "Vault: write g/id/etcd/sign/a: no answer in 1 s");
+    }
 
     #[test]
     fn an_answer_is_understood_by_its_status_and_vaults_words() {
