@@ -22,6 +22,7 @@
 //! - [`settings`]: what the operator of the management cluster decides
 //! - [`cluster`]: identity, validation, order of work, deletion, status
 //! - [`network`]: VNI claims, addresses, the Service in front of a guest's API
+//! - [`flannel`]: the overlay of flanneld, on its way: what is written into its etcd
 //! - [`pki`]: roots, certificates, kubeconfig
 //! - [`access`]: users' certificates and kubeconfigs
 //! - [`node_config`]: what runs inside a guest node
@@ -42,6 +43,7 @@ pub mod cli;
 pub mod cluster;
 pub mod context;
 pub mod device_plugin;
+pub mod flannel;
 pub mod guest;
 pub mod isolation;
 pub mod kvm;
