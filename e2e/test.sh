@@ -84,7 +84,7 @@ step make --no-print-directory images
 
 # These raise what they need themselves: an API server, network namespaces.
 if $fast; then
-  for test in deps tools admission chart plan vault node_flags etcd guest_api overlay; do e2e "$test"; done
+  for test in deps tools admission chart plan vault node_flags etcd flannel_etcd guest_api overlay; do e2e "$test"; done
 fi
 
 tests_lab=false

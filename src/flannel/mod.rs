@@ -5,5 +5,7 @@
 //! leases into the kernel. For that each guest has a prefix of keys in one etcd, and a user whose rights end with it.
 //!
 //! - [`lease`]: the keys of a guest and what is written there; pure
+//! - [`etcd`]: a client of that etcd, and the rights of guests in it
 
+pub mod etcd;
 pub mod lease;

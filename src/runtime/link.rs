@@ -16,7 +16,10 @@ use kube::{
 };
 use tower::{BoxError, Layer, Service};
 
-use super::{lease::Leadership, telemetry};
+use super::{
+    lease::{Leadership, leadership::Permit},
+    telemetry,
+};
 
 /// A list or a watch that hears nothing for so long is dead. Longer than the [`super::cache::WATCH_SECONDS`] after which
 /// the server ends a watch by itself.
@@ -131,23 +134,10 @@ where
         Box::pin(async move {
             let answer = match permit {
                 None => answer.await,
-                Some(permit) => {
-                    // `lost` looks at the clock before the request goes on, each time: one that waits for a connection, or a
-                    // process that was frozen, does not send what it was allowed to send long ago.
-                    let answer = tokio::select! {
-                        biased;
-                        () = leadership.lost() => Err(NotLeading.into()),
-                        answer = answer => answer,
-                    };
-                    drop(permit);
-                    answer
-                }
+                Some(permit) => while_leading(&leadership, permit, answer).await,
             };
             let code = answer.as_ref().map_or("none", |answer| class(answer.status()));
-            telemetry::API_REQUESTS.with_label_values(&[server, verb.name(), code]).inc();
-            telemetry::API_REQUEST_SECONDS
-                .with_label_values(&[server, verb.name()])
-                .observe(began.elapsed().as_secs_f64());
+            count(server, verb, code, began);
             if let Some(watched) = watched.filter(|_| code == "2xx") {
                 telemetry::WATCH_AGE.hear(&watched);
             }
@@ -156,9 +146,33 @@ where
     }
 }
 
+/// The answer to a write that `permit` lets begin, given up when leadership ends.
+///
+/// `lost` looks at the clock before the request goes on, each time: one that waits for a connection, or a process that was
+/// frozen, does not send what it was allowed to send long ago.
+pub(crate) async fn while_leading<T, E: From<NotLeading>>(
+    leadership: &Leadership,
+    permit: Permit,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let answer = tokio::select! {
+        biased;
+        () = leadership.lost() => Err(NotLeading.into()),
+        answer = answer => answer,
+    };
+    drop(permit);
+    answer
+}
+
+/// Counts a request to `server` whose answer, of the class `code`, began now.
+pub(crate) fn count(server: &str, verb: Verb, code: &str, began: Instant) {
+    telemetry::API_REQUESTS.with_label_values(&[server, verb.name(), code]).inc();
+    telemetry::API_REQUEST_SECONDS.with_label_values(&[server, verb.name()]).observe(began.elapsed().as_secs_f64());
+}
+
 /// What a request does, as metrics name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
+pub(crate) enum Verb {
     Get,
     Watch,
     Create,
@@ -168,7 +182,7 @@ enum Verb {
 }
 
 impl Verb {
-    fn writes(self) -> bool {
+    pub(crate) fn writes(self) -> bool {
         !matches!(self, Self::Get | Self::Watch)
     }
 

@@ -59,6 +59,9 @@ pub enum CallFailure {
     /// The call did not get as far as an answer.
     #[error(transparent)]
     Kube(Box<kube::Error>),
+    /// A server of another kind cannot be reached, or cannot serve: why.
+    #[error("{0}")]
+    NoAnswer(String),
     /// No answer in this time.
     #[error("no answer in {} s", .0.as_secs_f32())]
     TimedOut(Duration),
@@ -72,7 +75,9 @@ impl CallError {
     pub fn status(&self) -> Option<u16> {
         match &self.source {
             CallFailure::Refused(status) => Some(status.code),
-            CallFailure::Kube(_) | CallFailure::TimedOut(_) | CallFailure::NotLeading(_) => None,
+            CallFailure::Kube(_) | CallFailure::NoAnswer(_) | CallFailure::TimedOut(_) | CallFailure::NotLeading(_) => {
+                None
+            }
         }
     }
 }
@@ -99,7 +104,7 @@ pub fn reason(error: &(dyn std::error::Error + 'static)) -> &'static str {
         match error.downcast_ref() {
             Some(CallFailure::Refused(status)) => return refusal(status.code),
             Some(CallFailure::TimedOut(_)) => return "timeout",
-            Some(CallFailure::Kube(_)) => return "no-answer",
+            Some(CallFailure::Kube(_) | CallFailure::NoAnswer(_)) => return "no-answer",
             Some(CallFailure::NotLeading(_)) | None => {}
         }
         cause = error.source();
@@ -118,6 +123,11 @@ fn refusal(code: u16) -> &'static str {
     }
 }
 
+/// The longest time that one call may take.
+pub fn call_timeout() -> Duration {
+    *CHOSEN_TIMEOUT.get().unwrap_or(&CALL_TIMEOUT)
+}
+
 /// Runs a call within the time that calls may take and says, when it fails, what was tried on which object.
 ///
 /// kube's client has no time-out of its own, and a reconciler that hangs holds up its key for ever.
@@ -129,7 +139,7 @@ pub async fn call<T>(
     object: impl Into<String>,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, CallError> {
-    call_within(*CHOSEN_TIMEOUT.get().unwrap_or(&CALL_TIMEOUT), action, object, request).await
+    call_within(call_timeout(), action, object, request).await
 }
 
 /// [`call`] with a limit of its own.

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod apiserver;
+pub mod flannel_etcd;
 pub mod hosts;
 pub mod monitoring;
 pub mod node;

@@ -9,7 +9,7 @@ use super::{
 
 const OPERATOR: (&str, &str) = ("operator", "the operator's name");
 const WATCH: (&str, &str) = ("watch", "plural of the kind");
-const SERVER: (&str, &str) = ("server", "management, guest, vault, vm-pod (its supervisor)");
+const SERVER: (&str, &str) = ("server", "management, guest, vault, flannel-etcd, vm-pod (its supervisor)");
 const VERB: (&str, &str) = ("verb", "get (and list), watch, create, update, patch, delete");
 
 /// Bounds of durations, in seconds.
@@ -62,7 +62,7 @@ pub static API_REQUESTS: Declared<IntCounterVec> = Declared::counters(Metric {
     name: "giantnetes_api_requests_total",
     kind: Kind::Counter,
     labels: &[SERVER, VERB, ("code", "2xx, 409, 429, 4xx, 5xx, other; none: no answer")],
-    help: "Requests to the management cluster's API server, guests' and Vault, by verb and class of the answer",
+    help: "Requests to the management cluster's API server, guests', Vault and Flannel's etcd, by verb and class of the answer",
 });
 
 /// How long API servers take to begin an answer in seconds, by verb.
