@@ -20,7 +20,7 @@ binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
 recipe=3
 # Bytes that the controller image may have: a host that takes over has to get it first.
 controller_limit=60000000
-names=(base base-vm pause toolbox nettools calico coredns traefik node vm controller)
+names=(base base-vm pause toolbox nettools calico coredns traefik etcd node vm controller)
 # Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
 preloaded=(pause toolbox calico coredns traefik)
 
@@ -35,12 +35,12 @@ inputs() {
     base | base-vm) echo "recipe $recipe" ;;
     pause | toolbox | nettools) hash_of base ;;
     calico) hash_of base; tool_names calico cni ;;
-    coredns | traefik) echo "recipe $recipe"; tool_names "$name" ;;
+    coredns | traefik | etcd) echo "recipe $recipe"; tool_names "$name" ;;
     node)
       sha256sum < "$here/base/debian.sh"
       for image in "${preloaded[@]}"; do hash_of "$image"; done
       tool_names "$kubernetes" etcd cni calico ;;
-    vm) hash_of base-vm; hash_of node; binary_hash ;;
+    vm) hash_of base-vm; hash_of node; tool_names flannel; binary_hash ;;
     controller) hash_of base; binary_hash ;;
     *) die "there is no image $name; known: ${names[*]}" ;;
   esac
@@ -65,7 +65,7 @@ ref() {
     base) echo debian:bookworm-slim ;;
     base-vm) echo debian:trixie-slim ;;
     pause | toolbox | nettools) echo "giantnetes/$1:1" ;;
-    calico | coredns | traefik) echo "giantnetes/$1:$(tool_version "$1")" ;;
+    calico | coredns | traefik | etcd) echo "giantnetes/$1:$(tool_version "$1")" ;;
     vm) echo "giantnetes/vm:$(kubernetes_version)" ;;
     # Its content: a changed one must be rolled out.
     controller) echo "giantnetes/controller:$(hash_of controller)" ;;
@@ -75,7 +75,7 @@ ref() {
 
 needs() {
   case $1 in
-    pause | toolbox | nettools | calico | controller) echo base ;;
+    pause | toolbox | nettools | calico | coredns | traefik | etcd | controller) echo base ;;
     node) echo "${preloaded[@]}" ;;
     vm) echo base-vm node ;;
   esac
@@ -179,6 +179,7 @@ build_calico() {
 }
 build_coredns() { build_tool coredns "$1"; }
 build_traefik() { build_tool traefik "$1"; }
+build_etcd() { build_tool etcd "$1"; }
 build_tool() {
   put_tool "$1" "$2" bin
   dockerfile "$1" "$2/context" "$2"
@@ -206,7 +207,7 @@ put_binary() {
   touch -d @0 "$1/giantnetes"
 }
 build_vm() {
-  mkdir "$1/context"
+  put_tool flannel "$1" bin
   put_binary "$1/context"
   # Linked, not copied: the disk is large, and nothing writes to it.
   cp -rl "$(result node)" "$1/context/node"

@@ -19,10 +19,11 @@ NEEDED = {
     "vm": [
         "pkg:cargo/giantnetes@", "pkg:deb/debian/qemu-system-x86@", "pkg:deb/debian/containerd@",
         "pkg:golang/k8s.io/kubernetes@", "pkg:golang/go.etcd.io/etcd/server/v3@", "pkg:golang/github.com/coredns/coredns@",
+        "pkg:golang/github.com/flannel-io/flannel@", "pkg:deb/debian/iptables@",
     ],
 }
-# Products whose binaries lie on the node disk, those of the add-ons' images too.
-ON_THE_DISK = ["kubernetes", "etcd", "cni", "calico", "coredns"]
+# Products whose binaries lie in the VM image: on the node disk, those of the add-ons' images too, and beside it.
+IN_THE_VM_IMAGE = ["kubernetes", "etcd", "cni", "calico", "coredns", "flannel"]
 
 
 def output(*command):
@@ -112,7 +113,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     ours = crates()
     go = set()
-    for product in ON_THE_DISK:
+    for product in IN_THE_VM_IMAGE:
         for binary in pathlib.Path(output(TOOLS, "--dir", product)).iterdir():
             if binary.is_file():
                 go |= modules(binary)
