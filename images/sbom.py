@@ -19,11 +19,12 @@ NEEDED = {
     "vm": [
         "pkg:cargo/giantnetes@", "pkg:deb/debian/qemu-system-x86@", "pkg:deb/debian/containerd@",
         "pkg:golang/k8s.io/kubernetes@", "pkg:golang/go.etcd.io/etcd/server/v3@", "pkg:golang/github.com/coredns/coredns@",
+        "pkg:golang/github.com/traefik/traefik/v3@",
         "pkg:golang/github.com/flannel-io/flannel@", "pkg:deb/debian/iptables@",
     ],
 }
 # Products whose binaries lie in the VM image: on the node disk, those of the add-ons' images too, and beside it.
-IN_THE_VM_IMAGE = ["kubernetes", "etcd", "cni", "calico", "coredns", "flannel"]
+IN_THE_VM_IMAGE = ["kubernetes", "etcd", "cni", "calico", "coredns", "traefik", "flannel"]
 
 
 def output(*command):
