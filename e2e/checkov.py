@@ -20,6 +20,7 @@ EVERYTHING = {
     "dashboards": {"enabled": True},
     "networkPolicy": {"ports": [443, 6443]},
     "quotas": {"team-a": {"clusters": 3}},
+    "flannel": {"enabled": True, "etcd": {"replicas": 3}},
 }
 
 

@@ -59,6 +59,8 @@ def images(values):
     """The image of each value that names one, by default: hosts pull no others."""
     controller = (at(values, f"image.{part}").flow().strip('"') for part in ("repository", "tag"))
     yield f"- `{':'.join(controller)}` (`image`)"
+    etcd = (at(values, f"flannel.etcd.image.{part}").flow().strip('"') for part in ("repository", "tag"))
+    yield f"- `{':'.join(etcd)}` (`flannel.etcd.image`, if `flannel.enabled`)"
     for version in at(values, "settings.kubernetes.images").parts:
         yield f"- `{version.flow()}` (`settings.kubernetes.images`, {version.name})"
 

@@ -7,6 +7,8 @@
 
 #[path = "chart/expressions.rs"]
 mod expressions;
+#[path = "chart/flannel.rs"]
+mod flannel;
 #[path = "chart/helm.rs"]
 mod helm;
 #[path = "chart/processes.rs"]
@@ -39,7 +41,10 @@ const EVERYTHING: &str = r#"{
   "quotas": {"team-a": {"clusters": 3, "clusterAccesses": 20}, "team-b": {"clusters": 0}},
   "nodeSelector": {"kubernetes.io/os": "linux"},
   "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoSchedule"}],
-  "kvm": {"devicePlugin": {"nodeSelector": {"kubernetes.io/os": "linux"}, "tolerations": [{"operator": "Exists"}]}}
+  "kvm": {"devicePlugin": {"nodeSelector": {"kubernetes.io/os": "linux"}, "tolerations": [{"operator": "Exists"}]}},
+  "flannel": {"enabled": true, "etcd": {
+    "replicas": 3, "storage": {"className": "fast"}, "nodeSelector": {"kubernetes.io/os": "linux"}, "tolerations": [{"operator": "Exists"}]
+  }}
 }"#;
 const NOTHING: &str = "{}";
 /// The device plugin is.
@@ -74,6 +79,7 @@ fn wrong_values_are_refused_by_name() {
         (r#"{"log": {"format": "xml"}}"#, "/log/format"),
         (r#"{"resources": {"limit": {}}}"#, "'limit'"),
         (r#"{"networkPolicy": {"ports": ["https"]}}"#, "/networkPolicy/ports/0"),
+        (r#"{"flannel": {"etcd": {"replicas": 2}}}"#, "/flannel/etcd/replicas"),
         (r#"{"quotas": {"team-a": {"clusters": -1}}}"#, "/quotas/team-a/clusters"),
         (r#"{"settings": {"kvm": {"cpuRequestRatio": 2}}}"#, "/settings/kvm/cpuRequestRatio"),
         (r#"{"settings": {"kvm": {"resolver": []}}}"#, "'resolver'"),

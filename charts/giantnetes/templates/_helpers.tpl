@@ -12,6 +12,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/name: giantnetes-device-plugin
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- define "giantnetes.flannelEtcd" -}}
+{{ .Release.Name }}-flannel-etcd
+{{- end }}
+{{- define "giantnetes.flannelEtcdSelector" -}}
+app.kubernetes.io/name: giantnetes-flannel-etcd
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- define "giantnetes.flannelEtcdLabels" -}}
+{{ include "giantnetes.flannelEtcdSelector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
 {{- define "giantnetes.testSelector" -}}
 app.kubernetes.io/name: giantnetes-test
 app.kubernetes.io/instance: {{ .Release.Name }}
