@@ -15,6 +15,7 @@ UNIT = ["cargo", "test", "-q", "-p", "giantnetes", "--lib", "--"]
 END_TO_END = ["cargo", "test", "-q", "-p", "giantnetes-e2e", "--test"]
 CONTROLLER = END_TO_END + ["controller", "--", "--test-threads=1"]
 ADMISSION = END_TO_END + ["admission", "--"]
+OVERLAY = END_TO_END + ["overlay", "--"]
 VAULT = END_TO_END + ["vault", "--", "--test-threads=1"]
 
 # name, kind of rule, what is broken, file, old text, new text, test that must fail
@@ -77,6 +78,12 @@ MUTANTS = [
      "src/runtime/apply.rs", "(Some(_), None) => remove(&mut whole, path),", "(Some(_), None) => {}", CONTROLLER + ["a_load_balancer_leads"]),
     ("silent", "guests", "a node that was given up keeps its guest waiting",
      "src/guest/addons.rs", "status.desired_number_scheduled.saturating_sub(silent)", "status.desired_number_scheduled.saturating_sub(silent.min(0))", UNIT + ["guest::addons"]),
+    ("peers", "overlay", "VXLAN is taken from everybody",
+     "src/supervisor/network.rs", "{family} saddr @{PEERS} accept", "{family} saddr != @{PEERS} accept\n    udp dport {VXLAN_PORT} accept", OVERLAY + ["forged_vxlan"]),
+    ("arp", "overlay", "a VM may claim another's address",
+     "src/supervisor/network.rs", "arp saddr ip {{ {ip}, 0.0.0.0 }} return", "arp saddr ip != {ip} return\n    ether type arp return", OVERLAY + ["forged_arp"]),
+    ("qemu", "overlay", "QEMU's user may send VXLAN",
+     "src/supervisor/network.rs", "meta skuid {QEMU_ID} udp dport {{ 4789, {VXLAN_PORT} }} drop", "meta skuid {QEMU_ID} udp dport {{ 4789, {VXLAN_PORT} }} accept", OVERLAY + ["vms_and_qemu"]),
 ]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
