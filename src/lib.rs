@@ -22,7 +22,7 @@
 //! - [`settings`]: what the operator of the management cluster decides
 //! - [`cluster`]: identity, validation, order of work, deletion, status
 //! - [`network`]: VNI claims, addresses, the Service in front of a guest's API
-//! - [`flannel`]: the overlay of flanneld, on its way: a client of its etcd, what is written there
+//! - [`flannel`]: the overlay of flanneld, and its etcd
 //! - [`pki`]: roots, certificates, kubeconfig
 //! - [`access`]: users' certificates and kubeconfigs
 //! - [`node_config`]: what runs inside a guest node

@@ -115,9 +115,23 @@ pub fn access_secret(access: &str) -> String {
     format!("{access}-access")
 }
 
+/// Label of VM pods whose overlay is another's than the supervisors': its backend.
+pub const OVERLAY_LABEL: &str = "giantnetes.io/overlay";
+/// The value of [`OVERLAY_LABEL`] for Flannel.
+pub const OVERLAY_FLANNEL: &str = "Flannel";
+/// What the chart labels the pods of Flannel's etcd with (`app.kubernetes.io/name`).
+pub const FLANNEL_ETCD: &str = "giantnetes-flannel-etcd";
+/// Port at which etcd serves its clients.
+pub const ETCD_PORT: u16 = 2379;
+
 /// Name of the `index`-th control-plane node.
 pub fn master(index: u32) -> String {
     format!("master-{index}")
+}
+
+/// Which control-plane node has this name.
+pub fn master_index(node: &str) -> Option<u32> {
+    node.strip_prefix("master-")?.parse().ok()
 }
 
 /// Name of the `index`-th node of a pool.

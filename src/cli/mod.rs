@@ -57,6 +57,15 @@ enum Command {
         #[arg(long, env = "POD_IP")]
         pod_ip: IpAddr,
     },
+    /// Run flanneld beside a VM, if the guest's overlay is Flannel's.
+    Flannel {
+        /// The VM's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The pod's address.
+        #[arg(long, env = "POD_IP")]
+        pod_ip: IpAddr,
+    },
     /// Offer KVM to VM pods on this host, if guests start on it.
     DevicePlugin(device_plugin::DevicePluginArgs),
     /// Print the CustomResourceDefinitions.
@@ -131,6 +140,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Run(args) => run::run(args).await,
         Command::Supervise { config, pod_ip } => Ok(supervisor::vm::supervise(&config, pod_ip).await?),
+        Command::Flannel { config, pod_ip } => Ok(supervisor::flannel::run(&config, pod_ip).await?),
         Command::DevicePlugin(args) => Ok(crate::device_plugin::run(args.options()).await?),
         Command::Crds => {
             print!("{}", api::crds_yaml()?);

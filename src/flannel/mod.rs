@@ -1,11 +1,13 @@
-//! The overlay of [Flannel](https://github.com/flannel-io/flannel), beside the one of our own. It is on its way: nothing asks
-//! for it yet, and no Cluster can have it.
+//! Flannel as a guest's overlay: an etcd of the management side, in which every guest has a prefix, a user and a role, and
+//! flanneld beside each VM, which carries what stands there into the kernel ([`crate::supervisor::flannel`]).
 //!
-//! flanneld is to decide nothing: a node's place decides its subnet, the controller manager writes the lease, and flanneld carries
-//! leases into the kernel. For that each guest has a prefix of keys in one etcd, and a user whose rights end with it.
+//! flanneld decides nothing. Which subnet a node has follows from its place, so this operator writes whole leases. All of it
+//! is derived: an etcd that lost its data has it again after a look.
 //!
-//! - [`lease`]: the keys of a guest and what is written there; pure
-//! - [`etcd`]: a client of that etcd, and the rights of guests in it
+//! - [`etcd`]: a client of etcd
+//! - [`lease`]: keys and values, as flanneld reads and writes them; pure
+//! - [`plan`]: which leases there are; pure
 
 pub mod etcd;
 pub mod lease;
+pub mod plan;

@@ -13,6 +13,7 @@
 //! - `addons`: the manifests that the VM image carries
 //! - [`client`]: asking all of this, for the controller manager
 //! - [`config`]: what the controller says about the VM
+//! - [`flannel`]: flanneld, where the overlay is Flannel's, in a container of its own
 //! - [`network`]: bridge, VXLAN, tap and the rules that hold the guest in its place
 //! - [`peers`]: the guest's other VM pods
 //! - [`disks`]: root overlay, etcd's disk, cloud-init's seed
@@ -30,6 +31,7 @@ pub mod addons;
 pub mod client;
 pub mod config;
 pub mod disks;
+pub mod flannel;
 pub mod health;
 mod kept;
 mod line;
@@ -59,6 +61,10 @@ pub mod paths {
     pub const NODE: &str = "/node";
     /// The device that tap interfaces are made with.
     pub const TUN: &str = "/dev/net/tun";
+    /// The guest's certificate to Flannel's etcd, in the container of flanneld alone.
+    pub const FLANNEL: &str = "/etc/flannel";
+    /// What flanneld writes, which nobody else reads.
+    pub const FLANNEL_RUN: &str = "/run/flannel";
     /// The device that guests run on with hardware virtualisation. Only pods that ask for it have it.
     pub const KVM: &str = "/dev/kvm";
 }

@@ -124,7 +124,7 @@ fn may_open(count: u64) -> nix::Result<()> {
     if soft < count.min(hard) { setrlimit(Resource::RLIMIT_NOFILE, count.min(hard), hard) } else { Ok(()) }
 }
 
-fn read(path: &Path) -> Result<VmConfig, Error> {
+pub(super) fn read(path: &Path) -> Result<VmConfig, Error> {
     let name = || path.display().to_string();
     let text = std::fs::read(path).map_err(|source| Error::Config { path: name(), source })?;
     serde_json::from_slice(&text).map_err(|source| Error::Parse { path: name(), source })

@@ -156,7 +156,7 @@ pub fn vms_and_qemu_send_no_vxlan<B: Backend>(world: &mut World<B>) {
 
     // The VM sends by the overlay to pods, to its own pod, and to the internet.
     for underlay in ["10.99.0.0/16".to_owned(), format!("{OUTSIDE}/32")] {
-        a.vm.ip(&format!("route add {underlay} via {}", a.gateway()));
+        a.vm.ip(&format!("route add {underlay} via {}", a.router()));
     }
     for port in [VXLAN_PORT, STANDARD_VXLAN] {
         for (to, letter_to) in [("a", "a"), ("b", "b"), ("x", "b")] {
@@ -200,10 +200,11 @@ pub fn forged_sources_stay_at_home<B: Backend>(world: &mut World<B>) {
     world.until_all_reach(&["a", "b", "c"]);
     let (a, b, c) = (world.pod("a"), world.pod("b"), world.pod("c"));
     // One that nobody has, one that somebody has, and the gateway's.
-    let nobodys = Ipv4Addr::from(u32::from(a.overlay.node.ip.broadcast()) - 1);
+    let nobodys = Ipv4Addr::from(u32::from(a.overlay.gateway.broadcast()) - 1);
+    let way = if a.overlay.flannel.is_some() { format!("via {}", a.router()) } else { String::new() };
     for taken in [nobodys, c.ip(), a.gateway()] {
         a.vm.ip(&format!("addr add {taken}/32 dev overlay"));
-        a.vm.ip(&format!("route add {}/32 dev overlay src {taken}", b.ip()));
+        a.vm.ip(&format!("route add {}/32 {way} dev overlay src {taken}", b.ip()));
         let content = format!("from {taken}");
         let socket = a.vm.inside(|| std::net::UdpSocket::bind((taken, 0))).unwrap();
         socket.send_to(content.as_bytes(), (b.ip(), PORT)).unwrap();
@@ -300,7 +301,7 @@ pub fn each_node_has_its_own_gateway<B: Backend>(world: &mut World<B>) {
     }
     // Nor any other address of a pod.
     let a = world.pod("a");
-    a.vm.ip(&format!("route add 10.99.0.0/16 via {}", a.gateway()));
+    a.vm.ip(&format!("route add 10.99.0.0/16 via {}", a.router()));
     for to in ["a", "b"].map(|name| world.pod(name).address) {
         assert!(!connects("a", to, API), "a VM reaches {to}");
     }

@@ -13,6 +13,8 @@
 //! that follows peers. A veth stands in for QEMU: packets on a tap come from its owner, so the rules of the tap (forged
 //! sources) are given to that veth. Needs root, and makes nothing outside of its namespaces.
 //!
+//! With Flannel there is more: its etcd in `net`, and beside each VM pod's supervisor what runs flanneld, with the real one.
+//!
 //! A case is a function of a world of its own, and asks the backend wherever backends differ. Each backend's file names the
 //! cases that are tests of it.
 
@@ -20,6 +22,7 @@
 
 mod cases;
 mod dns;
+mod flannel;
 mod forged;
 mod namespace;
 mod native;
@@ -34,7 +37,11 @@ use std::fs;
 
 use giantnetes::{
     runtime::chain,
-    supervisor::{config::OverlayConfig, network, peers},
+    supervisor::{
+        config::OverlayConfig,
+        flannel::{Places, carry},
+        network, peers,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -66,4 +73,21 @@ fn supervisor() {
             Err(error) => say(chain(&error)),
         }
     });
+}
+
+/// Folder of what the container of flanneld has in a VM pod: its certificate in `secret`, what it writes in `run`, and the
+/// program.
+const FOLDER: &str = "OVERLAY_TEST_FLANNEL";
+
+/// Not a test by itself either: what runs flanneld.
+#[test]
+fn flannels_container() {
+    let [Ok(config), Ok(address), Ok(folder)] = [CONFIG, ADDRESS, FOLDER].map(std::env::var) else { return };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    giantnetes::runtime::telemetry::init_logs(giantnetes::runtime::telemetry::LogFormat::Text, "info");
+    let overlay: OverlayConfig = serde_json::from_str(&config).unwrap();
+    let folder = std::path::Path::new(&folder);
+    let places = Places { program: folder.join("flanneld"), secret: folder.join("secret"), run: folder.join("run") };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(carry(overlay, address.parse().unwrap(), places)).unwrap();
 }

@@ -28,13 +28,7 @@ impl Namespace {
 
     /// What `work` answers inside. A socket stays where it was made, whoever uses it afterwards.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let place = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        // A thread of its own: threads that other tests use stay outside.
-        let in_thread = || {
-            move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            work()
-        };
-        thread::scope(|scope| scope.spawn(in_thread).join()).unwrap()
+        inside(&self.0, work)
     }
 
     /// Sets a value under `/proc/sys/net`.
@@ -66,6 +60,17 @@ impl Namespace {
         let _ = child.stdin.take().unwrap().write_all(input);
         child.wait().unwrap().success()
     }
+}
+
+/// What `work` answers inside of a namespace with this name.
+pub fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+    let place = File::open(format!("/run/netns/{name}")).unwrap();
+    // A thread of its own: threads that other tests use stay outside.
+    let in_thread = || {
+        move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        work()
+    };
+    thread::scope(|scope| scope.spawn(in_thread).join()).unwrap()
 }
 
 impl Drop for Namespace {

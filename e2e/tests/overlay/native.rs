@@ -40,11 +40,11 @@ impl Backend for Native {
         format!("vx{}", guest.vni)
     }
 
-    fn join(&mut self, dns: &Dns, guest: Guest, _place: u8, address: Ipv4Addr) {
+    fn join(&mut self, dns: &Dns, guest: Guest, _: &Namespace, _: &OverlayConfig, address: Ipv4Addr) {
         dns.add(&guest.service(), address);
     }
 
-    fn leave(&mut self, dns: &Dns, guest: Guest, _place: u8, address: Ipv4Addr) {
+    fn leave(&mut self, dns: &Dns, guest: Guest, _: &OverlayConfig, address: Ipv4Addr) {
         dns.remove(&guest.service(), address);
     }
 }

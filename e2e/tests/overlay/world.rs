@@ -40,10 +40,10 @@ pub trait Backend {
     fn carried_to(&self, place: u8) -> Mac;
     /// Name of a guest's VXLAN device.
     fn device(&self, guest: Guest) -> String;
-    /// A pod has its address: those that are to know learn of it.
-    fn join(&mut self, dns: &Dns, guest: Guest, place: u8, address: Ipv4Addr);
+    /// A pod has its address, in this namespace: those that are to know learn of it.
+    fn join(&mut self, dns: &Dns, guest: Guest, ns: &Namespace, overlay: &OverlayConfig, address: Ipv4Addr);
     /// A pod is gone.
-    fn leave(&mut self, dns: &Dns, guest: Guest, place: u8, address: Ipv4Addr);
+    fn leave(&mut self, dns: &Dns, guest: Guest, overlay: &OverlayConfig, address: Ipv4Addr);
 }
 
 /// Makes tests of these cases for a backend.
@@ -133,6 +133,11 @@ impl Pod {
     /// The VM's address.
     pub fn ip(&self) -> Ipv4Addr {
         self.overlay.node.ip.addr()
+    }
+
+    /// Its pod's bridge, as the VM's neighbour.
+    pub fn router(&self) -> Ipv4Addr {
+        self.overlay.node.router()
     }
 
     pub fn gateway(&self) -> Ipv4Addr {
@@ -238,13 +243,13 @@ impl<B: Backend> World<B> {
     pub fn refused(&mut self, wish: Wish) -> String {
         let pod = self.begin(wish);
         let error = self.set_up(wish.name).unwrap_err();
-        self.backend.leave(&self.dns, wish.guest, wish.place, pod.address);
+        self.backend.leave(&self.dns, wish.guest, &pod.overlay, pod.address);
         error
     }
 
     pub fn remove(&mut self, name: &str) {
-        let Pod { wish, address, .. } = self.pods.remove(name).unwrap();
-        self.backend.leave(&self.dns, wish.guest, wish.place, address);
+        let Pod { wish, address, overlay, .. } = self.pods.remove(name).unwrap();
+        self.backend.leave(&self.dns, wish.guest, &overlay, address);
         let _ = fs::remove_file(self.ready(name));
     }
 
@@ -306,7 +311,7 @@ impl<B: Backend> World<B> {
         ns.ip(&format!("link add name vm type veth peer name overlay netns {}", vm.name()));
         let overlay = OverlayConfig { mtu: wish.mtu, ..self.backend.config(guest, place, DNS) };
         vm.ip(&format!("link set overlay address {}", overlay.node.mac));
-        self.backend.join(&self.dns, guest, place, address);
+        self.backend.join(&self.dns, guest, &ns, &overlay, address);
         let supervisor = self.supervise(&ns, wish, &overlay, address);
         let listener = Listener::start(&vm, PORT, name);
         Pod { supervisor, listener, vm, ns, wish, address, overlay, mtu: 0 }
@@ -360,8 +365,12 @@ fn plug(pod: &Pod) {
     pod.vm.ip(&format!("link set dev overlay mtu {} up", pod.mtu));
     // It may have it already.
     let _ = try_run(&format!("ip -n {} addr add {} dev overlay", pod.vm.name(), pod.overlay.node.ip));
+    if pod.overlay.flannel.is_some() {
+        pod.vm.ip(&format!("route replace {} via {}", pod.overlay.network(), pod.router()));
+    }
     // The rules speak of the tap: the VM stands beside it, so they are told of its interface as well.
-    for chain in ["forward", "input"] {
+    let chains: &[_] = if pod.overlay.flannel.is_some() { &["input"] } else { &["forward", "input"] };
+    for chain in chains {
         pod.ns.run(&format!("nft insert rule bridge giantnetes {chain} iifname vm jump from_guest"));
     }
 }

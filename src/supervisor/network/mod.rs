@@ -9,7 +9,7 @@
 //! ```
 //!
 //! With Flannel each bridge is a network of its own, and the pod forwards between it and a VXLAN device, to which flanneld
-//! gives routes:
+//! gives routes ([`super::flannel`]):
 //!
 //! ```text
 //!  eth0 ── udp/8472 ── flannel.<VNI> .0 ── routes ── br0 .1 ── tap0 ── QEMU ── the guest's first interface .2
