@@ -23,8 +23,9 @@ use kube::{
 
 use crate::{
     access::{self, AccessKey, plan::rights_of, rights::Rights},
-    api::{Cluster, ClusterAccess, NetworkClaim, VaultPlace, names},
+    api::{Cluster, ClusterAccess, NetworkClaim, OverlayBackend, VaultPlace, names},
     cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
+    flannel::server::FlannelEtcd,
     kvm::{
         self,
         host::{Host, HostState},
@@ -242,6 +243,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// The Vault of this installation, if it has one.
     pub vault: Option<Arc<Vault>>,
+    /// Flannel's etcd of this installation, if it has one.
+    pub flannel: Option<Arc<FlannelEtcd>>,
 }
 
 /// A Cluster as a micro-operator looks at it.
@@ -269,6 +272,12 @@ impl Target {
     /// Whether it is recorded that etcd has held the guest's objects.
     pub fn has_formed_etcd(&self) -> bool {
         self.cluster.status.as_ref().is_some_and(|status| status.etcd_formed == Some(true))
+    }
+
+    /// Whether its overlay is Flannel's.
+    pub fn asks_for_flannel(&self) -> bool {
+        // As it was written: of a spec that became invalid everything has to go nevertheless.
+        self.cluster.spec.network.overlay.backend == OverlayBackend::Flannel
     }
 
     /// How long nothing but renewing certificates is to be done at `now`, deletion included.

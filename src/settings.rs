@@ -142,6 +142,8 @@ pub struct NetworkSettings {
     pub cluster_domain: String,
     /// Namespace of the controller manager, whose pods may ask VM pods how they are. The chart sets it.
     pub manager_namespace: String,
+    /// Flannel's etcd, for guests whose overlay is Flannel's. None: no guest can. The chart sets it.
+    pub flannel: Option<FlannelSettings>,
     /// Namespaces whose pods may scrape VM pods: what supervisors count, and guests' components. None: nobody may.
     pub monitoring_namespaces: BTreeSet<String>,
 }
@@ -154,9 +156,20 @@ impl Default for NetworkSettings {
             cluster_dns: None,
             cluster_domain: "cluster.local".into(),
             manager_namespace: "giantnetes-system".into(),
+            flannel: None,
             monitoring_namespaces: BTreeSet::new(),
         }
     }
+}
+
+/// Flannel's etcd, in the controller manager's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FlannelSettings {
+    /// Name of its Service and StatefulSet.
+    pub service: String,
+    /// How many members it has: 1 or 3.
+    pub members: u32,
 }
 
 /// An address; an empty text is none, as chart values have it.
@@ -243,6 +256,9 @@ pub enum SettingsError {
     /// A time-out is no time that can pass.
     #[error("{0} {1:#} must be between 0 and 24h")]
     Timeout(&'static str, SignedDuration),
+    /// A count of members that makes no etcd.
+    #[error("network.flannel.members {0} must be 1 or 3")]
+    FlannelMembers(u32),
     /// A Vault that cannot be asked.
     #[error("vault.{0} {1}")]
     Vault(&'static str, &'static str),
@@ -288,6 +304,11 @@ impl Settings {
         let quarantine = self.network.quarantine;
         if quarantine.is_negative() || quarantine > SignedDuration::from_hours(720) {
             return Err(SettingsError::Quarantine(quarantine));
+        }
+        if let Some(members) =
+            self.network.flannel.as_ref().map(|flannel| flannel.members).filter(|n| ![1, 3].contains(n))
+        {
+            return Err(SettingsError::FlannelMembers(members));
         }
         let timeouts =
             [("rollout.drainTimeout", self.rollout.drain_timeout), ("kvm.hostTimeout", self.kvm.host_timeout)];
@@ -352,6 +373,10 @@ mod tests {
         assert_eq!(drain.rollout.drain_timeout, SignedDuration::from_secs(90));
         assert!(timeouts("rollout: {drainTimeout: 25h}").unwrap_err().contains("rollout.drainTimeout"));
         assert!(timeouts("kvm: {hostTimeout: -5m}").unwrap_err().contains("kvm.hostTimeout"));
+        let flannel =
+            |members| quarantine.replace("quarantine: 1h", &format!("flannel: {{service: a, members: {members}}}"));
+        assert_eq!(parse(&flannel(3)).unwrap().network.flannel.unwrap().members, 3);
+        assert!(parse(&flannel(2)).unwrap_err().contains("network.flannel.members 2"));
         assert!(parse(&quarantine.replace("1h", "-1s")).unwrap_err().contains("network.quarantine"));
     }
 }

@@ -119,6 +119,10 @@ pub enum Reason {
     VaultUnavailable,
     /// Vault refuses; the message names the path.
     VaultDenied,
+    /// Flannel's etcd is not set up, does not answer or fails; the message says which.
+    FlannelUnavailable,
+    /// Flannel's etcd refuses; the message names the call.
+    FlannelDenied,
     /// A VM pod reaches what it must not; the message names the pair.
     NotIsolated,
     /// No host takes a node; the message is the scheduler's.
@@ -137,7 +141,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -153,6 +157,8 @@ impl Reason {
         Self::EtcdLost,
         Self::VaultUnavailable,
         Self::VaultDenied,
+        Self::FlannelUnavailable,
+        Self::FlannelDenied,
         Self::NotIsolated,
         Self::Unschedulable,
         Self::HostDead,
@@ -180,6 +186,8 @@ impl Reason {
             Self::EtcdLost => "EtcdLost",
             Self::VaultUnavailable => "VaultUnavailable",
             Self::VaultDenied => "VaultDenied",
+            Self::FlannelUnavailable => "FlannelUnavailable",
+            Self::FlannelDenied => "FlannelDenied",
             Self::NotIsolated => "NotIsolated",
             Self::Unschedulable => "Unschedulable",
             Self::HostDead => "HostDead",

@@ -19,11 +19,14 @@ pub struct NetworkSpec {
 /// The VXLAN network that joins a guest's nodes.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::flannel_has_room())]
+#[x_kube(validation = rules::flannel_carries_packets_in_packets())]
 pub struct OverlaySpec {
     /// Who forwards between the nodes. Default: `Native`. Changing it: immutable.
     #[serde(default, skip_serializing_if = "OverlayBackend::is_default")]
     pub backend: OverlayBackend,
-    /// IPv4 range of the nodes' addresses, /16 to /24; may be equal in all guests. Default: 172.26.0.0/20. Changing it: immutable.
+    /// IPv4 range of the nodes' addresses, /16 to /24, with Flannel /16 to /22; may be equal in all guests. Default:
+    /// 172.26.0.0/20. Changing it: immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 18))]
     #[x_kube(validation = rules::ipv4_range())]
@@ -37,7 +40,7 @@ pub struct OverlaySpec {
     #[schemars(range(min = 1000, max = 9999))]
     #[x_kube(validation = rules::not_calicos_vni())]
     pub vni: Option<i32>,
-    /// Largest packet between nodes in bytes, 1280 to 8950. Default: what the pods' own network leaves after VXLAN's 50.
+    /// Largest packet between nodes in bytes, 1280 to 8950, with Flannel from 1330 on. Default: what the pods' own network leaves after VXLAN's 50.
     /// One that is larger keeps the nodes from starting. Changing it: rolls the control plane and the pools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 8950))]
@@ -47,9 +50,12 @@ pub struct OverlaySpec {
 /// Who forwards between the guest's nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OverlayBackend {
-    /// The supervisors of the VM pods.
+    /// The supervisors of the VM pods: the nodes are on one Ethernet segment.
     #[default]
     Native,
+    /// flanneld beside every VM: each node has a network of its own, and there are routes between them. The operator has to
+    /// have set Flannel's etcd up.
+    Flannel,
 }
 
 impl OverlayBackend {

@@ -108,6 +108,20 @@ pub(super) fn not_calicos_vni() -> Rule {
     Rule::new("self != 4096").message("must not be 4096, Calico's own")
 }
 
+/// Each node has four addresses there.
+pub(super) fn flannel_has_room() -> Rule {
+    Rule::new("!has(self.backend) || self.backend != 'Flannel' || !has(self.cidr) || !isCIDR(self.cidr) || cidr(self.cidr).prefixLength() <= 22")
+        .message("must be between /16 and /22 with backend Flannel, which gives each node a network of its own")
+        .field_path(".cidr")
+}
+
+/// Pods' packets are in VXLAN between nodes, of which 1280 bytes have to be left.
+pub(super) fn flannel_carries_packets_in_packets() -> Rule {
+    Rule::new("!has(self.backend) || self.backend != 'Flannel' || !has(self.mtu) || self.mtu >= 1330")
+        .message("must be at least 1330 with backend Flannel, over which pods' packets are 50 bytes smaller")
+        .field_path(".mtu")
+}
+
 pub(super) fn feature_gate_names() -> Rule {
     Rule::new("self.all(name, name.matches('^[A-Z][A-Za-z0-9]{0,62}$'))")
         .message("must be names of feature gates such as InPlacePodVerticalScaling")

@@ -21,6 +21,11 @@ use crate::{
     api::{Cluster, ClusterAccess, NetworkClaim, names},
     cluster::{Reports, metrics, reconcile::ClusterOperator},
     context::{Cache, Context, Queues, Wake},
+    flannel::{
+        install::{InstallOperator, Installation},
+        reconcile::FlannelOperator,
+        server::FlannelEtcd,
+    },
     guest::reconcile::GuestOperator,
     isolation::reconcile::IsolationOperator,
     kvm::reconcile::KvmOperator,
@@ -114,7 +119,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     };
     let vault = settings.vault.clone().map(|vault| Vault::new(vault, Some(leadership.clone()))).transpose()?;
     let vault = vault.map(Arc::new);
-    let context = Context { client, settings, cache, reports, memory, events, leadership, vault };
+    let flannel = settings.network.flannel.clone().map(|flannel| Arc::new(FlannelEtcd::new(flannel)));
+    let context = Context { client, settings, cache, reports, memory, events, leadership, vault, flannel };
 
     // Who does not lead says so, too: that nobody leads must show.
     LEADING.set(0);
@@ -197,9 +203,14 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         context.reports.clear();
         context.cache.resync(&wake);
         let shift = Shift::default();
-        let Queues { cluster, network, pki, kvm, isolation, guest, access } = &queues;
+        let Queues { cluster, network, flannel, flannel_etcd, pki, kvm, isolation, guest, access } = &queues;
         operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, &shift);
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
+        operator::start(Arc::new(FlannelOperator::new(context.clone())), flannel, &shift);
+        if let Some(etcd) = context.flannel.clone() {
+            operator::start(Arc::new(InstallOperator::new(context.clone(), etcd)), flannel_etcd, &shift);
+            flannel_etcd.add(Installation);
+        }
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
         operator::start(Arc::new(IsolationOperator::new(context.clone())), isolation, &shift);

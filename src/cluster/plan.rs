@@ -36,7 +36,8 @@ pub fn left_over(reports: &ClusterReports, namespace_is_gone: bool) -> Vec<&'sta
     [
         (gone(reports.kvm.as_ref()), "VM pods"),
         (namespace_is_gone, "namespace"),
-        (gone(reports.network.as_ref()), "VNI claim"),
+        // Whose prefix and user in Flannel's etcd go right before it.
+        (gone(reports.flannel.as_ref()) && gone(reports.network.as_ref()), "VNI claim"),
         (gone(reports.pki.as_ref()), "kubeconfig Secret and authorities"),
     ]
     .into_iter()
@@ -153,9 +154,9 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
+    let ClusterReports { network, flannel, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
     let parts = [
-        (ConditionType::NetworkReady, judge(network.as_ref())),
+        (ConditionType::NetworkReady, both(judge(network.as_ref()), judge(flannel.as_ref()))),
         (ConditionType::PKIReady, judge(pki.as_ref())),
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
         (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
@@ -241,6 +242,11 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
     }
 }
 
+/// What is to be said of two that have to be good.
+fn both(first: (Status, Reason, String), second: (Status, Reason, String)) -> (Status, Reason, String) {
+    if first.0 == Status::True { second } else { first }
+}
+
 /// With the count of workers, since a pool may be half there.
 fn judge_pools(report: Option<&Report<PoolFacts>>) -> (Status, Reason, String) {
     let (status, reason, message) = judge(report);
@@ -292,7 +298,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, testing::valid};
+    use crate::{
+        api::NodeCounts, flannel::FlannelFacts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, testing::valid,
+    };
 
     fn good() -> ClusterReports {
         ClusterReports {
@@ -302,6 +310,7 @@ mod tests {
                 endpoint: Some("https://10.0.0.1:6443".into()),
                 ingress: None,
             })),
+            flannel: Some(Report::Ready(FlannelFacts {})),
             pki: Some(Report::Ready(PkiFacts {
                 renew_at: Some("2026-01-01T00:00:00Z".into()),
                 end_at: Some("2026-02-01T00:00:00Z".into()),
@@ -498,6 +507,7 @@ mod tests {
     fn the_finalizer_goes_only_when_everything_was_seen_gone() {
         let all_gone = ClusterReports {
             network: Some(Report::Gone),
+            flannel: Some(Report::Gone),
             pki: Some(Report::Gone),
             kvm: Some(Report::Gone),
             pools: Some(Report::Gone),
@@ -507,6 +517,8 @@ mod tests {
         };
         assert!(left_over(&all_gone, true).is_empty());
         assert_eq!(left_over(&all_gone, false), ["namespace"]);
+        let known = ClusterReports { flannel: Some(Report::waiting("its keys to go")), ..all_gone.clone() };
+        assert_eq!(left_over(&known, true), ["VNI claim"]);
         assert_eq!(left_over(&ClusterReports::default(), true).len(), 3);
         let status = status_of(&all_gone, Some(vec!["namespace"]));
         assert_eq!(

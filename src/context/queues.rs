@@ -1,6 +1,6 @@
 //! What the micro-operators work on.
 
-use crate::{access::AccessKey, cluster::ClusterKey, runtime::queue::Queue};
+use crate::{access::AccessKey, cluster::ClusterKey, flannel::install::Installation, runtime::queue::Queue};
 
 /// The isolation operator waits for what does not come about, so it has so many times the others' workers.
 const WAITING: usize = 8;
@@ -11,6 +11,8 @@ const WAITING: usize = 8;
 pub struct Queues {
     pub cluster: Queue<ClusterKey>,
     pub network: Queue<ClusterKey>,
+    pub flannel: Queue<ClusterKey>,
+    pub flannel_etcd: Queue<Installation>,
     pub pki: Queue<ClusterKey>,
     pub kvm: Queue<ClusterKey>,
     pub isolation: Queue<ClusterKey>,
@@ -24,6 +26,8 @@ impl Queues {
         Self {
             cluster: Queue::new(workers),
             network: Queue::new(workers),
+            flannel: Queue::new(workers),
+            flannel_etcd: Queue::new(1),
             pki: Queue::new(workers),
             kvm: Queue::new(workers),
             isolation: Queue::new(workers * WAITING),
@@ -33,8 +37,8 @@ impl Queues {
     }
 
     /// Those in which every Cluster is looked at.
-    pub(super) fn of_clusters(&self) -> [&Queue<ClusterKey>; 6] {
-        let Self { cluster, network, pki, kvm, isolation, guest, access: _ } = self;
-        [cluster, network, pki, kvm, isolation, guest]
+    pub(super) fn of_clusters(&self) -> [&Queue<ClusterKey>; 7] {
+        let Self { cluster, network, flannel, pki, kvm, isolation, guest, flannel_etcd: _, access: _ } = self;
+        [cluster, network, flannel, pki, kvm, isolation, guest]
     }
 }

@@ -18,7 +18,11 @@ use kube::{
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::{api::names, cluster::Valid, network::addresses};
+use crate::{
+    api::names,
+    cluster::Valid,
+    network::addresses::{self, Fabric},
+};
 
 /// Namespace of all add-ons.
 pub const NAMESPACE: &str = "kube-system";
@@ -172,7 +176,9 @@ fn fill_in(manifests: &str, cluster: &Valid) -> String {
     let values = [
         ("{{POD_CIDR}}", ranges.pods.to_string()),
         ("{{DNS_ADDRESS}}", addresses::dns(ranges.services).to_string()),
-        // 0: Calico takes the overlay's.
+        // Between networks of one node each nobody knows the way to pods: Calico carries their packets in packets of the nodes'.
+        ("{{POOL_VXLAN}}", if ranges.overlay.fabric == Fabric::Routed { "Always" } else { "Never" }.to_owned()),
+        // 0: Calico takes the overlay's, less what that takes.
         ("{{POD_MTU}}", cluster.mtu.pods.unwrap_or(0).to_string()),
     ];
     values.iter().fold(manifests.to_owned(), |text, (name, value)| text.replace(name, value))

@@ -44,6 +44,9 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
+        if reports.flannel.as_ref().and_then(Report::facts).is_none() {
+            return waiting("what flanneld needs");
+        }
         self.ensure_budget(valid, survey.workers.len()).await.map_err(Error::Budget)?;
         if survey.masters.iter().all(|(_, node)| !self.has_keys(identity, node)) {
             return waiting("the certificates");

@@ -27,14 +27,14 @@ use crate::{
         valid::{Machine, NodePool, Storage, Zone},
     },
     network::{
-        addresses::{EGRESS_MAC, NodeAddress},
+        addresses::{EGRESS_MAC, Fabric, NodeAddress},
         places::Place,
     },
     node_config::{self, Blank, NodeConfig, RENDER_REVISION, cloud_init},
     rollout::wish,
     runtime::apply::hash,
     settings::Settings,
-    supervisor::config::{self, OverlayConfig, PeersConfig, VmConfig},
+    supervisor::config::{self, FlannelConfig, OverlayConfig, PeersConfig, VmConfig},
 };
 use ipnet::Ipv4Net;
 
@@ -258,7 +258,7 @@ fn vm_config(cluster: &Valid, node: &str, machine: Machine, address: NodeAddress
             node: address,
             mtu: cluster.mtu.overlay,
             peers,
-            flannel: None,
+            flannel: (overlay.fabric == Fabric::Routed).then(|| FlannelConfig { guest: cluster.identity.id.clone() }),
         },
         egress_mac: EGRESS_MAC,
         api_address: None,
@@ -341,6 +341,22 @@ mod tests {
         let vm = &config.data.as_ref().unwrap()["vm.json"];
         let meta = serde_saphyr::to_string(&config.metadata).unwrap();
         insta::assert_snapshot!(format!("{meta}---\n{vm}\n---\n{}", serde_saphyr::to_string(&pod).unwrap()));
+    }
+
+    #[test]
+    fn with_flannel_a_worker_has_flanneld_beside_it_and_its_certificate_there_alone() {
+        let plain = worker(json!({"name": "a"}));
+        let mut settings = settings();
+        settings.network.cluster_dns = Some([10, 96, 0, 10].into());
+        let mut cluster = valid(json!({"nodePools": [{"name": "a"}]}));
+        cluster.ranges.overlay.fabric = Fabric::Routed;
+        let made = worker_node(&cluster, &cluster.pools[0], "a-0", Place(64), around(&settings)).unwrap();
+        let (vm, spec) = (&made.config.data.as_ref().unwrap()["vm.json"], made.pod.spec.as_ref().unwrap());
+        let flanneld = serde_saphyr::to_string(&spec.init_containers).unwrap();
+        insta::assert_snapshot!(format!("{vm}\n---\n{flanneld}"));
+        let of = |containers: &[k8s_openapi::api::core::v1::Container]| serde_json::to_string(containers).unwrap();
+        assert_eq!(of(&spec.containers), of(&plain.pod.spec.as_ref().unwrap().containers));
+        assert!(plain.pod.spec.as_ref().unwrap().init_containers.is_none());
     }
 
     #[test]

@@ -24,7 +24,8 @@ use crate::{
         Valid,
         valid::{Machine, NodePool, parse_bytes},
     },
-    network::places::Place,
+    flannel::certificates,
+    network::{addresses::Fabric, places::Place},
     supervisor::{QEMU_ID, accelerator::TRANSLATIONS_MIB, paths},
 };
 
@@ -83,6 +84,10 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
             labels.insert(names::NODE_LABEL.into(), of.node.into());
         }
     }
+    let with_flannel = cluster.ranges.overlay.fabric == Fabric::Routed;
+    if with_flannel {
+        labels.insert(names::OVERLAY_LABEL.into(), names::OVERLAY_FLANNEL.into());
+    }
     let kvm = &around.settings.kvm;
     Pod {
         metadata: ObjectMeta {
@@ -119,8 +124,9 @@ pub(super) fn vm_pod(cluster: &Valid, of: &NodePod, around: Surroundings) -> Pod
                 ..PodSecurityContext::default()
             }),
             affinity: Some(affinity(cluster, of)),
+            init_containers: with_flannel.then(|| vec![flanneld(cluster)]),
             containers: vec![container(cluster, of, around)],
-            volumes: Some(volumes(of)),
+            volumes: Some(if with_flannel { [volumes(of), flannels_volumes()].concat() } else { volumes(of) }),
             ..PodSpec::default()
         }),
         ..Pod::default()
@@ -177,15 +183,8 @@ fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
         name: CONTAINER.into(),
         image: Some(cluster.version.image.clone()),
         image_pull_policy: Some("IfNotPresent".into()),
-        args: Some(vec!["supervise".into(), format!("--config={}/{}", paths::CONFIG, crate::supervisor::config::FILE)]),
-        env: Some(vec![EnvVar {
-            name: "POD_IP".into(),
-            value_from: Some(EnvVarSource {
-                field_ref: Some(ObjectFieldSelector { field_path: "status.podIP".into(), api_version: None }),
-                ..EnvVarSource::default()
-            }),
-            ..EnvVar::default()
-        }]),
+        args: Some(vec!["supervise".into(), config_argument()]),
+        env: Some(vec![pod_address()]),
         ports: Some(vec![port("api", names::API_PORT), port("health", names::SUPERVISOR_PORT)]),
         resources: Some(resources(of.machine, cluster.accelerator, around)),
         // A guest's first boot under emulation takes minutes: that is the start-up probe's to wait for.
@@ -206,6 +205,69 @@ fn container(cluster: &Valid, of: &NodePod, around: Surroundings) -> Container {
         }),
         volume_mounts: Some(mounts),
         ..Container::default()
+    }
+}
+
+/// flanneld, in a container of its own that runs before the VM and for as long as it does: no process of the VM's may see its
+/// key, and all of them read what their group may.
+fn flanneld(cluster: &Valid) -> Container {
+    Container {
+        name: "flannel".into(),
+        image: Some(cluster.version.image.clone()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        args: Some(vec!["flannel".into(), config_argument()]),
+        env: Some(vec![pod_address()]),
+        restart_policy: Some("Always".into()),
+        resources: Some(ResourceRequirements {
+            requests: Some(amounts(&[("cpu", "10m"), ("memory", "64Mi")])),
+            limits: Some(amounts(&[("memory", "128Mi")])),
+            ..ResourceRequirements::default()
+        }),
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        security_context: Some(SecurityContext {
+            run_as_user: Some(0),
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: Some(vec!["NET_ADMIN".into()]) }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![
+            mount("config", paths::CONFIG, true),
+            mount("flannel", paths::FLANNEL, true),
+            mount("flannel-run", paths::FLANNEL_RUN, false),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn flannels_volumes() -> Vec<Volume> {
+    let secret = SecretVolumeSource {
+        secret_name: Some(certificates::OF_GUEST.into()),
+        default_mode: Some(0o400),
+        ..SecretVolumeSource::default()
+    };
+    vec![
+        Volume { name: "flannel".into(), secret: Some(secret), ..Volume::default() },
+        Volume { name: "flannel-run".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+    ]
+}
+
+fn amounts(of: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
+    of.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
+}
+
+fn config_argument() -> String {
+    format!("--config={}/{}", paths::CONFIG, crate::supervisor::config::FILE)
+}
+
+fn pod_address() -> EnvVar {
+    EnvVar {
+        name: "POD_IP".into(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { field_path: "status.podIP".into(), api_version: None }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
     }
 }
 

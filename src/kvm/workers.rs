@@ -47,6 +47,9 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
+        if reports.flannel.as_ref().and_then(Report::facts).is_none() {
+            return waiting("what flanneld needs");
+        }
         self.give_up(target, survey).await?;
         let (mut states, poll) = self.remove(target, survey).await?;
         let places = self.places(valid, survey).await?;

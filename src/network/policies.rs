@@ -7,6 +7,8 @@
 //!                                          └──┘ udp/8472, tcp/6443, among the VM pods of one guest
 //! ```
 //!
+//! With Flannel, VM pods reach its etcd (tcp/2379), too.
+//!
 //! The management cluster's CNI enforces it. Kubelet's probes come from the pod's own host, which every CNI lets in.
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -23,6 +25,7 @@ use k8s_openapi::{
 use crate::{
     api::names,
     cluster::{Identity, Valid},
+    network::addresses::Fabric,
     settings::Settings,
     supervisor::network::VXLAN_PORT,
 };
@@ -67,12 +70,13 @@ pub fn policy(cluster: &Valid, settings: &Settings) -> NetworkPolicy {
                     ports: Some(vec![port("TCP", names::SUPERVISOR_PORT)]),
                 },
             ]),
-            egress: Some(egress(identity, settings)),
+            egress: Some(egress(cluster, settings)),
         }),
     }
 }
 
-fn egress(identity: &Identity, settings: &Settings) -> Vec<NetworkPolicyEgressRule> {
+fn egress(cluster: &Valid, settings: &Settings) -> Vec<NetworkPolicyEgressRule> {
+    let identity = &cluster.identity;
     let mut rules = vec![
         NetworkPolicyEgressRule {
             to: Some(vec![members(identity)]),
@@ -91,6 +95,11 @@ fn egress(identity: &Identity, settings: &Settings) -> Vec<NetworkPolicyEgressRu
         // a pod's, so it names the pods, and no port: not every distribution's listen at 53. The guest itself is kept away
         // from all private addresses by the rules in the VM pod.
         rules.push(NetworkPolicyEgressRule { to: Some(vec![cluster_dns()]), ports: None });
+    }
+    if cluster.ranges.overlay.fabric == Fabric::Routed {
+        // flanneld, which alone has a certificate; QEMU's user is kept away as from all private addresses.
+        let etcd = pods(&settings.network.manager_namespace, "app.kubernetes.io/name", names::FLANNEL_ETCD);
+        rules.push(NetworkPolicyEgressRule { to: Some(vec![etcd]), ports: Some(vec![port("TCP", names::ETCD_PORT)]) });
     }
     let opened: Vec<_> =
         settings.network.egress_allowed.iter().map(|range: &Ipv4Net| block(range.to_string(), &[])).collect();
@@ -170,6 +179,17 @@ mod tests {
         settings.network.monitoring_namespaces = ["monitoring".to_owned()].into();
         let policy = policy(&valid(json!({})), &settings);
         insta::assert_snapshot!(serde_saphyr::to_string(&policy).unwrap());
+    }
+
+    #[test]
+    fn with_flannel_its_etcd_is_open() {
+        let mut cluster = valid(json!({}));
+        let before = egress(&cluster, &settings());
+        cluster.ranges.overlay.fabric = Fabric::Routed;
+        let mut after = egress(&cluster, &settings());
+        let open = after.pop().unwrap();
+        assert_eq!(after, before);
+        insta::assert_snapshot!(serde_saphyr::to_string(&open).unwrap());
     }
 
     #[test]

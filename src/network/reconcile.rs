@@ -194,11 +194,15 @@ impl NetworkOperator {
         self.applier.ensure_exactly(&api, &identity.owner(), desired, cached.as_ref(), exact).await.map(drop)
     }
 
-    /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone, and what leads there by the
-    /// host name.
+    /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone, what Flannel's etcd says of
+    /// it, and what leads there by the host name.
     async fn release(&self, identity: &Identity) -> Result<Answer, Error> {
-        if !self.context.reports.of(identity).kvm.is_some_and(|report| report.is_gone()) {
+        let reports = self.context.reports.of(identity);
+        if !reports.kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
+        }
+        if !reports.flannel.is_some_and(|report| report.is_gone()) {
+            return Ok((Report::waiting("Flannel's etcd to know nothing of it"), Outcome::AwaitChange));
         }
         let closed = self.close_others(identity, &Exposure::None).await?;
         if !(self.close_ingress(identity).await? && closed) {

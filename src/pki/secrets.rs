@@ -41,7 +41,7 @@ pub(crate) fn issued(hash: &str, renew_at: Timestamp, ends_at: Timestamp) -> BTr
     ])
 }
 
-pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
+pub(crate) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
     let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name).cloned());
     let renew_at = annotation(names::RENEW_AT_ANNOTATION).and_then(|text| {
         text.parse()
@@ -60,13 +60,13 @@ pub(super) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
 }
 
 /// Whether a Secret holds what was put into it.
-pub(super) fn is_intact(secret: &Secret) -> bool {
+pub(crate) fn is_intact(secret: &Secret) -> bool {
     let recorded = secret.metadata.annotations.as_ref().and_then(|all| all.get(names::DATA_HASH_ANNOTATION));
     recorded == Some(&data_hash(secret.data.as_ref().unwrap_or(&BTreeMap::new())))
 }
 
 /// Of keys nobody can guess, so it tells nothing about them.
-fn data_hash(data: &BTreeMap<String, ByteString>) -> String {
+pub(crate) fn data_hash(data: &BTreeMap<String, ByteString>) -> String {
     hash(&json!(data))
 }
 

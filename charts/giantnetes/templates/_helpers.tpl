@@ -49,5 +49,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 {{- $_ := set $settings.network "managerNamespace" .Release.Namespace }}
+{{- if .Values.flannel.enabled }}
+{{- $_ := set $settings.network "flannel" (dict "service" (include "giantnetes.flannelEtcd" .) "members" (int .Values.flannel.etcd.replicas)) }}
+{{- end }}
 {{- toYaml $settings }}
 {{- end }}

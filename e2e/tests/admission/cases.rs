@@ -40,7 +40,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// The settings that the cases are judged by.
-pub const SETTINGS: &str = "kubernetes: {defaultVersion: v1.36.3, images: {v1.35.4: a, v1.36.3: b, v1.36.4: c, v1.37.1: d, v1.36.3-debug: e}}\nexposure: {hostTemplate: '{name}.{namespace}.guests.example.com'}";
+pub const SETTINGS: &str = "kubernetes: {defaultVersion: v1.36.3, images: {v1.35.4: a, v1.36.3: b, v1.36.4: c, v1.37.1: d, v1.36.3-debug: e}}\nnetwork: {clusterDNS: 10.96.0.10, flannel: {service: giantnetes-flannel-etcd, members: 1}}\nexposure: {hostTemplate: '{name}.{namespace}.guests.example.com'}";
 
 fn read(number: usize, mut case: Value) -> Case {
     expand(&mut case);

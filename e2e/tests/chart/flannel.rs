@@ -68,6 +68,17 @@ fn every_member_is_told_of_all() {
 }
 
 #[test]
+fn the_manager_is_told_of_it() {
+    let helm = Helm::new("flannel-settings");
+    let told = |values: &str| -> Value {
+        let text = find(&helm.rendered(values), "ConfigMap giantnetes-settings")["data"]["settings.yaml"].take();
+        serde_saphyr::from_str::<Value>(text.as_str().unwrap()).unwrap()["network"]["flannel"].take()
+    };
+    assert_eq!(told(&values(3)), json!({"service": NAME, "members": 3}));
+    assert_eq!(told("{}"), Value::Null);
+}
+
+#[test]
 fn its_image_is_the_one_that_is_built_here() {
     let objects = Helm::new("flannel-image").rendered(&values(1));
     let container = &find(&objects, &format!("StatefulSet {NAME}"))["spec"]["template"]["spec"]["containers"][0];
@@ -298,7 +309,7 @@ fn the_real_etcd_serves_by_it_and_asks_who_comes() {
     assert_eq!(member.status(2379, "/v3/kv/range", "guest").unwrap(), "404");
 
     let mounted = find(&objects, &format!("StatefulSet {NAME}"))["spec"]["template"]["spec"]["volumes"][0].take();
-    assert_eq!(mounted["secret"]["secretName"], "giantnetes-flannel-server");
+    assert_eq!(mounted["secret"]["secretName"], "giantnetes-flannel-etcd-server");
     let files = arguments(&objects);
     let files: BTreeSet<_> =
         files.iter().filter_map(|arg| arg.split_once("=/etc/etcd/tls/")).map(|(_, file)| file).collect();

@@ -16,6 +16,7 @@ mod crash;
 mod crowd;
 mod example;
 mod exposure;
+mod flannel;
 mod isolation;
 mod largest;
 mod leadership;

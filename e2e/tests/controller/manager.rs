@@ -42,6 +42,8 @@ pub struct Options {
     pub gateway: bool,
     /// `settings.vault`.
     pub vault: Option<serde_json::Value>,
+    /// `settings.network.flannel`.
+    pub flannel: Option<serde_json::Value>,
 }
 
 impl Default for Options {
@@ -59,6 +61,7 @@ impl Default for Options {
             host_timeout: "5m",
             gateway: false,
             vault: None,
+            flannel: None,
         }
     }
 }
@@ -87,10 +90,13 @@ impl Manager {
         let rights = servers.managers_kubeconfig(options.lease);
         let proxy = Proxy::start(name, client_of(&rights).await);
         let settings = folder.join(format!("{name}-settings.yaml"));
+        // Its guests find each other by DNS, which nobody asks here.
+        let flannel = options.flannel.map(|flannel| format!(", clusterDNS: 10.96.0.10, flannel: {flannel}"));
+        let flannel = flannel.unwrap_or_default();
         let text = format!(
             "kubernetes: {{defaultVersion: v1.36.3, images: {{v1.36.3: 'giantnetes/vm:v1.36.3', v1.36.4: 'giantnetes/vm:v1.36.4'}}}}\n\
-             network: {{quarantine: {}}}\nkvm: {{enabled: {}, hostTimeout: {}}}\nrollout: {{drainTimeout: {}}}\n",
-            options.quarantine, options.kvm, options.host_timeout, options.drain_timeout
+             network: {{quarantine: {}{}}}\nkvm: {{enabled: {}, hostTimeout: {}}}\nrollout: {{drainTimeout: {}}}\n",
+            options.quarantine, flannel, options.kvm, options.host_timeout, options.drain_timeout
         );
         let vault = options.vault.map(|vault| format!("vault: {vault}\n")).unwrap_or_default();
         let gateway = "exposure: {gateway: {namespace: ingress, name: public, port: 10443}}\n";

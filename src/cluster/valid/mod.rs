@@ -90,7 +90,7 @@ impl Valid {
         let valid = Self {
             version: check.version(cluster, kvm.image.as_deref(), pinned, settings),
             kubernetes: check.kubernetes(&spec.kubernetes),
-            ranges: check.ranges(spec),
+            ranges: check.ranges(spec, &settings.network),
             requested_vni: check.vni(spec.network.overlay.vni.or(pinned.vni)),
             mtu: check.mtu(&spec.network),
             control_plane: check.control_plane(&spec.control_plane),

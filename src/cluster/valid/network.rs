@@ -11,12 +11,12 @@ use ipnet::Ipv4Net;
 use super::{Check, HostName, text};
 use crate::{
     api::{
-        ClusterSpec, ExposureSpec, ExposureType, IngressControllerSpec, IngressService, NetworkSpec, PkiBackend,
-        PkiSpec,
+        ClusterSpec, ExposureSpec, ExposureType, IngressControllerSpec, IngressService, NetworkSpec, OverlayBackend,
+        PkiBackend, PkiSpec,
     },
     cluster::Identity,
     network::addresses::{Fabric, Overlay},
-    settings::{ExposureSettings, GatewaySettings, Settings},
+    settings::{ExposureSettings, GatewaySettings, NetworkSettings, Settings},
 };
 
 /// Default range of the pods' addresses.
@@ -132,12 +132,18 @@ pub enum SubjectName {
 }
 
 impl Check {
-    pub(super) fn ranges(&mut self, spec: &ClusterSpec) -> Ranges {
+    pub(super) fn ranges(&mut self, spec: &ClusterSpec, settings: &NetworkSettings) -> Ranges {
         let (kubernetes, overlay) = (&spec.kubernetes, &spec.network.overlay);
+        let fabric = self.fabric(overlay.backend, settings);
+        let overlay_prefixes = match fabric {
+            Fabric::Segment => 16..=24,
+            // Each node has four addresses there.
+            Fabric::Routed => 16..=22,
+        };
         let named = [
             ("spec.kubernetes.podCIDR", kubernetes.pod_cidr.as_deref(), DEFAULT_POD_CIDR, 8..=20),
             ("spec.kubernetes.serviceCIDR", kubernetes.service_cidr.as_deref(), DEFAULT_SERVICE_CIDR, 12..=24),
-            ("spec.network.overlay.cidr", overlay.cidr.as_deref(), DEFAULT_OVERLAY_CIDR, 16..=24),
+            ("spec.network.overlay.cidr", overlay.cidr.as_deref(), DEFAULT_OVERLAY_CIDR, overlay_prefixes),
         ]
         .map(|(field, text, default, prefixes)| (field, self.range(field, text, default, prefixes)));
         for (place, (field, range)) in named.iter().enumerate() {
@@ -148,7 +154,24 @@ impl Check {
             }
         }
         let [(_, pods), (_, services), (_, net)] = named;
-        Ranges { pods, services, overlay: Overlay { net, fabric: Fabric::Segment } }
+        Ranges { pods, services, overlay: Overlay { net, fabric } }
+    }
+
+    fn fabric(&mut self, backend: OverlayBackend, settings: &NetworkSettings) -> Fabric {
+        if backend == OverlayBackend::Native {
+            return Fabric::Segment;
+        }
+        let field = "spec.network.overlay.backend";
+        if settings.flannel.is_none() {
+            let problem =
+                "Flannel is not set up in this installation: its operator has to set the chart's flannel.enabled";
+            self.fail(field, problem);
+        } else if settings.cluster_dns.is_none() {
+            let problem =
+                "Flannel needs VM pods that find each other: the operator has to set settings.network.clusterDNS";
+            self.fail(field, problem);
+        }
+        Fabric::Routed
     }
 
     fn range(&mut self, field: &str, value: Option<&str>, default: Ipv4Net, prefixes: RangeInclusive<u8>) -> Ipv4Net {
@@ -183,10 +206,22 @@ impl Check {
         let mut mtu = |field: &str, value: Option<i32>| value.map(|mtu| self.number(field, mtu, 1280..=8950));
         let overlay = mtu("spec.network.overlay.mtu", spec.overlay.mtu);
         let pods = mtu("spec.network.calico.mtu", spec.calico.mtu);
+        // What is left of a packet between nodes for one between pods: with Flannel, Calico puts one into the other.
+        let (less, least) = match spec.overlay.backend {
+            OverlayBackend::Native => (0, 1280),
+            OverlayBackend::Flannel => (50, 1330),
+        };
+        if let Some(overlay) = overlay.filter(|mtu| *mtu < least) {
+            let problem = format!(
+                "{overlay} must be at least {least} with backend Flannel, over which pods' packets are {less} bytes smaller"
+            );
+            self.fail("spec.network.overlay.mtu", problem);
+        }
         if let (Some(overlay), Some(pods)) = (overlay, pods)
-            && pods > overlay
+            && pods > overlay.saturating_sub(less)
         {
-            self.fail("spec.network.calico.mtu", format!("{pods} must be at most network.overlay.mtu, {overlay}"));
+            let of = if less == 0 { String::new() } else { format!(" less {less}") };
+            self.fail("spec.network.calico.mtu", format!("{pods} must be at most network.overlay.mtu, {overlay}{of}"));
         }
         Mtu { overlay, pods }
     }
