@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
+use support::pods::{self, address, fetch, web_server};
 use support::processes::{Process, tied};
 use support::traces::{KEPT, etcd_content, etcd_has, fingerprints};
 use support::workload::{ROOT_ON_EVERY_NODE, in_node};
-use support::{Guest, NAMED, in_steps, installed, patience};
+use support::{Guest, in_steps, installed, patience};
 
 /// What the design has for a guest of 1 + 1 nodes to become Ready, in seconds.
 const READY_AIM: u64 = 180;
@@ -29,25 +30,8 @@ metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 ";
 
-/// A web server on a node that says who it is.
-fn web_server(name: &str, node: &str) -> String {
-    format!(
-        r#"---
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: web}}}}
-spec:
-  nodeName: {node}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: web
-    image: giantnetes/toolbox:1
-    imagePullPolicy: Never
-    command: [sh, -c, "mkdir /www; hostname > /www/index.html; echo serving; exec httpd -f -p 8080 -h /www"]
-    readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 2}}
-"#
-    )
-}
+/// Web servers, one on each node.
+const WEB: [&str; 2] = ["web-master", "web-worker"];
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -93,9 +77,7 @@ fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
     let servers = web_server("web-master", "master-0") + &web_server("web-worker", "default-0");
     guest.kubectl_input(&["apply", "-f", "-"], &format!("{SERVICE}{ROOT_ON_EVERY_NODE}{servers}"))?;
-    for pod in ["web-master", "web-worker"] {
-        guest.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=180s"])?;
-    }
+    pods::await_pods(guest, &WEB)?;
     // Privileged, with the node's network: they run, or nobody is root in a VM below.
     guest.kubectl(&["rollout", "status", "daemonset/root", "--timeout=180s"]).map(drop)
 }
@@ -117,86 +99,16 @@ fn gateway_leads(lab: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn bgp_is_established(_: &Lab, guest: &Guest) -> Result<()> {
-    for node in ["master-0", "default-0"] {
-        let selector = format!("--field-selector=spec.nodeName={node}");
-        let pod = guest.kubectl(&[
-            "-n",
-            "kube-system",
-            "get",
-            "pods",
-            "-l",
-            "k8s-app=calico-node",
-            &selector,
-            "-o",
-            NAMED,
-        ])?;
-        let show = ["-n", "kube-system", "exec", pod.trim(), "-c", "calico-node", "--"];
-        let ask =
-            |words: &[&str]| guest.kubectl(&[&show[..], &["birdcl", "-s", "/var/run/calico/bird.ctl"], words].concat());
-        let protocols = wait_every(Duration::from_secs(2), MINUTE * 2, "an established session", || {
-            let protocols = ask(&["show", "protocols"])?;
-            ensure!(protocols.contains("Established"), "{protocols}");
-            Ok(protocols)
-        })?;
-        println!("    {node}: {}", protocols.lines().find(|line| line.contains("Established")).unwrap_or_default());
-        let routes = ask(&["show", "route", "protocol", protocols.lines().find_map(session).unwrap_or_default()])?;
-        // In columns: a block of pods, and the neighbour that it lies behind.
-        let routes = routes.split_whitespace().collect::<Vec<_>>().join(" ");
-        ensure!(routes.contains("/26 via 172.26."), "{node} learned no block of pods: {routes}");
-    }
-    Ok(())
-}
-
-/// Name of the established session that a line of `show protocols` is about.
-fn session(line: &str) -> Option<&str> {
-    line.contains("Established").then(|| line.split_whitespace().next())?
-}
-
-/// Asks `from` for the page at `url`. (The limit is not wget's own: with `-T` Debian's busybox ends by SIGSEGV.)
-fn fetch(guest: &Guest, from: &str, url: &str) -> Result<String> {
-    guest.kubectl(&["exec", from, "--", "timeout", "5", "wget", "-q", "-O", "-", url])
-}
-
-/// Whether `from` gets the page at `url`. A command that does not get into the pod says nothing about that.
-fn is_open(guest: &Guest, from: &str, url: &str) -> Result<bool> {
-    match fetch(guest, from, url) {
-        Ok(_) => Ok(true),
-        // Of busybox' and of GNU's timeout: nothing came for five seconds.
-        Err(error) if ["exit code 143", "exit code 124"].iter().any(|code| format!("{error:#}").contains(code)) => {
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn address(guest: &Guest, pod: &str) -> Result<String> {
-    guest.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
+    pods::bgp_is_established(guest, &["master-0", "default-0"])
 }
 
 fn pods_reach_each_other(_: &Lab, guest: &Guest) -> Result<()> {
-    let pods = ["web-master", "web-worker"];
-    for pod in pods {
-        let url = format!("http://{}:8080/", address(guest, pod)?);
-        for from in pods {
-            ensure!(fetch(guest, from, &url)?.trim() == pod, "{from} does not reach {pod}");
-        }
-    }
-    let service = guest.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
-    for from in pods {
-        // Both endpoints come up sooner or later, the one on the other node among them.
-        let mut missing: Vec<_> = pods.to_vec();
-        wait_every(Duration::from_millis(200), MINUTE, "both endpoints of the Service", || {
-            let said = fetch(guest, from, &format!("http://{service}/"))?;
-            missing.retain(|pod| *pod != said.trim());
-            ensure!(missing.is_empty(), "{from} never got to {missing:?}");
-            Ok(())
-        })?;
-    }
-    Ok(())
+    pods::reach_each_other(guest, &WEB)?;
+    pods::reach_by_service(guest, &WEB)
 }
 
 fn names_resolve(_: &Lab, guest: &Guest) -> Result<()> {
-    for from in ["web-master", "web-worker"] {
+    for from in WEB {
         let said = fetch(guest, from, "http://web.default.svc.cluster.local/")?;
         ensure!(said.starts_with("web-"), "{from} got {said}");
         let answer = guest.kubectl(&["exec", from, "--", "nslookup", "kubernetes.default.svc.cluster.local"])?;
@@ -206,7 +118,7 @@ fn names_resolve(_: &Lab, guest: &Guest) -> Result<()> {
 }
 
 fn logs_exec_and_port_forward(_: &Lab, guest: &Guest) -> Result<()> {
-    for pod in ["web-master", "web-worker"] {
+    for pod in WEB {
         ensure!(guest.kubectl(&["logs", pod])?.trim() == "serving", "no logs of {pod}");
         ensure!(guest.kubectl(&["exec", pod, "--", "hostname"])?.trim() == pod, "no exec into {pod}");
         let free = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
@@ -225,53 +137,9 @@ fn logs_exec_and_port_forward(_: &Lab, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// A pod on the worker that serves nothing. (What a pod sends to its own address meets no policy.)
-const VISITOR: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: visitor}
-spec:
-  nodeName: default-0
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: visitor
-    image: giantnetes/toolbox:1
-    imagePullPolicy: Never
-    command: [sleep, "86400"]
-"#;
-
 fn policies_hold(_: &Lab, guest: &Guest) -> Result<()> {
-    let policy = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "only-friends"},
-      "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
-               "ingress": [{"from": [{"podSelector": {"matchLabels": {"friend": "yes"}}}]}]}}"#;
-    guest.kubectl_input(&["apply", "-f", "-"], VISITOR)?;
-    guest.kubectl(&["wait", "--for=condition=Ready", "pod/visitor", "--timeout=180s"])?;
     // From one node to the other, and on one node.
-    let urls: Vec<_> = ["web-master", "web-worker"]
-        .iter()
-        .map(|pod| Ok(format!("http://{}:8080/", address(guest, pod)?)))
-        .collect::<Result<_>>()?;
-    let becomes = |what: &str, open: bool| {
-        urls.iter().try_for_each(|url| {
-            wait_every(Duration::from_secs(1), MINUTE, what, || {
-                // What is slow once is not shut.
-                for _ in 0..if open { 1 } else { 3 } {
-                    let state = if open { "shut" } else { "open" };
-                    ensure!(is_open(guest, "visitor", url)? == open, "{url} is {state}");
-                }
-                Ok(())
-            })
-        })
-    };
-    becomes("a pod without a policy to be open", true)?;
-    guest.kubectl_input(&["apply", "-f", "-"], policy)?;
-    becomes("the policy to hold", false)?;
-    guest.kubectl(&["label", "pod", "visitor", "friend=yes"])?;
-    becomes("a friend to get through", true)?;
-    ensure!(!is_open(guest, "web-master", &urls[1])?, "{} is open to who is no friend", urls[1]);
-    guest.kubectl(&["delete", "networkpolicy", "only-friends"])?;
-    guest.kubectl(&["label", "pod", "visitor", "friend-"])?;
-    becomes("everybody to get through again", true)
+    pods::policies_hold(guest, &WEB, "default-0")
 }
 
 fn rbac_holds(_: &Lab, guest: &Guest) -> Result<()> {

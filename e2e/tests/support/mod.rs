@@ -8,6 +8,7 @@ pub mod flannel_etcd;
 pub mod hosts;
 pub mod monitoring;
 pub mod node;
+pub mod pods;
 pub mod processes;
 pub mod requests;
 pub mod traces;
