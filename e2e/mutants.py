@@ -79,11 +79,19 @@ MUTANTS = [
     ("silent", "guests", "a node that was given up keeps its guest waiting",
      "src/guest/addons.rs", "status.desired_number_scheduled.saturating_sub(silent)", "status.desired_number_scheduled.saturating_sub(silent.min(0))", UNIT + ["guest::addons"]),
     ("peers", "overlay", "VXLAN is taken from everybody",
-     "src/supervisor/network.rs", "{family} saddr @{PEERS} accept", "{family} saddr != @{PEERS} accept\n    udp dport {VXLAN_PORT} accept", OVERLAY + ["forged_vxlan"]),
+     "src/supervisor/network/rules.rs", "{family} saddr @{PEERS} accept", "{family} saddr != @{PEERS} accept\n    udp dport {VXLAN_PORT} accept", OVERLAY + ["forged_vxlan"]),
     ("arp", "overlay", "a VM may claim another's address",
-     "src/supervisor/network.rs", "arp saddr ip {{ {ip}, 0.0.0.0 }} return", "arp saddr ip != {ip} return\n    ether type arp return", OVERLAY + ["forged_arp"]),
+     "src/supervisor/network/rules.rs", "arp saddr ip {{ {ip}, 0.0.0.0 }} return", "arp saddr ip != {ip} return\n    ether type arp return", OVERLAY + ["forged_arp"]),
     ("qemu", "overlay", "QEMU's user may send VXLAN",
-     "src/supervisor/network.rs", "meta skuid {QEMU_ID} udp dport {{ 4789, {VXLAN_PORT} }} drop", "meta skuid {QEMU_ID} udp dport {{ 4789, {VXLAN_PORT} }} accept", OVERLAY + ["vms_and_qemu"]),
+     "src/supervisor/network/rules.rs", "meta skuid {QEMU_ID} udp dport {{ {IANA_VXLAN_PORT}, {VXLAN_PORT} }} drop", "meta skuid {QEMU_ID} udp dport {{ {IANA_VXLAN_PORT}, {VXLAN_PORT} }} accept", OVERLAY + ["vms_and_qemu"]),
+    ("router", "overlay", "with Flannel a pod forwards whatever its VM sends",
+     "src/supervisor/network/rules.rs", "ip saddr {ip} ip daddr {network} accept", "accept", OVERLAY + ["flannel::forged_sources"]),
+    ("vtep", "overlay", "with Flannel a VM reaches other VMs' pods",
+     "src/supervisor/network/rules.rs", 'format!("    iifname \\"{vxlan}\\" drop\\n")', "String::new()", OVERLAY + ["flannel::pods_are"]),
+    ("inherited", "overlay", "flanneld starts while its address has two subnets",
+     "src/supervisor/flannel/judge.rs", "others.next().map_or(Ok(()), |(other, _)| Err(Wait::Doubled(*other)))", "others.next().map_or(Ok(()), |_| Ok(()))", OVERLAY + ["flannel::waits_for"]),
+    ("lease", "overlay", "the lease of a VM pod that is gone stays",
+     "src/flannel/plan.rs", "let gone = found.values.keys().filter(|key| key.starts_with(&subnets) && !leases.contains_key(*key));", "let gone = found.values.keys().filter(|key| key.starts_with(&subnets) && leases.is_empty());", UNIT + ["flannel::plan"]),
 ]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -304,6 +304,12 @@ impl Context {
         Some(Target { cluster, identity, valid })
     }
 
+    /// Whether every operator has said something of a Cluster since this process leads.
+    pub fn has_heard_all(&self, target: &Target) -> bool {
+        let reports = self.reports.of(&target.identity);
+        reports.are_complete() && (reports.flannel.is_some() || !target.asks_for_flannel())
+    }
+
     /// The guest's namespace, if it is there, ours, not going, and the very one that is pinned.
     pub fn namespace(&self, identity: &Identity) -> Option<Arc<PartialObjectMeta<Namespace>>> {
         let found = cache::get(&self.cache.namespaces, None, &identity.namespace)?;

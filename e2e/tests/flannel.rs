@@ -38,7 +38,7 @@ fn flannel_carries_a_guest() {
     Lab::running().expect("no lab is running: `make lab-up` raises one").load(&image.archive).unwrap();
     let (repository, tag) = image.reference.rsplit_once(':').unwrap();
     let lab = installed_with(&format!(
-        ",flannel.enabled=true,flannel.etcd.image.repository={repository},flannel.etcd.image.tag={tag}"
+        ",flannel.enabled=true,flannel.etcd.image.repository={repository},flannel.etcd.image.tag={tag},flannel.etcd.runAsUser=0"
     ));
     // Of the two the guest goes first.
     let etcd = FlannelEtcd(&lab);
@@ -82,12 +82,15 @@ fn become_ready(lab: &Lab, guest: &Guest) -> Result<()> {
     let hosts = lab.kubectl(&["-n", &home, "get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
     let distinct: BTreeSet<_> = hosts.split_whitespace().collect();
     ensure!(distinct.len() == 3, "the VM pods are on {hosts}");
-    let addresses = "jsonpath={.items[*].status.addresses[?(@.type=='InternalIP')].address}";
-    let addresses = guest.kubectl(&["get", "nodes", "-o", addresses])?;
-    println!("    nodes have {addresses}");
-    // Each in a network of its own: places 64 and 65, and the first control-plane node's.
-    for expected in ["172.26.0.42", "172.26.1.2", "172.26.1.6"] {
-        ensure!(addresses.split_whitespace().any(|address| address == expected), "none has {expected}");
+    have_their_addresses(guest)
+}
+
+/// Each in a network of its own: places 64 and 65, and the first control-plane node's.
+fn have_their_addresses(guest: &Guest) -> Result<()> {
+    for (node, expected) in NODES.iter().zip(["172.26.0.42", "172.26.1.2", "172.26.1.6"]) {
+        let address = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}";
+        let address = guest.kubectl(&["get", "node", node, "-o", address])?;
+        ensure!(address == expected, "{node} has {address}, not {expected}");
     }
     Ok(())
 }
@@ -163,12 +166,15 @@ fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {
     let home = guest.home()?;
     let of = |what: &str| lab.kubectl(&["-n", &home, "get", "pod", "default-1", "-o", what]);
     let (uid, before) = ("jsonpath={.metadata.uid}", of("jsonpath={.metadata.uid}")?);
+    let pod_address = of("jsonpath={.status.podIP}")?;
     lab.kubectl(&["-n", &home, "delete", "pod", "default-1", "--wait=false"])?;
     wait_every(Duration::from_secs(2), MINUTE * 5, "another VM pod", || {
         ensure!(of(uid)? != before, "it is still there");
         Ok(())
     })?;
     guest.await_ready()?;
+    ensure!(of("jsonpath={.status.podIP}")? != pod_address, "the VM pod has the address that it had");
+    have_their_addresses(guest)?;
     wait_every(Duration::from_secs(2), MINUTE * 5, "its pod to be reached from the others", || {
         let url = format!("http://{}:8080/", address(guest, WEB[2])?);
         for from in &WEB[..2] {

@@ -1,7 +1,7 @@
 //! `giantnetes metrics`: docs/metrics.md, from what the code declares.
 
 use crate::{
-    cluster, device_plugin, isolation,
+    cluster, device_plugin, flannel, isolation,
     runtime::telemetry::{self, metric::Metric},
     supervisor,
 };
@@ -29,6 +29,7 @@ pub(super) fn page() -> String {
             cluster::metrics::metrics(),
         ),
         ("Isolation", "What the leader counts.", isolation::metrics()),
+        ("Flannel", "Of the leader, where the operator has Flannel's etcd.", flannel::install::metrics()),
         (
             "A VM pod",
             "Served by each VM pod at port 8080, to pods of the controller manager and of the namespaces that \

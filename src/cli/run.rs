@@ -208,7 +208,11 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
         operator::start(Arc::new(FlannelOperator::new(context.clone())), flannel, &shift);
         if let Some(etcd) = context.flannel.clone() {
-            operator::start(Arc::new(InstallOperator::new(context.clone(), etcd)), flannel_etcd, &shift);
+            operator::start(
+                Arc::new(InstallOperator::new(context.clone(), etcd, flannel.clone())),
+                flannel_etcd,
+                &shift,
+            );
             flannel_etcd.add(Installation);
         }
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);

@@ -6,6 +6,7 @@ use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterRepo
 use crate::{
     api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
     kvm::PoolFacts,
+    network::addresses::Fabric,
     pki::PkiFacts,
 };
 
@@ -37,7 +38,7 @@ pub fn left_over(reports: &ClusterReports, namespace_is_gone: bool) -> Vec<&'sta
         (gone(reports.kvm.as_ref()), "VM pods"),
         (namespace_is_gone, "namespace"),
         // Whose prefix and user in Flannel's etcd go right before it.
-        (gone(reports.flannel.as_ref()) && gone(reports.network.as_ref()), "VNI claim"),
+        (gone(reports.network.as_ref()), "VNI claim"),
         (gone(reports.pki.as_ref()), "kubeconfig Secret and authorities"),
     ]
     .into_iter()
@@ -154,9 +155,9 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network, flannel, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
+    let ClusterReports { network: _, flannel: _, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
     let parts = [
-        (ConditionType::NetworkReady, both(judge(network.as_ref()), judge(flannel.as_ref()))),
+        (ConditionType::NetworkReady, judge_network(observed)),
         (ConditionType::PKIReady, judge(pki.as_ref())),
         (ConditionType::ControlPlaneReady, judge(kvm.as_ref())),
         (ConditionType::NodePoolsReady, judge_pools(pools.as_ref())),
@@ -242,9 +243,21 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
     }
 }
 
-/// What is to be said of two that have to be good.
+/// What is to be said of the network and, if the overlay is Flannel's, of that: first what somebody must mend.
+fn judge_network(observed: &Observed) -> (Status, Reason, String) {
+    let ClusterReports { network, flannel, .. } = observed.reports;
+    let network = judge(network.as_ref());
+    let asked = observed.valid.as_ref().is_ok_and(|valid| valid.ranges.overlay.fabric == Fabric::Routed);
+    if !asked && flannel.is_none() {
+        return network;
+    }
+    both(network, judge(flannel.as_ref()))
+}
+
 fn both(first: (Status, Reason, String), second: (Status, Reason, String)) -> (Status, Reason, String) {
-    if first.0 == Status::True { second } else { first }
+    let takes_its_time = |reason| matches!(reason, Reason::AsExpected | Reason::Waiting | Reason::Deleting);
+    let second_is_worse = takes_its_time(first.1) && !takes_its_time(second.1);
+    if first.0 == Status::True || second_is_worse { second } else { first }
 }
 
 /// With the count of workers, since a pool may be half there.
@@ -310,7 +323,7 @@ mod tests {
                 endpoint: Some("https://10.0.0.1:6443".into()),
                 ingress: None,
             })),
-            flannel: Some(Report::Ready(FlannelFacts {})),
+            flannel: None,
             pki: Some(Report::Ready(PkiFacts {
                 renew_at: Some("2026-01-01T00:00:00Z".into()),
                 end_at: Some("2026-02-01T00:00:00Z".into()),
@@ -504,10 +517,41 @@ mod tests {
     }
 
     #[test]
+    fn of_network_and_flannel_the_worse_is_said() {
+        let mut checked = valid(json!({}));
+        let said = |checked: &Valid, network: Report<NetworkFacts>, flannel: Option<Report<FlannelFacts>>| {
+            let reports = ClusterReports { network: Some(network), flannel, ..good() };
+            let observed = Observed {
+                identity: &checked.identity.clone(),
+                generation: 1,
+                old: &ClusterStatus::default(),
+                valid: &Ok(checked.clone()),
+                reports: &reports,
+                deleting: None,
+                namespace_uid: None,
+                failure: None,
+            };
+            judge_network(&observed).1
+        };
+        let network = || good().network.unwrap();
+        let failed = || Some(Report::failed(Reason::FlannelDenied, "x", None));
+        assert_eq!(said(&checked, network(), None), Reason::AsExpected);
+        checked.ranges.overlay.fabric = Fabric::Routed;
+        assert_eq!(said(&checked, network(), None), Reason::Waiting, "nobody has looked yet");
+        assert_eq!(said(&checked, network(), Some(Report::Ready(FlannelFacts {}))), Reason::AsExpected);
+        assert_eq!(said(&checked, network(), failed()), Reason::FlannelDenied);
+        assert_eq!(said(&checked, Report::waiting("a VNI"), failed()), Reason::FlannelDenied);
+        assert_eq!(said(&checked, Report::Gone, failed()), Reason::FlannelDenied);
+        let in_use = || Report::failed(Reason::VNIInUse, "x", None);
+        assert_eq!(said(&checked, in_use(), failed()), Reason::VNIInUse);
+        assert_eq!(said(&checked, in_use(), Some(Report::waiting("flanneld"))), Reason::VNIInUse);
+    }
+
+    #[test]
     fn the_finalizer_goes_only_when_everything_was_seen_gone() {
         let all_gone = ClusterReports {
             network: Some(Report::Gone),
-            flannel: Some(Report::Gone),
+            flannel: None,
             pki: Some(Report::Gone),
             kvm: Some(Report::Gone),
             pools: Some(Report::Gone),
@@ -517,8 +561,6 @@ mod tests {
         };
         assert!(left_over(&all_gone, true).is_empty());
         assert_eq!(left_over(&all_gone, false), ["namespace"]);
-        let known = ClusterReports { flannel: Some(Report::waiting("its keys to go")), ..all_gone.clone() };
-        assert_eq!(left_over(&known, true), ["VNI claim"]);
         assert_eq!(left_over(&ClusterReports::default(), true).len(), 3);
         let status = status_of(&all_gone, Some(vec!["namespace"]));
         assert_eq!(

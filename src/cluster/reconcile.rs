@@ -104,10 +104,7 @@ impl ClusterOperator {
             }
         }
         let is_known = target.cluster.status.is_some() && failure.is_none() && target.valid.is_ok();
-        if is_known
-            && target.identity.namespace_uid.is_some()
-            && !self.context.reports.of(&target.identity).are_complete()
-        {
+        if is_known && target.identity.namespace_uid.is_some() && !self.context.has_heard_all(target) {
             // After a start: what the others will say wakes us, and until then the status that is there says more.
             return result;
         }

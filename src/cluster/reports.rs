@@ -97,7 +97,7 @@ impl<T> Report<T> {
 pub struct ClusterReports {
     /// network
     pub network: Option<Report<NetworkFacts>>,
-    /// flannel; of a guest with another overlay, that nothing is to be done.
+    /// flannel; nothing of a guest with another overlay.
     pub flannel: Option<Report<FlannelFacts>>,
     /// pki
     pub pki: Option<Report<PkiFacts>>,
@@ -117,8 +117,7 @@ impl ClusterReports {
     /// Whether every operator has said something: until then a status made of it would say less than is known.
     pub fn are_complete(&self) -> bool {
         let machines = self.kvm.is_some() && self.pools.is_some();
-        let networks = self.network.is_some() && self.flannel.is_some();
-        networks && self.pki.is_some() && machines && self.guest.is_some()
+        self.network.is_some() && self.pki.is_some() && machines && self.guest.is_some()
     }
 
     /// Nodes that the guest's API lists.

@@ -15,9 +15,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt as _, api::PostParams};
+use prometheus::IntGaugeVec;
 use secrecy::ExposeSecret as _;
 use tokio::sync::Mutex;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     certificates::{self, secrets},
@@ -29,7 +30,7 @@ use crate::{
         Reason,
         names::{self, ETCD_PORT},
     },
-    cluster::Identity,
+    cluster::{ClusterKey, Identity},
     context::Context,
     pki::{
         embedded::{self, Pair, PkiError},
@@ -41,7 +42,8 @@ use crate::{
         apply::hash,
         call, chain,
         operator::Reconciler,
-        queue::{Key, Outcome},
+        queue::{Key, Outcome, Queue},
+        telemetry::metric::{Declared, Kind, Metric},
     },
 };
 
@@ -58,6 +60,19 @@ const AUTHORITY_TTL: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 const SERVER_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Lifetime of the controller manager's own certificate, which is kept in memory only.
 const ROOT_TTL: Duration = Duration::from_secs(3600);
+
+/// Whether it served at the last look.
+static UP: Declared<IntGaugeVec> = Declared::gauges(Metric {
+    name: "giantnetes_flannel_etcd_up",
+    kind: Kind::Gauge,
+    labels: &[("service", "its Service")],
+    help: "1 if Flannel's etcd served at the last look of the replica that leads, else 0; nothing where there is none",
+});
+
+/// The metrics of Flannel's etcd.
+pub fn metrics() -> Vec<&'static Metric> {
+    vec![&UP.metric]
+}
 
 /// The one thing that there is to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +101,7 @@ pub enum Error {
     Pki(#[from] PkiError),
     /// The authorities cannot be read.
     #[error(
-        "Secret {0} does not hold the authorities of Flannel's etcd: restore it; or delete it and the Pods of {1}, which makes others"
+        "Secret {0} does not hold the authorities of Flannel's etcd: restore it; or delete it and Secret {1}-server, and then the Pods of {1}, which makes others"
     )]
     Authorities(String, String),
     /// The Service of the settings is not there.
@@ -115,15 +130,17 @@ pub(super) fn of_etcd(error: &EtcdError) -> Reason {
 pub struct InstallOperator {
     context: Context,
     etcd: Arc<FlannelEtcd>,
+    guests: Queue<ClusterKey>,
     /// The client in use, since when, and of which authority and address it is.
     client: Mutex<Option<(Client, Instant, String)>>,
     swept: Mutex<Option<Instant>>,
 }
 
 impl InstallOperator {
-    /// An operator for this etcd.
-    pub fn new(context: Context, etcd: Arc<FlannelEtcd>) -> Self {
-        Self { context, etcd, client: Mutex::default(), swept: Mutex::default() }
+    /// An operator for this etcd. `guests` is the queue of who works on guests' leases there.
+    pub fn new(context: Context, etcd: Arc<FlannelEtcd>, guests: Queue<ClusterKey>) -> Self {
+        etcd.forget();
+        Self { context, etcd, guests, client: Mutex::default(), swept: Mutex::default() }
     }
 
     async fn look(&self, now: Timestamp) -> Result<Access, Error> {
@@ -142,8 +159,13 @@ impl InstallOperator {
             IpAddr::V6(address) => format!("https://[{address}]:{ETCD_PORT}"),
         };
         let client = self.client(&endpoint, &authorities.clients, now).await?;
-        auth::enable(&client).await?;
-        self.sweep(&client).await?;
+        if auth::enable(&client).await? {
+            self.etcd.is_another();
+        }
+        if let Err(error) = self.sweep(&client).await {
+            // It costs nobody anything but room, and is tried again.
+            warn!(error = chain(&error), "cannot look for what no guest accounts for in Flannel's etcd");
+        }
         Ok(Access { endpoint, authority: authorities.clients, client })
     }
 
@@ -261,6 +283,12 @@ impl InstallOperator {
         Ok(())
     }
 
+    /// What guests had there is gone, and what looks after it sleeps.
+    fn wake_guests(&self) {
+        let clusters = self.context.cache.clusters.state();
+        clusters.iter().for_each(|cluster| self.guests.add(ClusterKey::of(cluster)));
+    }
+
     fn secrets(&self, namespace: &str) -> Api<Secret> {
         Api::namespaced(self.context.client.clone(), namespace)
     }
@@ -331,12 +359,18 @@ impl Reconciler for InstallOperator {
     type Error = Error;
 
     async fn reconcile(&self, _: &Installation) -> Result<Outcome, Error> {
+        let generation = self.etcd.generation();
         match self.look(Timestamp::now()).await {
             Ok(access) => {
+                UP.with_label_values(&[&self.etcd.settings.service]).set(1);
                 self.etcd.note(Ok(access));
+                if self.etcd.generation() != generation {
+                    self.wake_guests();
+                }
                 Ok(Outcome::After(PERIOD))
             }
             Err(error) => {
+                UP.with_label_values(&[&self.etcd.settings.service]).set(0);
                 self.etcd.note(Err(Obstacle { reason: Some(error.reason()), what: chain(&error) }));
                 // Its Pods start only after their certificates are there, which takes them a while.
                 match &error {

@@ -30,7 +30,7 @@ use crate::{
         secrets::{bytes, issued, secret},
         store::{KeyStore, Place},
     },
-    runtime::{apply::hash, operator::Reconciler, queue::Outcome},
+    runtime::{apply::hash, chain, operator::Reconciler, queue::Outcome},
     supervisor::flannel::files,
 };
 
@@ -66,8 +66,8 @@ type Answer = (Report<FlannelFacts>, Outcome);
 pub struct FlannelOperator {
     context: Context,
     keys: KeyStore,
-    /// When a guest's user and role were last seen to be right, by its id.
-    admitted: Mutex<HashMap<String, Instant>>,
+    /// When a guest's user and role were last seen to be right, by its id, and of which etcd ([`FlannelEtcd::generation`]).
+    admitted: Mutex<HashMap<String, (Instant, u64)>>,
 }
 
 impl FlannelOperator {
@@ -77,14 +77,12 @@ impl FlannelOperator {
     }
 
     async fn look(&self, target: &Target, now: Timestamp) -> Result<Answer, Error> {
-        let asked = target.asks_for_flannel();
         if target.is_deleting() {
-            return if asked { self.remove(&target.identity).await } else { Ok((Report::Gone, Outcome::AwaitChange)) };
+            return self.remove(&target.identity).await;
         }
-        if !asked {
-            return Ok((Report::Ready(FlannelFacts {}), Outcome::AwaitChange));
-        }
-        let waiting = |what: &str| Ok((Report::waiting(what), Outcome::AwaitChange));
+        let facts = self.known(&target.identity);
+        let waiting =
+            |what: &str| Ok((Report::Waiting { what: what.to_owned(), facts: facts.clone() }, Outcome::AwaitChange));
         let Some(valid) = target.workable().filter(|valid| valid.ranges.overlay.fabric == Fabric::Routed) else {
             return waiting("a valid and protected Cluster");
         };
@@ -97,32 +95,49 @@ impl FlannelOperator {
             return waiting("a VNI");
         };
         match etcd.access() {
-            Ok(access) => self.serve(valid, vni, &access, now).await,
-            Err(obstacle) => {
-                let facts = reports.flannel.as_ref().and_then(Report::facts).cloned();
-                Ok((obstacle.report(facts), Outcome::After(SOON)))
-            }
+            Ok(access) => self.serve(valid, vni, &access, etcd.generation(), now).await,
+            Err(obstacle) => Ok((obstacle.report(facts), Outcome::After(SOON))),
         }
     }
 
-    async fn serve(&self, valid: &Valid, vni: u32, access: &Access, now: Timestamp) -> Result<Answer, Error> {
+    /// That a guest's VM pods find what they need outlives this process: the Secret says so, which is made after the rest.
+    fn known(&self, identity: &Identity) -> Option<FlannelFacts> {
+        let secret = self.context.meta(&self.context.cache.secrets, &identity.namespace, OF_GUEST)?;
+        identity.owner().owns(&secret).then_some(FlannelFacts {})
+    }
+
+    async fn serve(
+        &self,
+        valid: &Valid,
+        vni: u32,
+        access: &Access,
+        generation: u64,
+        now: Timestamp,
+    ) -> Result<Answer, Error> {
         let identity = &valid.identity;
         let found = read(&access.client, &identity.id).await?;
-        self.admit(identity, &access.client, &found).await?;
+        self.admit(identity, &access.client, generation).await?;
         let renew_at = self.certify(valid, access, now).await.map_err(Error::Certificate)?;
         let pods = self.context.vm_pods(identity);
         let ours = pods.iter().map(Arc::as_ref).filter(|pod| identity.owner().owns(&pod.metadata));
         let (members, strange) = plan::members(valid, ours, &self.context.places(identity));
-        let found = lease_to(&access.client, valid, vni, &members, found).await?;
         let facts = FlannelFacts {};
+        let found = match lease_to(&access.client, valid, vni, &members, found).await {
+            Err(error) if error.is_guard() => {
+                // flanneld has written meanwhile: it is looked at again.
+                let what = "the leases, which flanneld writes as well".to_owned();
+                return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(SOON)));
+            }
+            found => found?,
+        };
+        let later = Outcome::After(pause(Some(renew_at), now).min(PERIOD));
         if let Some(pod) = strange {
             let message = format!(
                 "VM pod {pod} has an IPv6 address, by which Flannel carries no overlay; ask for backend Native"
             );
             let report = Report::Failed { reason: Reason::FlannelUnavailable, message, facts: Some(facts) };
-            return Ok((report, Outcome::AwaitChange));
+            return Ok((report, later));
         }
-        let later = Outcome::After(pause(Some(renew_at), now).min(PERIOD));
         Ok(match plan::untaken(&identity.id, &members, &found).first() {
             None => (Report::Ready(facts), later),
             Some(pod) => {
@@ -132,15 +147,15 @@ impl FlannelOperator {
         })
     }
 
-    /// Gives the guest its user and role, if they were not seen a while ago. Where its keys are gone, they may be, too.
-    async fn admit(&self, identity: &Identity, client: &Client, found: &Found) -> Result<(), Error> {
+    /// Gives the guest its user and role, if they were not seen a while ago, in this etcd.
+    async fn admit(&self, identity: &Identity, client: &Client, generation: u64) -> Result<(), Error> {
         let lock = || self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = found.values.is_empty();
-        if !is_new && lock().get(&identity.id).is_some_and(|seen| seen.elapsed() < PERIOD) {
+        let is_fresh = |(seen, of): &(Instant, u64)| seen.elapsed() < PERIOD && *of == generation;
+        if lock().get(&identity.id).is_some_and(is_fresh) {
             return Ok(());
         }
         auth::ensure_guest(client, &identity.id).await?;
-        lock().insert(identity.id.clone(), Instant::now());
+        lock().insert(identity.id.clone(), (Instant::now(), generation));
         Ok(())
     }
 
@@ -182,10 +197,12 @@ impl FlannelOperator {
 
     /// Renews the guest's certificate, if it has one and Flannel's etcd is set up.
     async fn renew(&self, target: &Target, now: Timestamp) -> Result<Outcome, pki::reconcile::Error> {
-        let access = self.context.flannel.as_ref().and_then(|etcd| etcd.access().ok());
-        let has_one = self.context.meta(&self.context.cache.secrets, &target.identity.namespace, OF_GUEST).is_some();
-        let valid = target.workable().filter(|_| has_one && !target.is_deleting());
-        let (Some(valid), Some(access)) = (valid, access) else { return Ok(Outcome::AwaitChange) };
+        let has_one = self.known(&target.identity).is_some() && !target.is_deleting();
+        let etcd = self.context.flannel.as_ref();
+        let (Some(valid), Some(etcd)) = (target.workable().filter(|_| has_one), etcd) else {
+            return Ok(Outcome::AwaitChange);
+        };
+        let Ok(access) = etcd.access() else { return Ok(Outcome::After(SOON)) };
         Ok(Outcome::After(pause(Some(self.certify(valid, &access, now).await?), now)))
     }
 
@@ -264,13 +281,25 @@ impl Reconciler for FlannelOperator {
     type Error = Error;
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
-        let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
+        let target = self.context.target(key).filter(Target::asks_for_flannel);
+        let Some(target) = target else { return Ok(Outcome::AwaitChange) };
         let now = Timestamp::now();
         if let Some(left) = target.paused(now) {
             let renewal = self.renew(&target, now).await.map_err(Error::Certificate)?;
             return Ok(Outcome::After(left).or_sooner(renewal));
         }
+        if self.context.flannel.as_ref().is_some_and(|etcd| etcd.access().is_err_and(|obstacle| obstacle.is_unseen())) {
+            // After a start: what was reported before it still stands in the status.
+            return Ok(Outcome::After(SOON));
+        }
         let look = self.look(&target, now).await;
+        if let Err(error) = &look
+            && let Some(facts) = self.known(&target.identity)
+        {
+            // What was made stays made, and others go on with it.
+            let report = Report::Failed { reason: error.reason(), message: chain(error), facts: Some(facts) };
+            self.context.reports.update(&target.identity, |reports| reports.flannel = Some(report));
+        }
         self.context.reports.conclude(&target.identity, |reports| &mut reports.flannel, look)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::etcd::Client;
@@ -29,6 +32,15 @@ pub struct Obstacle {
 }
 
 impl Obstacle {
+    fn unseen() -> Self {
+        Self { reason: None, what: "Flannel's etcd to be set up".into() }
+    }
+
+    /// Whether nobody has looked yet.
+    pub fn is_unseen(&self) -> bool {
+        self.reason.is_none()
+    }
+
     /// As what a guest's operator has to say.
     pub fn report<T>(self, facts: Option<T>) -> Report<T> {
         Report::held_up(self.reason, self.what, facts)
@@ -40,6 +52,8 @@ pub struct FlannelEtcd {
     /// Where it is.
     pub settings: FlannelSettings,
     state: Mutex<Result<Arc<Access>, Obstacle>>,
+    /// How often it was found without rights: so often it was new, or had lost what it had.
+    generation: AtomicU64,
 }
 
 impl fmt::Debug for FlannelEtcd {
@@ -51,8 +65,22 @@ impl fmt::Debug for FlannelEtcd {
 impl FlannelEtcd {
     /// One that nobody has looked at yet.
     pub fn new(settings: FlannelSettings) -> Self {
-        let what = "Flannel's etcd to be set up".to_owned();
-        Self { settings, state: Mutex::new(Err(Obstacle { reason: None, what })) }
+        Self { settings, state: Mutex::new(Err(Obstacle::unseen())), generation: AtomicU64::default() }
+    }
+
+    /// How often it was found without rights: what was made there before has to be looked at again.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// It was found without rights.
+    pub(super) fn is_another(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was known of it is of the time when this process led before.
+    pub(super) fn forget(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Err(Obstacle::unseen());
     }
 
     /// What leads there.

@@ -44,7 +44,7 @@ impl KvmOperator {
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
         let Some(network) = reports.network.as_ref().and_then(Report::facts) else { return waiting("the network") };
-        if reports.flannel.as_ref().and_then(Report::facts).is_none() {
+        if target.asks_for_flannel() && reports.flannel.as_ref().and_then(Report::facts).is_none() {
             return waiting("what flanneld needs");
         }
         self.ensure_budget(valid, survey.workers.len()).await.map_err(Error::Budget)?;

@@ -73,9 +73,12 @@ pub struct VmPodStatus {
     /// Conditions, `Ready` and `PodScheduled` among them.
     #[serde(default)]
     pub conditions: Vec<VmPodCondition>,
-    /// Its containers, of which there is one.
+    /// Its container with the VM.
     #[serde(default)]
     pub container_statuses: Vec<VmContainer>,
+    /// The one that runs flanneld beside it, if the overlay is Flannel's: it starts first.
+    #[serde(default)]
+    pub init_container_statuses: Vec<VmContainer>,
 }
 
 /// The few fields of a container's status that we read.
@@ -160,6 +163,30 @@ impl Metadata for VmPod {
     }
 }
 
+impl VmContainer {
+    /// What keeps it from running, if that is not only a matter of time. `what` is what people call what runs in it.
+    fn hindrance(&self, what: &str) -> Option<(Reason, String)> {
+        let lasting = |why: &&Words| !matches!(why.reason.as_str(), "" | "ContainerCreating" | "PodInitializing");
+        match (self.state.waiting.as_ref().filter(lasting), &self.last_state.terminated) {
+            (Some(why), _) if why.reason.contains("Image") => {
+                // The same cause is told in two ways by turns, and one contains the other.
+                let cause = why.message.rsplit_once("ErrImagePull: ").map_or(why.message.as_str(), |(_, cause)| cause);
+                let message = format!("its host cannot get the image {}: {cause} ({IMAGE_CURE})", self.image);
+                Some((Reason::ImageNotFound, message))
+            }
+            (waiting, Some(ended)) if waiting.is_some() || self.restart_count >= OFTEN => {
+                let last = ended.message.lines().rfind(|line| !line.trim().is_empty());
+                let last = last.unwrap_or(&ended.reason).trim();
+                Some((Reason::VMFails, format!("its {what} ends again and again: {last}")))
+            }
+            (Some(Words { reason, message }), _) => {
+                Some((Reason::VMFails, format!("its container does not start: {reason}: {message}")))
+            }
+            (None, _) => None,
+        }
+    }
+}
+
 impl VmPod {
     /// Whether its node belongs to a pool.
     pub fn is_worker(&self) -> bool {
@@ -230,25 +257,9 @@ impl VmPod {
 
     /// What keeps the container from running, if that is not only a matter of time.
     fn hindrance(&self) -> Option<(Reason, String)> {
-        let container = self.status.container_statuses.first()?;
-        let lasting = |why: &&Words| !matches!(why.reason.as_str(), "" | "ContainerCreating" | "PodInitializing");
-        match (container.state.waiting.as_ref().filter(lasting), &container.last_state.terminated) {
-            (Some(why), _) if why.reason.contains("Image") => {
-                // The same cause is told in two ways by turns, and one contains the other.
-                let cause = why.message.rsplit_once("ErrImagePull: ").map_or(why.message.as_str(), |(_, cause)| cause);
-                let message = format!("its host cannot get the image {}: {cause} ({IMAGE_CURE})", container.image);
-                Some((Reason::ImageNotFound, message))
-            }
-            (waiting, Some(ended)) if waiting.is_some() || container.restart_count >= OFTEN => {
-                let last = ended.message.lines().rfind(|line| !line.trim().is_empty());
-                let last = last.unwrap_or(&ended.reason).trim();
-                Some((Reason::VMFails, format!("its VM ends again and again: {last}")))
-            }
-            (Some(Words { reason, message }), _) => {
-                Some((Reason::VMFails, format!("its container does not start: {reason}: {message}")))
-            }
-            (None, _) => None,
-        }
+        let beside = self.status.init_container_statuses.first().filter(|beside| beside.state.running.is_none());
+        let vm = || self.status.container_statuses.first()?.hindrance("VM");
+        beside.and_then(|beside| beside.hindrance("flanneld")).or_else(vm)
     }
 
     /// Whether hosts were passed over because they offer no KVM.

@@ -98,7 +98,7 @@ impl NetworkOperator {
 
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
         if target.is_deleting() {
-            return self.release(&target.identity).await;
+            return self.release(target).await;
         }
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
@@ -196,12 +196,13 @@ impl NetworkOperator {
 
     /// Gives the claims back, but not before the last VM pod that could send with this VNI is gone, what Flannel's etcd says of
     /// it, and what leads there by the host name.
-    async fn release(&self, identity: &Identity) -> Result<Answer, Error> {
+    async fn release(&self, target: &Target) -> Result<Answer, Error> {
+        let identity = &target.identity;
         let reports = self.context.reports.of(identity);
         if !reports.kvm.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("the VM pods to be gone"), Outcome::AwaitChange));
         }
-        if !reports.flannel.is_some_and(|report| report.is_gone()) {
+        if target.asks_for_flannel() && !reports.flannel.is_some_and(|report| report.is_gone()) {
             return Ok((Report::waiting("Flannel's etcd to know nothing of it"), Outcome::AwaitChange));
         }
         let closed = self.close_others(identity, &Exposure::None).await?;

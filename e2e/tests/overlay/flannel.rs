@@ -95,8 +95,14 @@ impl Flannel {
         })
     }
 
-    /// Starts etcd with what it wrote before, and waits until it asks for rights.
+    /// Starts etcd with what it wrote before, and has it ask for rights.
     fn start_etcd(&mut self) {
+        self.start_new_etcd();
+        self.as_root(async |root| auth::enable(&root).await).unwrap();
+    }
+
+    /// Starts etcd, which asks nobody for rights if it is new.
+    fn start_new_etcd(&mut self) {
         let file = |name: &str| self.folder.join(name).display().to_string();
         let mut command = tied("ip");
         command.args(["netns", "exec", &self.net]).arg(tool("etcd").join("etcd")).args([
@@ -108,10 +114,11 @@ impl Flannel {
             format!("--cert-file={}", file("tls.crt")),
             format!("--key-file={}", file("tls.key")),
             "--enable-grpc-gateway=false".into(),
+            "--max-txn-ops=4096".into(),
             "--log-level=warn".into(),
         ]);
         self.etcd = Some(spawn(&mut command, &self.folder.join("etcd.log")).unwrap());
-        until("etcd serves", START, || self.as_root(async |root| auth::enable(&root).await).is_ok());
+        until("etcd serves", START, || self.as_root(async |root| root.auth_status().await).is_ok());
     }
 
     /// What the controller manager writes of a guest.
@@ -330,7 +337,13 @@ fn an_etcd_that_lost_its_data_has_it_again(world: &mut World<Flannel>) {
     let stream = Stream::start(&world.pod("a").vm, &world.pod("b").vm, world.pod("b").ip());
     world.backend.etcd = None;
     fs::remove_dir_all(world.backend.folder.join("data")).unwrap();
-    world.backend.start_etcd();
+    // For longer than from one look to the next, nothing is in it, and then nobody may ask.
+    let long = Duration::from_secs(35);
+    world.backend.start_new_etcd();
+    std::thread::sleep(long);
+    world.backend.as_root(async |root| auth::enable(&root).await).unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(world.pod("a").reaches(world.pod("b")), "what is not known is taken for gone");
     world.backend.write(ONE);
     world.add(&[pod("c", ONE, 65, H3)]);
     let took = until("a reaches one that came since", NOTICED, || world.pod("a").reaches(world.pod("c")));

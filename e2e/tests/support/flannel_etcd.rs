@@ -104,6 +104,7 @@ impl FlannelEtcd {
                 format!("--cert-file={}", of("tls.crt")),
                 format!("--key-file={}", of("tls.key")),
                 "--enable-grpc-gateway=false".into(),
+                "--max-txn-ops=4096".into(),
                 "--log-level=warn".into(),
             ]);
             let process = Some(spawn(&mut command, &etcd.file(&format!("m{index}.log")))?);

@@ -144,6 +144,21 @@ async fn logs(client: &Client, namespace: &str, folder: &str, bundle: &mut Bundl
     let api = Api::<Pod>::namespaced(client.clone(), namespace);
     for pod in &pods {
         let name = pod.name_any();
+        let beside = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        for container in beside {
+            let (of, object) =
+                (&container.name, format!("the log of container {} of pod {namespace}/{name}", container.name));
+            let params = LogParams {
+                container: Some(of.clone()),
+                tail_lines: Some(LOG_LINES),
+                timestamps: true,
+                ..LogParams::default()
+            };
+            match call("read", &object, api.logs(&name, &params)).await {
+                Ok(text) => bundle.add(&format!("{folder}/logs/{name}.{of}.log"), &text)?,
+                Err(error) => bundle.left_out(&object, &chain(&error)),
+            }
+        }
         for (previous, file) in
             [(false, format!("{folder}/logs/{name}.log")), (true, format!("{folder}/logs/{name}.previous.log"))]
         {

@@ -21,13 +21,21 @@ pub fn user(id: &str) -> String {
     names::guest_namespace(id)
 }
 
-/// Lets etcd ask for rights, all of which the user [`ROOT`] has. Answers whether it did not do so before.
+/// Lets etcd ask for rights, all of which the user [`ROOT`] has, and nobody else any. Answers whether it did not do so before:
+/// it is new then, or lost what it had.
 ///
 /// # Errors
 /// [`EtcdError`]. Whoever tries again goes on where it ended.
 pub async fn enable(client: &Client) -> Result<bool, EtcdError> {
     if client.auth_status().await?.enabled {
         return Ok(false);
+    }
+    // Until now anybody with a certificate could make users and roles, and give them what he liked. Guests get theirs again.
+    for user in client.user_list().await? {
+        client.user_delete(&user).await?;
+    }
+    for role in client.role_list().await? {
+        client.role_delete(&role).await?;
     }
     client.role_add(ROOT).await?;
     client.user_add(ROOT).await?;

@@ -26,6 +26,8 @@ pub(super) struct Seen {
     pub revision: i64,
     /// All leases of the guest's, with the revision in which each was written.
     pub leases: BTreeMap<Ipv4Net, (Vtep, i64)>,
+    /// Whether the guest's guard is there: leases come with it, so without it nothing is known of who is gone.
+    pub is_whole: bool,
     /// Networks that the kernel has a route to, by the device.
     pub routes: BTreeSet<Ipv4Net>,
 }
@@ -123,8 +125,12 @@ impl Memory {
     }
 }
 
-/// Routes to nodes that are gone: flanneld takes away only what it saw go.
+/// Routes to nodes that are gone: flanneld takes away only what it saw go. None, while an etcd that lost its data has not got it
+/// again.
 pub(super) fn left_over(seen: &Seen) -> Vec<Ipv4Net> {
+    if !seen.is_whole {
+        return Vec::new();
+    }
     seen.routes.iter().filter(|route| !seen.leases.contains_key(route)).copied().collect()
 }
 
@@ -145,6 +151,7 @@ mod tests {
     fn seen(leases: &[(u8, u8)], routes: &[u8]) -> Seen {
         Seen {
             revision: 9,
+            is_whole: true,
             leases: leases.iter().map(|(place, pod)| (net(*place), (vtep(*pod), 5))).collect(),
             routes: routes.iter().map(|place| net(*place)).collect(),
         }
@@ -207,5 +214,7 @@ mod tests {
     fn routes_to_nobody_are_left_over() {
         assert_eq!(left_over(&seen(&[(1, 1), (2, 2)], &[2, 3])), [net(3)]);
         assert_eq!(left_over(&seen(&[(1, 1), (2, 2)], &[2])), []);
+        // Another etcd, of which nothing is known yet.
+        assert_eq!(left_over(&Seen { is_whole: false, ..seen(&[], &[2, 3]) }), []);
     }
 }

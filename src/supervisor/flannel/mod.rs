@@ -272,13 +272,15 @@ impl Carrier {
 
 async fn look_at(client: &Client, guest: &str, device: &str) -> Result<Seen, Error> {
     let read = client.read(&Span::prefix(&lease::subnets(guest))).await?;
-    let leases = read.entries.iter().filter_map(|entry| {
-        let subnet = lease::subnet(guest, &entry.key)?;
-        // The guard is nobody's; what is no lease of flanneld's does not concern it.
+    let mut seen = Seen { revision: read.revision, routes: process::routes(device).await?, ..Seen::default() };
+    for entry in &read.entries {
+        let Some(subnet) = lease::subnet(guest, &entry.key) else { continue };
         match Lease::parse(&entry.value) {
-            Ok(Lease::Vxlan(vtep)) => Some((subnet, (vtep, entry.mod_revision))),
-            Ok(Lease::Guard) | Err(_) => None,
+            Ok(Lease::Vxlan(vtep)) => drop(seen.leases.insert(subnet, (vtep, entry.mod_revision))),
+            Ok(Lease::Guard) => seen.is_whole = true,
+            // What is no lease of flanneld's does not concern it.
+            Err(_) => {}
         }
-    });
-    Ok(Seen { revision: read.revision, leases: leases.collect(), routes: process::routes(device).await? })
+    }
+    Ok(seen)
 }

@@ -38,8 +38,13 @@ use super::config::OverlayConfig;
 pub const VXLAN_PORT: u16 = 8472;
 /// What VXLAN over IPv4 adds to each packet.
 const VXLAN_OVERHEAD: u32 = 50;
-/// Smallest MTU that a guest can live with: IPv6's minimum.
+/// Smallest MTU that a guest's pods can live with: IPv6's minimum.
 const LEAST_MTU: u32 = 1280;
+
+/// Smallest MTU of an overlay: with Flannel, Calico puts pods' packets into the nodes' by VXLAN once more.
+fn least_mtu(overlay: &OverlayConfig) -> u32 {
+    if overlay.flannel.is_some() { LEAST_MTU + VXLAN_OVERHEAD } else { LEAST_MTU }
+}
 /// The pod's interface, as every CNI calls it.
 pub(super) const INTERFACE: &str = "eth0";
 const TAP: &str = "tap0";
@@ -63,7 +68,7 @@ pub enum Error {
     #[error("make tap device {TAP} (does the pod have /dev/net/tun and NET_ADMIN?)")]
     Tap(#[source] std::io::Error),
     /// The pod's interface is too small.
-    #[error("the pod's interface has an MTU of {0}, which leaves the guest less than {LEAST_MTU}")]
+    #[error("the pod's interface has an MTU of {0}, which leaves the guest's pods less than {LEAST_MTU}")]
     Mtu(u32),
     /// The user asked for larger packets than fit.
     #[error(
@@ -104,7 +109,7 @@ pub struct Network {
 /// [`Error`]
 pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Network, Error> {
     let pod_mtu = std::fs::read_to_string(format!("/sys/class/net/{INTERFACE}/mtu")).map_err(Error::ReadMtu)?;
-    let mtu = overlay_mtu(&pod_mtu, overlay.mtu)?;
+    let mtu = overlay_mtu(&pod_mtu, overlay.mtu, least_mtu(overlay))?;
     // Whatever a former life of this container left: the devices, then the rules (whose table `nft` replaces as a whole).
     for device in links::made_anew(overlay) {
         let _ = run("ip", &["link", "delete", &device], "").await;
@@ -130,9 +135,9 @@ pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Netw
     Ok(Network { tap, mtu })
 }
 
-fn overlay_mtu(pod_mtu: &str, wanted: Option<u32>) -> Result<u32, Error> {
+fn overlay_mtu(pod_mtu: &str, wanted: Option<u32>, least: u32) -> Result<u32, Error> {
     let pod_mtu: u32 = pod_mtu.trim().parse().unwrap_or(0);
-    let possible = pod_mtu.checked_sub(VXLAN_OVERHEAD).filter(|mtu| *mtu >= LEAST_MTU).ok_or(Error::Mtu(pod_mtu))?;
+    let possible = pod_mtu.checked_sub(VXLAN_OVERHEAD).filter(|mtu| *mtu >= least).ok_or(Error::Mtu(pod_mtu))?;
     match wanted {
         Some(wanted) if wanted > possible => Err(Error::MtuTooLarge { wanted, possible }),
         wanted => Ok(wanted.unwrap_or(possible)),
@@ -191,12 +196,15 @@ mod tests {
 
     #[test]
     fn an_mtu_that_cannot_be_is_refused() {
-        assert_eq!(overlay_mtu("1500\n", None).unwrap(), 1450);
-        assert_eq!(overlay_mtu("1500\n", Some(1450)).unwrap(), 1450);
-        assert_eq!(overlay_mtu("9000\n", Some(1400)).unwrap(), 1400);
-        let too_large = overlay_mtu("1500", Some(1451));
+        assert_eq!(overlay_mtu("1500\n", None, 1280).unwrap(), 1450);
+        assert_eq!(overlay_mtu("1500\n", Some(1450), 1280).unwrap(), 1450);
+        assert_eq!(overlay_mtu("9000\n", Some(1400), 1280).unwrap(), 1400);
+        let too_large = overlay_mtu("1500", Some(1451), 1280);
         assert!(matches!(too_large, Err(Error::MtuTooLarge { wanted: 1451, possible: 1450 })));
-        assert!(matches!(overlay_mtu("1300", None), Err(Error::Mtu(1300))));
-        assert!(matches!(overlay_mtu("x", None), Err(Error::Mtu(0))));
+        assert!(matches!(overlay_mtu("1300", None, 1280), Err(Error::Mtu(1300))));
+        // With Flannel.
+        assert_eq!(overlay_mtu("1380", None, 1330).unwrap(), 1330);
+        assert!(matches!(overlay_mtu("1379", None, 1330), Err(Error::Mtu(1379))));
+        assert!(matches!(overlay_mtu("x", None, 1280), Err(Error::Mtu(0))));
     }
 }
