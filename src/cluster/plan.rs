@@ -311,9 +311,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        api::NodeCounts, flannel::FlannelFacts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, testing::valid,
-    };
+    use crate::{api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, testing::valid};
 
     fn good() -> ClusterReports {
         ClusterReports {
@@ -519,7 +517,7 @@ mod tests {
     #[test]
     fn of_network_and_flannel_the_worse_is_said() {
         let mut checked = valid(json!({}));
-        let said = |checked: &Valid, network: Report<NetworkFacts>, flannel: Option<Report<FlannelFacts>>| {
+        let said = |checked: &Valid, network: Report<NetworkFacts>, flannel: Option<Report<()>>| {
             let reports = ClusterReports { network: Some(network), flannel, ..good() };
             let observed = Observed {
                 identity: &checked.identity.clone(),
@@ -538,7 +536,7 @@ mod tests {
         assert_eq!(said(&checked, network(), None), Reason::AsExpected);
         checked.ranges.overlay.fabric = Fabric::Routed;
         assert_eq!(said(&checked, network(), None), Reason::Waiting, "nobody has looked yet");
-        assert_eq!(said(&checked, network(), Some(Report::Ready(FlannelFacts {}))), Reason::AsExpected);
+        assert_eq!(said(&checked, network(), Some(Report::Ready(()))), Reason::AsExpected);
         assert_eq!(said(&checked, network(), failed()), Reason::FlannelDenied);
         assert_eq!(said(&checked, Report::waiting("a VNI"), failed()), Reason::FlannelDenied);
         assert_eq!(said(&checked, Report::Gone, failed()), Reason::FlannelDenied);

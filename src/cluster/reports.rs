@@ -9,7 +9,6 @@ use super::{ClusterKey, Identity};
 use crate::{
     access::rights::AllBound,
     api::{NodeCounts, Reason},
-    flannel::FlannelFacts,
     guest::GuestFacts,
     kvm::{KvmFacts, PoolFacts},
     network::NetworkFacts,
@@ -97,8 +96,8 @@ impl<T> Report<T> {
 pub struct ClusterReports {
     /// network
     pub network: Option<Report<NetworkFacts>>,
-    /// flannel; nothing of a guest with another overlay.
-    pub flannel: Option<Report<FlannelFacts>>,
+    /// flannel; nothing of a guest with another overlay. Its fact is that VM pods find what they need.
+    pub flannel: Option<Report<()>>,
     /// pki
     pub pki: Option<Report<PkiFacts>>,
     /// kvm, of the control plane

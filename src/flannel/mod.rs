@@ -19,7 +19,3 @@ pub mod lease;
 pub mod plan;
 pub mod reconcile;
 pub mod server;
-
-/// What the flannel operator tells the others: that the guest's VM pods find what they need.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FlannelFacts {}

@@ -6,18 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use tracing::info;
 
 use super::{
-    FlannelFacts,
     certificates::{self, OF_GUEST},
     etcd::{Change, Client, Compare, EtcdError, Span, auth},
     install::of_etcd,
     lease,
     plan::{self, Found, Member, Write},
-    server::{Access, FlannelEtcd},
+    server::Access,
 };
 use crate::{
     api::Reason,
@@ -60,13 +60,13 @@ impl Blames for Error {
     }
 }
 
-type Answer = (Report<FlannelFacts>, Outcome);
+type Answer = (Report<()>, Outcome);
 
 /// The flannel operator.
 pub struct FlannelOperator {
     context: Context,
     keys: KeyStore,
-    /// When a guest's user and role were last seen to be right, by its id, and of which etcd ([`FlannelEtcd::generation`]).
+    /// When a guest's user and role were last seen to be right, by its id, and of which etcd ([`super::server::FlannelEtcd::generation`]).
     admitted: Mutex<HashMap<String, (Instant, u64)>>,
 }
 
@@ -81,8 +81,7 @@ impl FlannelOperator {
             return self.remove(&target.identity).await;
         }
         let facts = self.known(&target.identity);
-        let waiting =
-            |what: &str| Ok((Report::Waiting { what: what.to_owned(), facts: facts.clone() }, Outcome::AwaitChange));
+        let waiting = |what: &str| Ok((Report::Waiting { what: what.to_owned(), facts }, Outcome::AwaitChange));
         let Some(valid) = target.workable().filter(|valid| valid.ranges.overlay.fabric == Fabric::Routed) else {
             return waiting("a valid and protected Cluster");
         };
@@ -101,9 +100,9 @@ impl FlannelOperator {
     }
 
     /// That a guest's VM pods find what they need outlives this process: the Secret says so, which is made after the rest.
-    fn known(&self, identity: &Identity) -> Option<FlannelFacts> {
+    fn known(&self, identity: &Identity) -> Option<()> {
         let secret = self.context.meta(&self.context.cache.secrets, &identity.namespace, OF_GUEST)?;
-        identity.owner().owns(&secret).then_some(FlannelFacts {})
+        identity.owner().owns(&secret).then_some(())
     }
 
     async fn serve(
@@ -121,12 +120,12 @@ impl FlannelOperator {
         let pods = self.context.vm_pods(identity);
         let ours = pods.iter().map(Arc::as_ref).filter(|pod| identity.owner().owns(&pod.metadata));
         let (members, strange) = plan::members(valid, ours, &self.context.places(identity));
-        let facts = FlannelFacts {};
-        let found = match lease_to(&access.client, valid, vni, &members, found).await {
+        let found = match lease_to(&access.client, (&identity.id, valid.ranges.overlay.net, vni), &members, found).await
+        {
             Err(error) if error.is_guard() => {
                 // flanneld has written meanwhile: it is looked at again.
                 let what = "the leases, which flanneld writes as well".to_owned();
-                return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(SOON)));
+                return Ok((Report::Waiting { what, facts: Some(()) }, Outcome::After(SOON)));
             }
             found => found?,
         };
@@ -135,14 +134,14 @@ impl FlannelOperator {
             let message = format!(
                 "VM pod {pod} has an IPv6 address, by which Flannel carries no overlay; ask for backend Native"
             );
-            let report = Report::Failed { reason: Reason::FlannelUnavailable, message, facts: Some(facts) };
+            let report = Report::Failed { reason: Reason::FlannelUnavailable, message, facts: Some(()) };
             return Ok((report, later));
         }
         Ok(match plan::untaken(&identity.id, &members, &found).first() {
-            None => (Report::Ready(facts), later),
+            None => (Report::Ready(()), later),
             Some(pod) => {
                 let what = format!("flanneld of VM pod {pod} to take its subnet");
-                (Report::Waiting { what, facts: Some(facts) }, Outcome::After(SOON))
+                (Report::Waiting { what, facts: Some(()) }, Outcome::After(SOON))
             }
         })
     }
@@ -215,7 +214,7 @@ impl FlannelOperator {
             // It went with everything that was in it.
             return Ok((Report::Gone, Outcome::AwaitChange));
         };
-        let access = match FlannelEtcd::access(etcd) {
+        let access = match etcd.access() {
             Ok(access) => access,
             Err(obstacle) => return Ok((obstacle.report(None), Outcome::After(SOON))),
         };
@@ -228,15 +227,16 @@ impl FlannelOperator {
     }
 }
 
-/// Brings the guest's keys about, all at once. Answers what is there then.
-async fn lease_to(
+/// Brings the keys of the guest with this id about, all at once. Answers what is there then.
+///
+/// # Errors
+/// [`EtcdError`]; a guard's, if they are not those that were found any more.
+pub async fn lease_to(
     client: &Client,
-    valid: &Valid,
-    vni: u32,
+    (id, network, vni): (&str, Ipv4Net, u32),
     members: &[Member],
     found: Found,
 ) -> Result<Found, EtcdError> {
-    let (id, network) = (valid.identity.id.as_str(), valid.ranges.overlay.net);
     let writes = plan::writes(id, network, vni, members, &found);
     if writes.is_empty() {
         return Ok(found);
@@ -262,7 +262,11 @@ async fn lease_to(
     read(client, id).await
 }
 
-async fn read(client: &Client, id: &str) -> Result<Found, EtcdError> {
+/// What there is of the guest with this id.
+///
+/// # Errors
+/// [`EtcdError`]
+pub async fn read(client: &Client, id: &str) -> Result<Found, EtcdError> {
     let mut found = Found::default();
     for entry in client.read(&Span::prefix(&lease::prefix(id))).await?.entries {
         // Nobody but this operator and flanneld writes there, and neither writes other keys.
@@ -294,10 +298,10 @@ impl Reconciler for FlannelOperator {
         }
         let look = self.look(&target, now).await;
         if let Err(error) = &look
-            && let Some(facts) = self.known(&target.identity)
+            && let facts @ Some(()) = self.known(&target.identity)
         {
             // What was made stays made, and others go on with it.
-            let report = Report::Failed { reason: error.reason(), message: chain(error), facts: Some(facts) };
+            let report = Report::Failed { reason: error.reason(), message: chain(error), facts };
             self.context.reports.update(&target.identity, |reports| reports.flannel = Some(report));
         }
         self.context.reports.conclude(&target.identity, |reports| &mut reports.flannel, look)

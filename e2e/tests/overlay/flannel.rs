@@ -13,9 +13,10 @@ use std::{
 
 use giantnetes::{
     flannel::{
-        etcd::{Change, Client, EtcdError, Span, Target, auth},
+        etcd::{Change, Client, EtcdError, Target, auth},
         lease::{self, Lease, Vtep},
-        plan::{self, Found, Member, Write},
+        plan::Member,
+        reconcile::{lease_to, read},
     },
     network::addresses::{Fabric, Mac, NodeAddress, Overlay},
     pki::{
@@ -127,19 +128,8 @@ impl Flannel {
         let network = "172.26.0.0/20".parse().unwrap();
         let written: Result<(), EtcdError> = self.as_root(async |root| {
             auth::ensure_guest(&root, guest.name).await?;
-            let mut found = Found::default();
-            for entry in root.read(&Span::prefix(&lease::prefix(guest.name))).await?.entries {
-                found.values.insert(String::from_utf8(entry.key).unwrap(), (entry.value, entry.mod_revision));
-            }
-            let writes = plan::writes(guest.name, network, guest.vni, &members, &found);
-            let changes: Vec<_> = writes
-                .iter()
-                .map(|write| match write {
-                    Write::Put(key, value) => Change::Put { key, value },
-                    Write::Delete(key) => Change::Delete(Span::key(key)),
-                })
-                .collect();
-            if changes.is_empty() { Ok(()) } else { root.write(&[], &changes).await.map(drop) }
+            let found = read(&root, guest.name).await?;
+            lease_to(&root, (guest.name, network, guest.vni), &members, found).await.map(drop)
         });
         written.unwrap();
     }

@@ -145,30 +145,25 @@ async fn logs(client: &Client, namespace: &str, folder: &str, bundle: &mut Bundl
     for pod in &pods {
         let name = pod.name_any();
         let beside = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-        for container in beside {
-            let (of, object) =
-                (&container.name, format!("the log of container {} of pod {namespace}/{name}", container.name));
-            let params = LogParams {
-                container: Some(of.clone()),
-                tail_lines: Some(LOG_LINES),
-                timestamps: true,
-                ..LogParams::default()
-            };
-            match call("read", &object, api.logs(&name, &params)).await {
-                Ok(text) => bundle.add(&format!("{folder}/logs/{name}.{of}.log"), &text)?,
-                Err(error) => bundle.left_out(&object, &chain(&error)),
-            }
-        }
-        for (previous, file) in
-            [(false, format!("{folder}/logs/{name}.log")), (true, format!("{folder}/logs/{name}.previous.log"))]
-        {
+        let beside = beside.map(|of| (Some(of.name.clone()), false, format!("{folder}/logs/{name}.{}.log", of.name)));
+        let of_vm = [
+            (None, false, format!("{folder}/logs/{name}.log")),
+            (None, true, format!("{folder}/logs/{name}.previous.log")),
+        ];
+        for (container, previous, file) in beside.chain(of_vm) {
             let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
             if previous && statuses.map(|status| status.restart_count).sum::<i32>() == 0 {
                 continue;
             }
             let object = format!("the log of pod {namespace}/{name}");
             eprintln!("{object}");
-            let params = LogParams { previous, tail_lines: Some(LOG_LINES), timestamps: true, ..LogParams::default() };
+            let params = LogParams {
+                container,
+                previous,
+                tail_lines: Some(LOG_LINES),
+                timestamps: true,
+                ..LogParams::default()
+            };
             match call("read", &object, api.logs(&name, &params)).await {
                 Ok(text) => bundle.add(&file, &text)?,
                 Err(error) => bundle.left_out(&object, &chain(&error)),
