@@ -27,6 +27,7 @@
 //! - [`access`]: users' certificates and kubeconfigs
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
+//! - [`aws`]: stacks of guests on AWS, as far as they can be thought through without AWS (feature `aws`)
 //! - [`rollout`]: which node may change next
 //! - [`isolation`]: whether VM pods reach what they must not
 //! - [`guest`]: rights and nodes inside a guest
@@ -39,6 +40,8 @@
 
 pub mod access;
 pub mod api;
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod cli;
 pub mod cluster;
 pub mod context;
