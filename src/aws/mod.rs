@@ -2,11 +2,25 @@
 //!
 //! A guest has one CloudFormation stack for its network, API, keys and control plane, and one for each of its node pools.
 //!
+//! ```text
+//!  ClusterStack ─┐ render          ┌─ absent, … 23 statuses …      owner, change set, events
+//!  PoolStack ────┴──────► Body ──► │ CloudFormation ──────────────────────► Observed
+//!                                  └──────◄────────── Action ◄── driver::next ──┘ ◄── Desired
+//! ```
+//!
 //! - [`template`]: from what a guest is made of to the bytes that CloudFormation is sent
+//! - [`status`]: CloudFormation's states, each of them
+//! - [`change_set`]: what a change set would do, and what of it may not happen unasked
+//! - [`driver`]: what is done next about a stack
+//! - [`progress`]: what a stack's events tell people
 //! - [`tags`]: what tells our stacks and resources from others'
 //!
 //! All of it is pure. Calls to AWS, credentials and the micro-operator come around it.
 
+pub mod change_set;
+pub mod driver;
+pub mod progress;
+pub mod status;
 pub mod tags;
 pub mod template;
 
