@@ -83,8 +83,9 @@ step make --no-print-directory preflight
 if $fast; then step e2e/tools/build.sh --with prometheus prometheus-operator kubeconform; fi
 step make --no-print-directory images
 
-# These raise what they need themselves: an API server, network namespaces.
+# These raise what they need themselves: a stand-in for AWS, an API server, network namespaces.
 if $fast; then
+  step e2e/aws/templates.py
   for test in deps tools admission chart plan vault node_flags etcd flannel_etcd guest_api overlay; do e2e "$test"; done
 fi
 

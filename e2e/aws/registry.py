@@ -1,0 +1,34 @@
+"""What ministack does not know of EC2: which property of a resource replaces it (it says of every change that it might, and replaces
+nothing), by AWS's own registry of resource types, which cfn-lint carries; and instances' tags, when a policy asks for them.
+"""
+import json
+import pathlib
+
+import cfnlint
+from ministack.core.responses import get_account_id, get_region
+from ministack.services import ec2, tagging
+
+SCHEMAS = pathlib.Path(cfnlint.__file__).parent / "data/schemas"
+
+
+def schemas():
+    files = json.loads((SCHEMAS / "providers/us-east-1.json").read_text())
+    return {kind: SCHEMAS / f"resources/{name}.json" for kind, name in files.items()}
+
+
+def teach(provisioners):
+    """Adds what is not known yet of the types that ministack makes."""
+    known = schemas()
+    for kind in provisioners._RESOURCE_HANDLERS.keys() & known.keys() - provisioners._REPLACING_PROPERTIES.keys():
+        schema = json.loads(known[kind].read_text())
+        for word, table in (("createOnlyProperties", provisioners._REPLACING_PROPERTIES),
+                            ("conditionalCreateOnlyProperties", provisioners._CONDITIONALLY_REPLACING_PROPERTIES)):
+            # Properties of properties are not told apart.
+            table[kind] = tuple(path.split("/")[2] for path in schema.get(word, []))
+    tagging._RESOURCE_TAG_COLLECTORS["ec2"] = instances
+
+
+def instances():
+    for identity, tags in ec2._tags.items():
+        if identity.startswith("i-"):
+            yield f"arn:aws:ec2:{get_region()}:{get_account_id()}:instance/{identity}", tags
