@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The golden templates of src/aws, judged by cfn-lint and cloudformation-validate, and deployed, changed and deleted on ministack:
+"""The golden templates of src/aws, judged by cfn-lint, cloudformation-validate and checkov, and deployed, changed and deleted on ministack:
 by change sets alone, as the controller manager would, and with no other rights than those that the chart ships.
 
     templates.py            all of it
     templates.py WORD…      only what has one of the words in its name
 """
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -16,14 +17,21 @@ sys.dont_write_bytecode = True
 
 import peers
 
+sys.path.append(str(peers.HERE.parent))
+import checkov
+
 SNAPSHOTS = peers.ROOT / "src/aws/template/snapshots"
 POLICIES = peers.ROOT / "charts/giantnetes/files/aws"
 TEMPLATES_AT_LEAST = 8
 CFN_LINT = pathlib.Path(sys.prefix) / "bin/cfn-lint"
-# Why a finding stays.
+# Why a finding stays, of the linters and of checkov.
 JUSTIFIED = {
     "W3010": "zones are listed, as a user asks for them: a template serves one guest",
     "W3005": "DependsOn names a resource that properties refer to, too: it says what is waited for",
+}
+JUSTIFIED_TO_CHECKOV = {
+    "CKV_AWS_33": "as AWS's own key for disks: conditions keep it to this account, by way of EC2",
+    "CKV_AWS_91": "a network load balancer logs TLS listeners alone, and TLS ends in the guest",
 }
 
 
@@ -153,14 +161,32 @@ def services(address):
     return {name: peers.client(name, address) for name in ("autoscaling", "ec2", "elbv2", "iam", "kms", "route53")}
 
 
-def test_cfn_lint(_address):
+@contextlib.contextmanager
+def on_disk():
+    """The templates as files in a folder."""
     with tempfile.TemporaryDirectory() as folder:
         for name, body in golden().items():
-            (pathlib.Path(folder) / f"{name}.json").write_text(json.dumps(body["Template"]))
+            (pathlib.Path(folder) / f"{name}.json").write_text(json.dumps(body["Template"], indent=1))
+        yield pathlib.Path(folder)
+
+
+def test_cfn_lint(_address):
+    with on_disk() as folder:
         ignored = [word for check in JUSTIFIED for word in ("--ignore-checks", check)]
-        words = [CFN_LINT, "--regions", peers.REGION, *ignored, "--format", "parseable", "--template"]
-        said = subprocess.run([*words, *sorted(map(str, pathlib.Path(folder).glob("*.json")))], text=True, capture_output=True)
+        words = [CFN_LINT, "--regions", peers.REGION, *ignored, "--format", "parseable", "--template", *sorted(folder.glob("*.json"))]
+        said = subprocess.run(words, text=True, capture_output=True)
         assert said.returncode == 0 and not said.stdout.strip(), said.stdout + said.stderr
+
+
+def test_checkov(_address):
+    with on_disk() as folder:
+        words = [checkov.checkov(), "--directory", folder, "--framework", "cloudformation", "--output", "json", "--quiet",
+                 "--soft-fail", "--skip-download"]
+        said = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    report = json.loads(said.stdout)
+    assert report["summary"]["passed"] > 300, report["summary"]
+    failed = {it["check_id"]: f"{it['file_path']}: {it['resource']}: {it['check_name']}" for it in report["results"]["failed_checks"]}
+    assert failed.keys() == JUSTIFIED_TO_CHECKOV.keys(), failed
 
 
 def test_cloudformation_validate(_address):
