@@ -28,6 +28,8 @@ MUTANTS = [
      "charts/giantnetes/templates/deletion-protection.yaml", '"!(has(oldObject.spec.deletionProtection) && oldObject.spec.deletionProtection)"', '"true"', ADMISSION),
     ("ranges", "validation", "ranges may overlap",
      "src/cluster/valid/network.rs", "if overlaps(*range, *other) {", "if false && overlaps(*range, *other) {", UNIT),
+    ("underlay", "validation", "an overlay may cover the management cluster's pods",
+     "src/network/underlay.rs", "part.range.contains(&overlay) || overlay.contains(&part.range)", "part.range.contains(&overlay) && overlay.contains(&part.range)", UNIT + ["underlay"]),
     ("vni", "claims", "a VNI is taken though somebody holds it",
      "src/network/claims.rs", "Some(_) => None,", "Some(_) => Some(VniChoice::Claim(vni)),", UNIT + ["network::claims"]),
     ("quarantine", "claims", "a released VNI is still its former Cluster's",

@@ -35,6 +35,7 @@ use crate::{
     network::{
         places::Place,
         tls_route::{self, TLSRoute},
+        underlay::{self, Underlay},
     },
     pki::vault::Vault,
     runtime::{
@@ -241,6 +242,8 @@ pub struct Context {
     pub events: Events,
     /// Whether this process may write; clients of guests ask it, too.
     pub leadership: Leadership,
+    /// Addresses of the management cluster that this process was started with.
+    pub underlay: Arc<Underlay>,
     /// The Vault of this installation, if it has one.
     pub vault: Option<Arc<Vault>>,
     /// Flannel's etcd of this installation, if it has one.
@@ -300,8 +303,28 @@ impl Context {
     pub fn target(&self, key: &ClusterKey) -> Option<Target> {
         let cluster = cache::get(&self.cache.clusters, Some(&key.namespace), &key.name)?;
         let identity = Identity::of(&cluster);
-        let valid = Valid::new(&cluster, &self.settings);
+        let valid = Valid::new(&cluster, &self.settings).and_then(|valid| match self.clash(&cluster, &valid) {
+            None => Ok(valid),
+            Some(problem) => Err(vec![Violation::new("spec.network.overlay.cidr", problem)]),
+        });
         Some(Target { cluster, identity, valid })
+    }
+
+    /// What is wrong with the overlay of a guest that is not made yet, as far as what is seen of the management cluster tells.
+    fn clash(&self, cluster: &Cluster, valid: &Valid) -> Option<String> {
+        let overlay = valid.ranges.overlay.net;
+        let seen = || {
+            let mut seen = Underlay::default();
+            let mut hosts = self.cache.hosts.state();
+            hosts.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+            hosts.iter().for_each(|host| host.note(&mut seen));
+            let mut pods: Vec<_> = self.cache.pods.state().iter().filter_map(|pod| pod.status.pod_ip).collect();
+            pods.sort_unstable();
+            // Whose they are is nobody else's business.
+            pods.into_iter().for_each(|address| seen.add_address(address, "the address of a VM pod"));
+            seen.clash(overlay).or_else(|| self.underlay.clash(overlay))
+        };
+        underlay::judges(cluster).then(seen)?
     }
 
     /// Whether every operator has said something of a Cluster since this process leads.

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,15 @@ pub struct NetworkSettings {
     pub cluster_dns: Option<IpAddr>,
     /// Domain of the management cluster's Services.
     pub cluster_domain: String,
+    /// Ranges of the management cluster's pods, which no guest's overlay may overlap.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Ranges of its Services, likewise.
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Vec<IpNet>,
+    /// Ranges of its hosts, likewise.
+    #[serde(rename = "hostCIDRs")]
+    pub host_cidrs: Vec<IpNet>,
     /// Namespace of the controller manager, whose pods may ask VM pods how they are. The chart sets it.
     pub manager_namespace: String,
     /// Flannel's etcd, for guests whose overlay is Flannel's. None: no guest can. The chart sets it.
@@ -155,6 +164,9 @@ impl Default for NetworkSettings {
             egress_allowed: Vec::new(),
             cluster_dns: None,
             cluster_domain: "cluster.local".into(),
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            host_cidrs: Vec::new(),
             manager_namespace: "giantnetes-system".into(),
             flannel: None,
             monitoring_namespaces: BTreeSet::new(),

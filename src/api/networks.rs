@@ -25,8 +25,8 @@ pub struct OverlaySpec {
     /// Who forwards between the nodes. Default: `Native`. Changing it: immutable.
     #[serde(default, skip_serializing_if = "OverlayBackend::is_default")]
     pub backend: OverlayBackend,
-    /// IPv4 range of the nodes' addresses, /16 to /24, with Flannel /16 to /22; may be equal in all guests. Default:
-    /// 172.26.0.0/20. Changing it: immutable.
+    /// IPv4 range of the nodes' addresses, /16 to /24, with Flannel /16 to /22; may be equal in all guests, and must not overlap
+    /// the management cluster's own addresses. Default: 172.26.0.0/20. Changing it: immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 18))]
     #[x_kube(validation = rules::ipv4_range())]

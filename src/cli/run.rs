@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -29,7 +29,7 @@ use crate::{
     guest::reconcile::GuestOperator,
     isolation::reconcile::IsolationOperator,
     kvm::reconcile::KvmOperator,
-    network::{reconcile::NetworkOperator, tls_route},
+    network::{reconcile::NetworkOperator, tls_route, underlay::Underlay},
     pki::{reconcile::PkiOperator, vault::Vault},
     runtime::{
         apply::Memory,
@@ -77,6 +77,12 @@ pub(super) struct RunArgs {
     /// Name of this replica. Default: a random one.
     #[arg(long, env = "GIANTNETES_REPLICA", default_value = "replica")]
     replica: String,
+    /// Address of the pod that this process runs in, which no guest's overlay may cover. Default: none is known.
+    #[arg(long, env = "GIANTNETES_POD_IP")]
+    pod_ip: Option<IpAddr>,
+    /// Where pods find the management cluster's API, likewise: Kubernetes tells each of them.
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST")]
+    api_service: Option<String>,
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -97,6 +103,7 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let settings = Arc::new(Settings::read(&args.settings)?);
+    let underlay = Arc::new(underlay(&args));
     set_call_timeout(args.call_timeout);
     let config = Config::infer().await?;
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
@@ -120,7 +127,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let vault = settings.vault.clone().map(|vault| Vault::new(vault, Some(leadership.clone()))).transpose()?;
     let vault = vault.map(Arc::new);
     let flannel = settings.network.flannel.clone().map(|flannel| Arc::new(FlannelEtcd::new(flannel)));
-    let context = Context { client, settings, cache, reports, memory, events, leadership, vault, flannel };
+    let context = Context { client, settings, cache, reports, memory, events, leadership, underlay, vault, flannel };
 
     // Who does not lead says so, too: that nobody leads must show.
     LEADING.set(0);
@@ -156,6 +163,18 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     elections_end.cancel();
     elections.await?;
     ended
+}
+
+/// What of the management cluster this process was told. A name in place of an address says nothing of ranges.
+fn underlay(args: &RunArgs) -> Underlay {
+    let mut underlay = Underlay::default();
+    if let Some(address) = args.api_service.as_deref().and_then(|host| host.parse().ok()) {
+        underlay.add_address(address, "the Service of the management cluster's API");
+    }
+    if let Some(address) = args.pod_ip {
+        underlay.add_address(address, "the controller manager's own address");
+    }
+    underlay
 }
 
 /// What a watch waits for that has not listed yet.

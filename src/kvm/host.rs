@@ -7,7 +7,7 @@ use k8s_openapi::{
 use serde::{Deserialize, Serialize};
 
 use super::pod;
-use crate::api::names;
+use crate::{api::names, network::underlay::Underlay};
 
 /// Taint by which people say that a host is off for certain, and its volumes may be attached elsewhere.
 pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
@@ -29,6 +29,9 @@ pub struct Host {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HostSpec {
+    /// Ranges of the pods on it, where the management cluster gives such.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
     /// Whether it is cordoned.
     pub unschedulable: bool,
     /// Its taints.
@@ -130,6 +133,19 @@ impl Host {
         offers && is_open && pod::zones(pod).is_none_or(|zones| zone.is_some_and(|zone| zones.contains(zone)))
     }
 
+    /// Adds its own addresses and those of the pods on it.
+    pub fn note(&self, underlay: &mut Underlay) {
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        for one in self.status.addresses.iter().filter(|one| one.type_ == "InternalIP") {
+            if let Ok(address) = one.address.parse() {
+                underlay.add_address(address, format!("the address of host {name}"));
+            }
+        }
+        for range in self.spec.pod_cidrs.iter().filter_map(|range| range.parse().ok()) {
+            underlay.add_range(range, format!("the pods of host {name}"));
+        }
+    }
+
     /// How it is. One that has not said anything yet is taken to be well.
     pub fn state(&self) -> HostState {
         let ready = self.status.conditions.iter().find(|condition| condition.type_ == "Ready");
@@ -174,6 +190,24 @@ mod tests {
         let around =
             Surroundings { vni: 1234, api_address, namespace_uid: "ns-uid", etcd_formed: false, settings: &settings };
         control_plane_node(&valid(spec), 0, around).unwrap().pod
+    }
+
+    #[test]
+    fn a_host_has_addresses_of_its_own_and_of_its_pods() {
+        let host: Host = serde_json::from_value(json!({
+            "metadata": {"name": "h1"},
+            "spec": {"podCIDR": "10.7.1.0/24", "podCIDRs": ["10.7.1.0/24", "fd00::/64"]},
+            "status": {"addresses": [
+                {"type": "Hostname", "address": "10.9.0.1"}, {"type": "InternalIP", "address": "172.26.3.4"},
+            ]},
+        }))
+        .unwrap();
+        let mut underlay = Underlay::default();
+        host.note(&mut underlay);
+        let clash = |overlay: &str| underlay.clash(overlay.parse().unwrap());
+        assert!(clash("172.26.0.0/20").unwrap().contains("172.26.3.4/32, the address of host h1"));
+        assert!(clash("10.7.0.0/20").unwrap().contains("10.7.1.0/24, the pods of host h1"));
+        assert_eq!(clash("10.9.0.0/20"), None);
     }
 
     #[test]

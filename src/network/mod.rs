@@ -11,6 +11,7 @@
 //! - [`policies`]: what may reach a guest, and what it may reach; pure
 //! - [`reconcile`]: the effects
 //! - [`tls_route`]: the way by a gateway; pure
+//! - [`underlay`]: which addresses of the management cluster no overlay may cover; pure
 
 pub mod addresses;
 pub mod claims;
@@ -23,6 +24,7 @@ pub mod plan;
 pub mod policies;
 pub mod reconcile;
 pub mod tls_route;
+pub mod underlay;
 
 use std::net::IpAddr;
 

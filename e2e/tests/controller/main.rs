@@ -29,6 +29,7 @@ mod pause;
 mod people;
 mod pools;
 mod proxy;
+mod ranges;
 mod rights;
 mod rollout;
 mod servers;

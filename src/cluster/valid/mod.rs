@@ -90,7 +90,7 @@ impl Valid {
         let valid = Self {
             version: check.version(cluster, kvm.image.as_deref(), pinned, settings),
             kubernetes: check.kubernetes(&spec.kubernetes),
-            ranges: check.ranges(spec, &settings.network),
+            ranges: check.ranges(cluster, settings),
             requested_vni: check.vni(spec.network.overlay.vni.or(pinned.vni)),
             mtu: check.mtu(&spec.network),
             control_plane: check.control_plane(&spec.control_plane),
@@ -194,6 +194,24 @@ mod tests {
         for bad in [torn, "-----BEGIN CERTIFICATE-----\n", &format!("{good}{key}"), &format!("{good}{torn}")] {
             assert_eq!(oidc(bad).len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_overlay_lies_beside_the_management_cluster_unless_the_guest_is_made_already() {
+        let mut settings = settings();
+        settings.network.pod_cidrs = vec!["172.16.0.0/12".parse().unwrap()];
+        settings.network.service_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
+        let violations = |cluster: &Cluster| Valid::new(cluster, &settings).err().unwrap_or_default();
+        let mut clashing = cluster(json!({}));
+        let found = violations(&clashing);
+        assert!(found.len() == 1 && found[0].field == "spec.network.overlay.cidr", "{found:?}");
+        assert!(found[0].problem.starts_with("172.26.0.0/20 overlaps 172.16.0.0/12, "), "{found:?}");
+        // Its pods and Services may have the management cluster's addresses: they are known inside its VMs alone.
+        let kubernetes = json!({"podCIDR": "172.16.0.0/16", "serviceCIDR": "10.96.0.0/16"});
+        let beside = json!({"kubernetes": kubernetes, "network": {"overlay": {"cidr": "10.50.0.0/20"}}});
+        assert_eq!(violations(&cluster(beside)), []);
+        clashing.status.get_or_insert_default().vni = Some(4321);
+        assert_eq!(violations(&clashing), []);
     }
 
     #[test]

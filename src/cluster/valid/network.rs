@@ -11,11 +11,14 @@ use ipnet::Ipv4Net;
 use super::{Check, HostName, text};
 use crate::{
     api::{
-        ClusterSpec, ExposureSpec, ExposureType, IngressControllerSpec, IngressService, NetworkSpec, OverlayBackend,
+        Cluster, ExposureSpec, ExposureType, IngressControllerSpec, IngressService, NetworkSpec, OverlayBackend,
         PkiBackend, PkiSpec,
     },
     cluster::Identity,
-    network::addresses::{Fabric, Overlay},
+    network::{
+        addresses::{Fabric, Overlay},
+        underlay::{self, Underlay},
+    },
     settings::{ExposureSettings, GatewaySettings, NetworkSettings, Settings},
 };
 
@@ -132,9 +135,9 @@ pub enum SubjectName {
 }
 
 impl Check {
-    pub(super) fn ranges(&mut self, spec: &ClusterSpec, settings: &NetworkSettings) -> Ranges {
-        let (kubernetes, overlay) = (&spec.kubernetes, &spec.network.overlay);
-        let fabric = self.fabric(overlay.backend, settings);
+    pub(super) fn ranges(&mut self, cluster: &Cluster, settings: &Settings) -> Ranges {
+        let (kubernetes, overlay) = (&cluster.spec.kubernetes, &cluster.spec.network.overlay);
+        let fabric = self.fabric(overlay.backend, &settings.network);
         let overlay_prefixes = match fabric {
             Fabric::Segment => 16..=24,
             // Each node has four addresses there.
@@ -153,7 +156,10 @@ impl Check {
                 }
             }
         }
-        let [(_, pods), (_, services), (_, net)] = named;
+        let [(_, pods), (_, services), (field, net)] = named;
+        if let Some(problem) = Underlay::of_settings(settings).clash(net).filter(|_| underlay::judges(cluster)) {
+            self.fail(field, problem);
+        }
         Ranges { pods, services, overlay: Overlay { net, fabric } }
     }
 
