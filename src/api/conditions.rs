@@ -125,6 +125,8 @@ pub enum Reason {
     FlannelDenied,
     /// A VM pod reaches what it must not; the message names the pair.
     NotIsolated,
+    /// Packets as large as the overlay's do not pass whole between two VM pods; the message names the pair and both sizes.
+    PathMTUTooSmall,
     /// No host takes a node; the message is the scheduler's.
     Unschedulable,
     /// The host of a node with a volume is dead, as far as can be told from here.
@@ -141,7 +143,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -160,6 +162,7 @@ impl Reason {
         Self::FlannelUnavailable,
         Self::FlannelDenied,
         Self::NotIsolated,
+        Self::PathMTUTooSmall,
         Self::Unschedulable,
         Self::HostDead,
         Self::ImageNotFound,
@@ -189,6 +192,7 @@ impl Reason {
             Self::FlannelUnavailable => "FlannelUnavailable",
             Self::FlannelDenied => "FlannelDenied",
             Self::NotIsolated => "NotIsolated",
+            Self::PathMTUTooSmall => "PathMTUTooSmall",
             Self::Unschedulable => "Unschedulable",
             Self::HostDead => "HostDead",
             Self::ImageNotFound => "ImageNotFound",

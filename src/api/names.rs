@@ -91,6 +91,9 @@ pub const API_PORT: u16 = 6443;
 /// TCP port on which a VM pod's supervisor answers `/healthz`, `/readyz`, `/status` and `/metrics`.
 pub const SUPERVISOR_PORT: u16 = 8080;
 
+/// UDP port at which a VM pod's supervisor says to others of its guest how large a packet came.
+pub const PATH_PORT: u16 = 8474;
+
 /// Node label value and VM pod label value of control-plane nodes.
 pub const ROLE_CONTROL_PLANE: &str = "control-plane";
 

@@ -34,7 +34,7 @@ pub(super) fn page() -> String {
             "A VM pod",
             "Served by each VM pod at port 8080, to pods of the controller manager and of the namespaces that \
              `settings.network.monitoringNamespaces` names: the guest's NetworkPolicy keeps others out.",
-            supervisor::health::metrics(),
+            [supervisor::health::metrics(), supervisor::path_mtu::metrics()].concat(),
         ),
         (
             "A guest's components",

@@ -155,7 +155,7 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
         let message = format!("still there: {}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
-    let ClusterReports { network: _, flannel: _, pki, kvm, pools, isolation: _, guest, bound: _ } = reports;
+    let ClusterReports { network: _, flannel: _, pki, kvm, pools, isolation: _, ways: _, guest, bound: _ } = reports;
     let parts = [
         (ConditionType::NetworkReady, judge_network(observed)),
         (ConditionType::PKIReady, judge(pki.as_ref())),
@@ -243,15 +243,30 @@ fn judge<T>(report: Option<&Report<T>>) -> (Status, Reason, String) {
     }
 }
 
-/// What is to be said of the network and, if the overlay is Flannel's, of that: first what somebody must mend.
+/// What is to be said of the network, if the overlay is Flannel's of that, and of the ways between VM pods: first what somebody
+/// must mend.
 fn judge_network(observed: &Observed) -> (Status, Reason, String) {
     let ClusterReports { network, flannel, .. } = observed.reports;
     let network = judge(network.as_ref());
     let asked = observed.valid.as_ref().is_ok_and(|valid| valid.ranges.overlay.fabric == Fabric::Routed);
-    if !asked && flannel.is_none() {
-        return network;
+    let network = if asked || flannel.is_some() { both(network, judge(flannel.as_ref())) } else { network };
+    match ways(observed) {
+        Some(ways) => both(network, ways),
+        None => network,
     }
-    both(network, judge(flannel.as_ref()))
+}
+
+/// Whether packets of full size pass between VM pods. After a start what was said stands until these have said something.
+fn ways(observed: &Observed) -> Option<(Status, Reason, String)> {
+    if observed.deleting.is_some() {
+        return None;
+    }
+    if let Some(report) = &observed.reports.ways {
+        return Some(judge(Some(report)));
+    }
+    let (type_, reason) = (ConditionType::NetworkReady.name(), Reason::PathMTUTooSmall);
+    let before = observed.old.conditions.iter().find(|said| said.type_ == type_ && said.reason == reason.name())?;
+    Some((Status::False, reason, before.message.clone()))
 }
 
 fn both(first: (Status, Reason, String), second: (Status, Reason, String)) -> (Status, Reason, String) {
@@ -334,6 +349,7 @@ mod tests {
                 ..GuestFacts::default()
             })),
             isolation: Some(Report::Ready(())),
+            ways: Some(Report::Ready(())),
             bound: None,
         }
     }
@@ -502,6 +518,21 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_is_too_narrow_is_degraded_and_stands_until_it_is_seen_to_be_wide() {
+        let narrow = Report::failed(Reason::PathMTUTooSmall, "from VM pod a to b", None);
+        let told = status_of(&ClusterReports { ways: Some(narrow), ..good() }, None);
+        assert_eq!(told.phase.as_deref(), Some("Degraded"));
+        assert_eq!(told.message.as_deref(), Some("NetworkReady: from VM pod a to b"));
+        let restarted = succeeding(&told, &ClusterReports { ways: None, ..good() }, json!({}));
+        assert_eq!(restarted.message, told.message);
+        let wide = succeeding(&restarted, &good(), json!({}));
+        assert_eq!((wide.phase.as_deref(), condition(&wide, "NetworkReady").status.as_str()), (Some("Ready"), "True"));
+        // Who was never asked keeps nobody waiting.
+        let unasked = status_of(&ClusterReports { ways: None, ..good() }, None);
+        assert_eq!(condition(&unasked, "NetworkReady").status, "True");
+    }
+
+    #[test]
     fn a_pause_leaves_what_was_said_before() {
         let before = status_of(&good(), None);
         let paused = paused_status(&before, 4, Timestamp::UNIX_EPOCH, None, Timestamp::UNIX_EPOCH);
@@ -555,6 +586,7 @@ mod tests {
             pools: Some(Report::Gone),
             guest: None,
             isolation: None,
+            ways: None,
             bound: None,
         };
         assert!(left_over(&all_gone, true).is_empty());

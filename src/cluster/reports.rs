@@ -106,6 +106,8 @@ pub struct ClusterReports {
     pub pools: Option<Report<PoolFacts>>,
     /// isolation; nothing while nobody could be asked.
     pub isolation: Option<Report<()>>,
+    /// isolation, of the ways between VM pods; nothing while nobody could be asked.
+    pub ways: Option<Report<()>>,
     /// guest
     pub guest: Option<Report<GuestFacts>>,
     /// guest, of the rights that ClusterAccesses ask for; no part of the Cluster's status.

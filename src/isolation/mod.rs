@@ -6,7 +6,11 @@
 //!      └──► NetworkIsolated: False, NotIsolated, "VM pod x reaches y"
 //! ```
 //!
+//! The same VM pods say on which ways to their siblings packets of full size do not pass whole: that is the overlay's business, and
+//! told in `NetworkReady`.
+//!
 //! - [`plan`]: who is tried, and what comes of the answers; pure
+//! - [`narrow`]: ways that are too narrow; pure
 //! - [`reconcile`]: the effects
 //!
 //! It shows that the CNI enforces the guest's NetworkPolicy and that no other policy opens what it closes. What holds QEMU in its
@@ -16,6 +20,7 @@ use prometheus::IntCounterVec;
 
 use crate::runtime::telemetry::metric::{Declared, Kind, Metric};
 
+pub mod narrow;
 pub mod plan;
 pub mod reconcile;
 

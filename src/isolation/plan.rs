@@ -134,7 +134,7 @@ impl Fleet {
 }
 
 /// In how many looks it is the turn of each of so many VM pods.
-fn groups(members: usize) -> usize {
+pub fn groups(members: usize) -> usize {
     members.div_ceil(PODS).max(1)
 }
 

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::{
     PROBES,
+    narrow::Ways,
     plan::{self, Answer, Fleet, Leak, Member},
 };
 use crate::{
@@ -24,7 +25,11 @@ use crate::{
     context::{Context, Target},
     kvm::vm_pod::VmPod,
     runtime::{CallError, call, chain, operator::Reconciler, queue::Outcome},
-    supervisor::{client, reach},
+    supervisor::{
+        client,
+        path_mtu::{self, Narrow},
+        reach,
+    },
 };
 
 /// Pause between two looks at a guest.
@@ -56,6 +61,10 @@ struct Known {
     /// Whether an earlier process said that something leaks, and not all was tried since.
     inherited: bool,
     leaks: BTreeSet<Leak>,
+    /// What VM pods said of the ways between them.
+    ways: Ways,
+    /// Whether an earlier process said that some are too narrow, and not all VM pods have said anything since.
+    narrow_before: bool,
 }
 
 /// The isolation operator.
@@ -137,13 +146,16 @@ impl IsolationOperator {
             whole: 0,
             inherited: was_open(target),
             leaks: BTreeSet::new(),
+            ways: Ways::default(),
+            narrow_before: was_narrow(target),
         };
         let mut known = before.unwrap_or_else(fresh);
         let questions: Vec<_> = plan::whose_turn(&members, known.turn)
             .map(|(member, seed)| (member.clone(), fleet.question(home, member, seed, &known.leaks)))
             .filter(|(_, question)| !question.is_empty())
             .collect();
-        let mut answers = ask_all(&questions).await;
+        let (mut answers, ways) = tokio::join!(ask_all(&questions), ask_for_ways(&members, known.turn));
+        known.ways.heed(ways, all);
         let suspects: Vec<_> = suspects(&questions, &answers, &known.leaks);
         if !suspects.is_empty() {
             tokio::time::sleep(CERTAINTY).await;
@@ -182,9 +194,17 @@ impl IsolationOperator {
             }
             () => None,
         };
-        if let Some(report) = report {
-            self.context.reports.update(identity, |reports| reports.isolation = Some(report));
-        }
+        known.narrow_before &= !known.ways.are_known(&members) && known.turn < SILENT * plan::groups(members.len());
+        let ways = known.ways.message(&members);
+        let ways = match ways {
+            None if known.narrow_before => None,
+            None => Some(Report::Ready(())),
+            Some(message) => Some(Report::failed(Reason::PathMTUTooSmall, message, None)),
+        };
+        self.context.reports.update(identity, |reports| {
+            reports.isolation = report.or(reports.isolation.take());
+            reports.ways = ways.or(reports.ways.take());
+        });
         (known.at, known.members) = (Instant::now(), members);
         self.known().insert(key.clone(), known);
     }
@@ -207,6 +227,12 @@ fn was_open(target: &Target) -> bool {
     let name = ConditionType::NetworkIsolated.name();
     let said = target.cluster.status.iter().flat_map(|status| &status.conditions).find(|said| said.type_ == name);
     said.is_some_and(|said| said.status == Status::False.name())
+}
+
+/// Whether it is said that packets of full size do not pass.
+fn was_narrow(target: &Target) -> bool {
+    let mut said = target.cluster.status.iter().flat_map(|status| &status.conditions);
+    said.any(|said| said.reason == Reason::PathMTUTooSmall.name())
 }
 
 /// Whether its supervisor is to be reached: it serves from its start on, long before the guest does.
@@ -257,6 +283,25 @@ async fn ask_all(questions: &[Question]) -> Vec<Answer> {
             Err(error) => {
                 PROBES.with_label_values(&["silent"]).inc_by(tried.len() as u64);
                 debug!(pod = member.name, error = chain(&error), "a VM pod does not say what it reaches");
+                None
+            }
+        }
+    });
+    join_all(answers).await.into_iter().flatten().collect()
+}
+
+/// What VM pods whose turn it is say of the ways to the others, by their names.
+async fn ask_for_ways(members: &[Member], turn: usize) -> Vec<(String, Vec<Narrow>)> {
+    // A lone one has no ways.
+    let asked = plan::whose_turn(members, turn).filter(|_| members.len() > 1);
+    let answers = asked.map(|(Member { name, address, .. }, _)| async move {
+        let question = client::Question { address: *address, path: path_mtu::PATH, answer: ANSWER, timeout: TIMEOUT };
+        match question.json().await {
+            Ok(narrow) => Some((name.clone(), narrow)),
+            // One of an earlier version knows nothing of its ways.
+            Err(error) if error.status() == Some(404) => Some((name.clone(), Vec::new())),
+            Err(error) => {
+                debug!(pod = name, error = chain(&error), "a VM pod does not say how wide its ways are");
                 None
             }
         }

@@ -4,7 +4,7 @@
 //!   any pod, any user ──── tcp/6443 ────► VM pods ──── any but the operator's ranges ───► the world
 //!   any pod, any user ─ tcp/30080, 30081 ► │  ▲   (with an ingress controller in the guest)
 //!   controller manager ─── tcp/8080 ────►  │  │   (and whoever may scrape)
-//!                                          └──┘ udp/8472, tcp/6443, among the VM pods of one guest
+//!                                          └──┘ udp/8472, udp/8474, tcp/6443, among the VM pods of one guest
 //! ```
 //!
 //! With Flannel, VM pods reach its etcd (tcp/2379), too.
@@ -63,7 +63,7 @@ pub fn policy(cluster: &Valid, settings: &Settings) -> NetworkPolicy {
                 NetworkPolicyIngressRule { from: None, ports: Some(open) },
                 NetworkPolicyIngressRule {
                     from: Some(vec![members(identity)]),
-                    ports: Some(vec![port("UDP", VXLAN_PORT)]),
+                    ports: Some(vec![port("UDP", VXLAN_PORT), port("UDP", names::PATH_PORT)]),
                 },
                 NetworkPolicyIngressRule {
                     from: Some(supervisors_peers(settings)),
@@ -80,7 +80,7 @@ fn egress(cluster: &Valid, settings: &Settings) -> Vec<NetworkPolicyEgressRule> 
     let mut rules = vec![
         NetworkPolicyEgressRule {
             to: Some(vec![members(identity)]),
-            ports: Some(vec![port("UDP", VXLAN_PORT), port("TCP", names::API_PORT)]),
+            ports: Some(vec![port("UDP", VXLAN_PORT), port("UDP", names::PATH_PORT), port("TCP", names::API_PORT)]),
         },
         NetworkPolicyEgressRule { to: Some(vec![block("0.0.0.0/0".into(), &CLOSED)]), ports: None },
     ];

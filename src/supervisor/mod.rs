@@ -16,6 +16,7 @@
 //! - [`flannel`]: flanneld, where the overlay is Flannel's, in a container of its own
 //! - [`network`]: bridge, VXLAN, tap and the rules that hold the guest in its place
 //! - [`peers`]: the guest's other VM pods
+//! - [`path_mtu`]: how large packets pass whole to them, at `/path-mtu`
 //! - [`disks`]: root overlay, etcd's disk, cloud-init's seed
 //! - [`accelerator`]: KVM where a guest was seen to start on it
 //! - [`qemu`], [`qmp`]: arguments, process and monitor
@@ -36,6 +37,7 @@ pub mod health;
 mod kept;
 mod line;
 pub mod network;
+pub mod path_mtu;
 pub mod peers;
 pub mod proxy;
 pub mod qemu;

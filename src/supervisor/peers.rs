@@ -13,6 +13,7 @@ use hickory_resolver::{
     config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts},
     net::{NetError, runtime::TokioRuntimeProvider},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -50,17 +51,21 @@ pub enum Error {
     Left,
 }
 
-/// Keeps the overlay in step with the guest's VM pods until `stop`. The network must be set up. A failure is logged once,
-/// and tried again.
-pub async fn follow(overlay: OverlayConfig, own: IpAddr, stop: CancellationToken) {
+/// Keeps the overlay in step with the guest's VM pods until `stop`, and says in `known` which those are. The network must be
+/// set up. A failure is logged once, and tried again.
+pub async fn follow(
+    overlay: OverlayConfig,
+    own: IpAddr,
+    known: watch::Sender<BTreeSet<IpAddr>>,
+    stop: CancellationToken,
+) {
     let Some(peers) = overlay.peers.clone() else { return stop.cancelled().await };
     // Where flanneld gives routes to, nothing is flooded.
     let device = overlay.flannel.is_none().then(|| overlay.device());
-    let mut known = BTreeSet::new();
     let mut told = None;
     let work = async {
         loop {
-            match look(&peers, device.as_deref(), own, &mut known).await {
+            match look(&peers, device.as_deref(), own, &known).await {
                 Ok(()) if told.take().is_some() => info!("peers are followed again"),
                 Ok(()) => {}
                 Err(error) => {
@@ -84,15 +89,16 @@ async fn look(
     config: &PeersConfig,
     device: Option<&str>,
     own: IpAddr,
-    known: &mut BTreeSet<IpAddr>,
+    known: &watch::Sender<BTreeSet<IpAddr>>,
 ) -> Result<(), Error> {
-    let wanted = heed(known, &resolve(config).await?, own);
-    if wanted == *known {
+    let answer = resolve(config).await?;
+    let wanted = heed(&known.borrow(), &answer, own);
+    if wanted == *known.borrow() {
         return Ok(());
     }
     apply(device, &wanted).await?;
     info!(peers = ?wanted, "the guest's other VM pods");
-    *known = wanted;
+    known.send_replace(wanted);
     Ok(())
 }
 

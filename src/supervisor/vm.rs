@@ -1,6 +1,7 @@
 //! The one task that owns QEMU.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
@@ -12,6 +13,7 @@ use tokio::{
     net::UnixStream,
     process::{Child, ChildStdout},
     signal::unix::{SignalKind, signal},
+    sync::watch,
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -24,7 +26,9 @@ use super::{
     config::VmConfig,
     disks,
     health::{Asked, Health},
-    network, paths, peers, proxy,
+    network,
+    path_mtu::{self, Paths, Trial},
+    paths, peers, proxy,
     qemu::{self, NodeImage},
     qmp::Monitor,
     reach, scrape,
@@ -73,8 +77,9 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let asked = if vm.api_address.is_some() { Asked::Kubelet(vm.node.clone()) } else { Asked::Api };
     let api = SocketAddr::from((vm.api_address.unwrap_or(guest), API_PORT));
     let scraped = scrape::routes(&vm.node, vm.api_address.is_some(), guest);
-    let routes =
-        health.routes(&asked).merge(addons::routes()).merge(reach::routes(Some(network::INTERFACE))).merge(scraped);
+    let paths_to_peers = Paths::default();
+    let reached = reach::routes(Some(network::INTERFACE)).merge(paths_to_peers.routes());
+    let routes = health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
     let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, stop.clone()));
     // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.
@@ -89,7 +94,17 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
 
     let network = network::set_up(&vm.overlay, pod_address).await?;
     info!(vni = vm.overlay.vni, mtu = network.mtu, "network is set up");
-    tokio::spawn(peers::follow(vm.overlay.clone(), pod_address, stop.clone()));
+    let (known, siblings) = watch::channel(BTreeSet::new());
+    tokio::spawn(peers::follow(vm.overlay.clone(), pod_address, known, stop.clone()));
+    if vm.overlay.peers.is_some() {
+        let answers = path_mtu::serve(pod_address, stop.clone());
+        tokio::spawn(async move {
+            if let Err(error) = answers.await {
+                warn!(%error, "peers are not told how large their packets come");
+            }
+        });
+        tokio::spawn(paths_to_peers.follow(Trial::new(pod_address, network.mtu), siblings, stop.clone()));
+    }
     let disks = disks::prepare(&vm).await?;
     let image = NodeImage::in_folder(Path::new(paths::NODE));
     let choice = accelerator::choose_in_pod(vm.accelerator, &image, QEMU_ID).await?;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use giantnetes::supervisor::path_mtu::Narrow;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api,
@@ -29,6 +30,8 @@ use crate::{
 struct Supervisor {
     reaches: Arc<Mutex<BTreeSet<SocketAddr>>>,
     asked: Arc<Mutex<BTreeSet<SocketAddr>>>,
+    /// What it says of the ways to its peers; none: it is of a version that knows nothing of them.
+    narrow: Arc<Mutex<Option<Vec<Narrow>>>>,
 }
 
 impl Supervisor {
@@ -55,6 +58,10 @@ impl Supervisor {
                 self.asked.lock().unwrap().extend(asked);
                 ("200 OK", serde_json::to_string(&reached)?)
             }
+            ["GET", "/path-mtu", ..] => match &*self.narrow.lock().unwrap() {
+                Some(narrow) => ("200 OK", serde_json::to_string(narrow)?),
+                None => ("404 Not Found", String::new()),
+            },
             _ => ("404 Not Found", String::new()),
         };
         let head = format!(
@@ -73,7 +80,13 @@ impl Supervisor {
 async fn running(world: &World, name: &str, address: IpAddr, host: &str) -> String {
     let cluster = world.create("a", name, json!({})).await.unwrap();
     let home = giantnetes::cluster::Identity::of(&cluster).namespace;
-    let pods = Api::<Pod>::namespaced(world.client.clone(), &home);
+    runs(world, &home, "master-0", address, host).await;
+    home
+}
+
+/// Says that a VM pod runs at this address, on this host, as soon as it is there.
+async fn runs(world: &World, home: &str, pod: &str, address: IpAddr, host: &str) {
+    let pods = Api::<Pod>::namespaced(world.client.clone(), home);
     let status = json!({"status": {
         "phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "hostIP": host,
         "containerStatuses": [{
@@ -82,11 +95,20 @@ async fn running(world: &World, name: &str, address: IpAddr, host: &str) -> Stri
         }],
     }});
     eventually(SECOND * 30, "the VM pod", || async {
-        Ok(pods.patch_status("master-0", &PatchParams::default(), &Patch::Merge(&status)).await?)
+        Ok(pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&status)).await?)
     })
     .await
     .unwrap();
-    home
+}
+
+/// Makes a pod beside a guest's, with its label. The manager leaves it alone, and asks it as it asks those that it made.
+async fn sibling(world: &World, home: &str, name: &str) {
+    let pod = json!({
+        "metadata": {"name": name, "namespace": home, "labels": {"giantnetes.io/cluster": home.trim_start_matches("g8s-")}},
+        "spec": {"containers": [{"name": "vm", "image": "x"}]},
+    });
+    let pods = Api::<Pod>::namespaced(world.client.clone(), home);
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
 }
 
 async fn host(world: &World, name: &str, address: &str) {
@@ -173,6 +195,57 @@ fn a_leak_is_told_with_its_pair_and_goes_when_it_is_closed() {
         manager.settled().await;
         let writes = manager.proxy.writes();
         assert!(writes.is_empty(), "{writes:?}");
+        assert!(!manager.log_text().contains("panicked"));
+    });
+}
+
+#[test]
+fn a_way_that_is_too_narrow_is_told_with_its_pair_and_sizes() {
+    on_servers("narrow", async |servers, world| {
+        let [one, two] = [[127, 77, 1, 1], [127, 77, 1, 2]].map(IpAddr::from);
+        let (supervisor, _of_an_earlier_version) = (Supervisor::serve(one).await, Supervisor::serve(two).await);
+        *supervisor.narrow.lock().unwrap() = Some(Vec::new());
+        let mut manager = Manager::start(servers, "one", Options { kvm: true, ..Options::default() }).await;
+        world.namespace("a").await.unwrap();
+        let home = running(&world, "one", one, "10.1.0.1").await;
+        sibling(&world, &home, "other").await;
+        runs(&world, &home, "other", two, "10.1.0.2").await;
+        let well = ("NetworkReady", "True", "AsExpected");
+        world.condition(SECOND * 30, ("a", "one"), well).await.unwrap();
+
+        // A way to nobody, as a VM pod may say that has not heard yet who went.
+        let gone = Narrow { peer: [127, 77, 1, 9].into(), size: 1500, passes: 1300 };
+        let narrow = Narrow { peer: two, size: 1500, passes: 1400 };
+        *supervisor.narrow.lock().unwrap() = Some(vec![narrow, gone]);
+        let told = ("NetworkReady", "False", "PathMTUTooSmall");
+        let (message, took) = world.condition(SECOND * 90, ("a", "one"), told).await.unwrap();
+        println!("    a narrow way is told after {took:.1?}: {message}");
+        let pair = "from VM pod master-0 to other packets of 1500 bytes do not pass whole, at most 1400; ";
+        assert!(message.starts_with(pair) && message.ends_with("ask for 1350 at most"), "{message}");
+        world.condition(SECOND * 10, ("a", "one"), ("Degraded", "True", "PathMTUTooSmall")).await.unwrap();
+        // It is no leak.
+        world.condition(SECOND * 10, ("a", "one"), ("NetworkIsolated", "True", "AsExpected")).await.unwrap();
+        let metrics = manager.get("/metrics").await.unwrap();
+        assert!(metrics.contains(r#"reason="PathMTUTooSmall""#), "no metric tells of it");
+
+        // A new process says no less before it has heard anything, and writes nothing.
+        manager.settled().await;
+        let version = async || world.clusters("a").get("one").await.unwrap().metadata.resource_version;
+        let before = version().await;
+        supervisor.asked.lock().unwrap().clear();
+        manager.restart();
+        eventually(SECOND * 30, "the restarted manager to have asked", || async {
+            ensure!(!supervisor.asked.lock().unwrap().is_empty(), "it has not");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        manager.settled().await;
+        assert_eq!(version().await, before, "the status was written though nothing changed");
+
+        *supervisor.narrow.lock().unwrap() = Some(Vec::new());
+        let (_, took) = world.condition(SECOND * 90, ("a", "one"), well).await.unwrap();
+        println!("    it is seen to be wide after {took:.1?}");
         assert!(!manager.log_text().contains("panicked"));
     });
 }

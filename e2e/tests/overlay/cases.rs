@@ -7,8 +7,9 @@ use std::{
 };
 
 use giantnetes::{
+    api::names::PATH_PORT,
     network::addresses::{GATEWAY_MAC, Mac},
-    supervisor::network::VXLAN_PORT,
+    supervisor::{network::VXLAN_PORT, path_mtu::Narrow},
 };
 use rustix::process::Signal;
 
@@ -352,6 +353,69 @@ pub fn packets_are_as_large_as_the_underlay_allows<B: Backend>(world: &mut World
     wish.underlay = if world.pod("a").overlay.flannel.is_some() { 1379 } else { 1329 };
     let error = world.refused(wish);
     assert!(error.contains(&format!("MTU of {}", wish.underlay)), "{error}");
+}
+
+/// How long a way may take to be tried twice and measured, on a busy machine.
+const MEASURED: Duration = Duration::from_secs(120);
+
+/// A network that carries less than pods' interfaces promise is told by those who send over it, whether it says so or not.
+pub fn a_way_that_is_too_narrow_is_told<B: Backend>(world: &mut World<B>) {
+    world.add(&[pod("a", ONE, 10, H1), pod("b", ONE, 64, H2), pod("c", ONE, 65, H3), pod("x", OTHER, 10, H2)]);
+    world.until_all_reach(&["a", "b", "c"]);
+    let [a, b, c] = ["a", "b", "c"].map(|name| world.pod(name).address);
+    // A bridge may carry four bytes more than it is told, for a VLAN's tag: it depends on its filters.
+    let knows = |world: &World<B>, name: &str, whole: usize, narrow: &[Ipv4Addr]| {
+        let (wide, ways) = world.ways(name);
+        let is_told = |(way, peer): (&Narrow, &Ipv4Addr)| {
+            way.peer == *peer && way.size == 1500 && (1400..=1404).contains(&way.passes)
+        };
+        wide == whole && ways.len() == narrow.len() && ways.iter().zip(narrow).all(is_told)
+    };
+    let all_whole = |world: &World<B>| ["a", "b", "c"].iter().all(|name| knows(world, name, 2, &[]));
+    let took = until("all ways are wide", MEASURED, || all_whole(world));
+    println!("all ways were tried after {took:.1?}");
+
+    // A switch that drops what is larger, and says nothing.
+    world.net.ip("link set dev h2 mtu 1400");
+    let took = until("ways to and from b are too narrow", MEASURED, || {
+        knows(world, "a", 1, &[b]) && knows(world, "c", 1, &[b]) && knows(world, "b", 0, &[a, c])
+    });
+    println!("a silent loss was told after {took:.1?}");
+    // One that went is at no end of a way, and one that comes finds the way as it is.
+    world.remove("c");
+    until("the way to c is forgotten", MEASURED, || knows(world, "b", 0, &[a]));
+    world.add(&[pod("c", ONE, 65, H3)]);
+    let c = world.pod("c").address;
+    until("the way to the new c is known", MEASURED, || knows(world, "b", 0, &[a, c]));
+    world.net.ip("link set dev h2 mtu 1500");
+    let took = until("all ways are wide again", MEASURED, || all_whole(world));
+    println!("its end was told after {took:.1?}");
+
+    // A router that says so, and takes apart what may be: VXLAN comes over in pieces.
+    world.host(H2).ip("link set dev uplink mtu 1400");
+    until("ways from b are too narrow", MEASURED, || knows(world, "b", 0, &[a, c]));
+    world.host(H2).ip("link set dev uplink mtu 1500");
+    until("all ways are wide at last", MEASURED, || all_whole(world));
+
+    // Who says nothing is not taken for a narrow way.
+    world.pod("c").signal(Signal::STOP);
+    let quiet = Duration::from_secs(8);
+    let started = Instant::now();
+    while started.elapsed() < quiet {
+        for name in ["a", "b"] {
+            assert_eq!(world.ways(name).1, [], "{name} takes silence for a narrow way");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    world.pod("c").signal(Signal::CONT);
+    // Nor is anybody else answered.
+    let asked = world.pod("x").ns.inside(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket.send_to(b"g8s-size", (b, PATH_PORT)).unwrap();
+        socket.recv(&mut [0; 64])
+    });
+    assert!(asked.is_err(), "another guest's pod is answered");
 }
 
 /// What a pod's kernel holds of others: to whom it sends, and from whom it takes something.

@@ -33,16 +33,19 @@ mod processes;
 mod traffic;
 mod world;
 
-use std::fs;
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use giantnetes::{
     runtime::chain,
     supervisor::{
         config::OverlayConfig,
         flannel::{Places, carry},
-        network, peers,
+        network,
+        path_mtu::{self, Paths, Trial},
+        peers,
     },
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What this process is told when the test starts it again, to be a VM pod's supervisor as far as its network goes: its
@@ -50,6 +53,9 @@ use tokio_util::sync::CancellationToken;
 const CONFIG: &str = "OVERLAY_TEST_CONFIG";
 const ADDRESS: &str = "OVERLAY_TEST_ADDRESS";
 const READY: &str = "OVERLAY_TEST_READY";
+/// Ending of the file beside that in which it says what it knows of the ways to its peers: to how many packets pass whole, and
+/// the others.
+const WAYS: &str = "ways";
 
 /// Not a test by itself: see above.
 #[test]
@@ -58,16 +64,30 @@ fn supervisor() {
     let overlay: OverlayConfig = serde_json::from_str(&config).unwrap();
     let address = address.parse().unwrap();
     // In one step: the test reads it as soon as it is there.
-    let say = |text: String| {
-        let new = format!("{ready}.new");
+    let write = |file: &str, text: String| {
+        let new = format!("{file}.new");
         fs::write(&new, text).unwrap();
-        fs::rename(new, &ready).unwrap();
+        fs::rename(new, file).unwrap();
     };
+    let say = |text: String| write(&ready, text);
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         match network::set_up(&overlay, address).await {
             Ok(network) => {
                 say(network.mtu.to_string());
-                peers::follow(overlay, address, CancellationToken::new()).await;
+                let (known, siblings) = watch::channel(BTreeSet::new());
+                let (paths, stop) = (Paths::default(), CancellationToken::new());
+                // A look every second, which a person would not wait for either.
+                let trial = Trial { period: Duration::from_secs(1), ..Trial::new(address, network.mtu) };
+                tokio::spawn(path_mtu::serve(address, stop.clone()));
+                tokio::spawn(paths.clone().follow(trial, siblings, stop.clone()));
+                let tell = async {
+                    loop {
+                        let ways = serde_json::to_string(&(paths.whole(), paths.narrow())).unwrap();
+                        write(&format!("{ready}.{WAYS}"), ways);
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                };
+                tokio::join!(peers::follow(overlay, address, known, stop), tell);
                 drop(network.tap);
             }
             Err(error) => say(chain(&error)),

@@ -59,6 +59,7 @@ crate::conformance!(
     forged_arp_convinces_nobody,
     each_node_has_its_own_gateway,
     packets_are_as_large_as_the_underlay_allows,
+    a_way_that_is_too_narrow_is_told,
     nodes_come_and_go_and_move,
     what_does_not_answer_or_starts_again_loses_nothing,
     nothing_is_left_on_a_host,

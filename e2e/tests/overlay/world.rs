@@ -9,11 +9,14 @@ use std::{
     time::Duration,
 };
 
-use giantnetes::{network::addresses::Mac, supervisor::config::OverlayConfig};
+use giantnetes::{
+    network::addresses::Mac,
+    supervisor::{config::OverlayConfig, path_mtu::Narrow},
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    ADDRESS, CONFIG, READY,
+    ADDRESS, CONFIG, READY, WAYS,
     dns::Dns,
     namespace::{Namespace, run, try_run, until},
     processes::{Process, spawn, tied},
@@ -250,7 +253,9 @@ impl<B: Backend> World<B> {
     pub fn remove(&mut self, name: &str) {
         let Pod { wish, address, overlay, .. } = self.pods.remove(name).unwrap();
         self.backend.leave(&self.dns, wish.guest, &overlay, address);
-        let _ = fs::remove_file(self.ready(name));
+        for file in [self.ready(name), self.ready(&format!("{name}.{WAYS}"))] {
+            let _ = fs::remove_file(file);
+        }
     }
 
     /// The supervisor ends, and its VM with it; then the pod's kubelet starts it again.
@@ -288,6 +293,12 @@ impl<B: Backend> World<B> {
         let shown = pod.ns.run(&format!("bridge -j fdb show dev {}", self.backend.device(pod.wish.guest)));
         let entries: Vec<serde_json::Value> = serde_json::from_str(&shown).unwrap();
         entries.iter().filter_map(|entry| entry["dst"].as_str()).map(|address| address.parse().unwrap()).collect()
+    }
+
+    /// What a pod's supervisor knows of the ways to its peers: to how many packets of full size pass whole, and the others.
+    pub fn ways(&self, name: &str) -> (usize, Vec<Narrow>) {
+        let said = fs::read_to_string(self.folder.0.join(format!("{name}.{WAYS}"))).unwrap_or_default();
+        serde_json::from_str(&said).unwrap_or_default()
     }
 
     fn ready(&self, name: &str) -> PathBuf {

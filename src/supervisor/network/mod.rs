@@ -36,10 +36,17 @@ use super::config::OverlayConfig;
 
 /// UDP port of VXLAN: the kernel's and Flannel's.
 pub const VXLAN_PORT: u16 = 8472;
-/// What VXLAN over IPv4 adds to each packet.
-const VXLAN_OVERHEAD: u32 = 50;
+/// What VXLAN over IPv4 adds to each packet: an Ethernet header, its own, UDP's and IP's.
+const VXLAN_OVERHEAD: u32 = 14 + 8 + 8 + 20;
+/// What IPv6's header has more.
+const IPV6_OVERHEAD: u32 = 20;
 /// Smallest MTU that a guest's pods can live with: IPv6's minimum.
 const LEAST_MTU: u32 = 1280;
+
+/// What VXLAN between pods with such addresses adds to each packet, in bytes.
+pub fn overhead(pod_address: IpAddr) -> u32 {
+    if pod_address.is_ipv4() { VXLAN_OVERHEAD } else { VXLAN_OVERHEAD + IPV6_OVERHEAD }
+}
 
 /// Smallest MTU of an overlay: with Flannel, Calico puts pods' packets into the nodes' by VXLAN once more.
 fn least_mtu(overlay: &OverlayConfig) -> u32 {
@@ -109,7 +116,7 @@ pub struct Network {
 /// [`Error`]
 pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Network, Error> {
     let pod_mtu = std::fs::read_to_string(format!("/sys/class/net/{INTERFACE}/mtu")).map_err(Error::ReadMtu)?;
-    let mtu = overlay_mtu(&pod_mtu, overlay.mtu, least_mtu(overlay))?;
+    let mtu = overlay_mtu(&pod_mtu, overlay.mtu, least_mtu(overlay), overhead(pod_address))?;
     // Whatever a former life of this container left: the devices, then the rules (whose table `nft` replaces as a whole).
     for device in links::made_anew(overlay) {
         let _ = run("ip", &["link", "delete", &device], "").await;
@@ -135,9 +142,9 @@ pub async fn set_up(overlay: &OverlayConfig, pod_address: IpAddr) -> Result<Netw
     Ok(Network { tap, mtu })
 }
 
-fn overlay_mtu(pod_mtu: &str, wanted: Option<u32>, least: u32) -> Result<u32, Error> {
+fn overlay_mtu(pod_mtu: &str, wanted: Option<u32>, least: u32, overhead: u32) -> Result<u32, Error> {
     let pod_mtu: u32 = pod_mtu.trim().parse().unwrap_or(0);
-    let possible = pod_mtu.checked_sub(VXLAN_OVERHEAD).filter(|mtu| *mtu >= least).ok_or(Error::Mtu(pod_mtu))?;
+    let possible = pod_mtu.checked_sub(overhead).filter(|mtu| *mtu >= least).ok_or(Error::Mtu(pod_mtu))?;
     match wanted {
         Some(wanted) if wanted > possible => Err(Error::MtuTooLarge { wanted, possible }),
         wanted => Ok(wanted.unwrap_or(possible)),
@@ -196,15 +203,18 @@ mod tests {
 
     #[test]
     fn an_mtu_that_cannot_be_is_refused() {
-        assert_eq!(overlay_mtu("1500\n", None, 1280).unwrap(), 1450);
-        assert_eq!(overlay_mtu("1500\n", Some(1450), 1280).unwrap(), 1450);
-        assert_eq!(overlay_mtu("9000\n", Some(1400), 1280).unwrap(), 1400);
-        let too_large = overlay_mtu("1500", Some(1451), 1280);
+        let mtu = |pod: &str, wanted, least| overlay_mtu(pod, wanted, least, overhead([10, 1, 1, 1].into()));
+        assert_eq!(mtu("1500\n", None, 1280).unwrap(), 1450);
+        assert_eq!(mtu("1500\n", Some(1450), 1280).unwrap(), 1450);
+        assert_eq!(mtu("9000\n", Some(1400), 1280).unwrap(), 1400);
+        let too_large = mtu("1500", Some(1451), 1280);
         assert!(matches!(too_large, Err(Error::MtuTooLarge { wanted: 1451, possible: 1450 })));
-        assert!(matches!(overlay_mtu("1300", None, 1280), Err(Error::Mtu(1300))));
+        assert!(matches!(mtu("1300", None, 1280), Err(Error::Mtu(1300))));
         // With Flannel.
-        assert_eq!(overlay_mtu("1380", None, 1330).unwrap(), 1330);
-        assert!(matches!(overlay_mtu("1379", None, 1330), Err(Error::Mtu(1379))));
-        assert!(matches!(overlay_mtu("x", None, 1280), Err(Error::Mtu(0))));
+        assert_eq!(mtu("1380", None, 1330).unwrap(), 1330);
+        assert!(matches!(mtu("1379", None, 1330), Err(Error::Mtu(1379))));
+        assert!(matches!(mtu("x", None, 1280), Err(Error::Mtu(0))));
+        // Pods with IPv6 addresses.
+        assert_eq!(overlay_mtu("1500", None, 1280, overhead("fd00::1".parse().unwrap())).unwrap(), 1430);
     }
 }

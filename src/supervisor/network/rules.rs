@@ -2,8 +2,8 @@
 //!
 //! QEMU's user-mode network turns 10.0.2.2 into the pod's loopback, so nothing that QEMU's user sends may go to an address
 //! of the pod, to the overlay, to another pod's VXLAN port, or to a private address that the operator did not open: the
-//! NetworkPolicy lets the pod reach the management cluster's DNS server, but only to ask for its peers. VXLAN is taken from
-//! peers alone, and there are none until they are found. On the bridge the guest may use its own addresses only, and of the
+//! NetworkPolicy lets the pod reach the management cluster's DNS server, but only to ask for its peers. VXLAN, and questions
+//! how large packets come, are taken from peers alone, and there are none until they are found. On the bridge the guest may use its own addresses only, and of the
 //! pod only the gateway's API port.
 //!
 //! On a segment, the gateway is on every VM pod, so nothing of it crosses the overlay. Bridged packets meet the `forward`
@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{BRIDGE, PEERS, TAP, VXLAN_PORT};
 use crate::{
-    api::names::API_PORT,
+    api::names::{API_PORT, PATH_PORT},
     supervisor::{
         QEMU_ID,
         config::{OverlayConfig, PeersConfig},
@@ -74,12 +74,12 @@ table inet giantnetes {{
     type filter hook output priority 0; policy accept;
     meta skuid {QEMU_ID} oifname \"lo\" drop
     meta skuid {QEMU_ID} oifname \"{BRIDGE}\" drop
-{closed_overlay}    meta skuid {QEMU_ID} udp dport {{ {IANA_VXLAN_PORT}, {VXLAN_PORT} }} drop
+{closed_overlay}    meta skuid {QEMU_ID} udp dport {{ {IANA_VXLAN_PORT}, {VXLAN_PORT}, {PATH_PORT} }} drop
 {dns}  }}
   chain input {{
     type filter hook input priority 0; policy accept;
-{for_the_pod}    iifname != \"{BRIDGE}\" udp dport {VXLAN_PORT} {family} saddr @{PEERS} accept
-    udp dport {VXLAN_PORT} drop
+{for_the_pod}    iifname != \"{BRIDGE}\" udp dport {{ {VXLAN_PORT}, {PATH_PORT} }} {family} saddr @{PEERS} accept
+    udp dport {{ {VXLAN_PORT}, {PATH_PORT} }} drop
     iifname != \"{BRIDGE}\" accept
     ip saddr != {network} drop
     ip daddr != {own} drop
