@@ -21,7 +21,7 @@ use crate::{
     world::{
         Backend, FOLLOWED, Guest,
         Host::{H1, H2, H3},
-        OUTSIDE, OVERHEAD, Pod, World, pod,
+        OUTSIDE, OVERHEAD, Pod, QEMU, World, pod,
     },
 };
 
@@ -31,8 +31,6 @@ const TWIN: Guest = Guest { name: "twin", vni: 1234 };
 const OTHER: Guest = Guest { name: "other", vni: 2345 };
 /// The port of VXLAN by the standard, which Calico uses.
 const STANDARD_VXLAN: u16 = 4789;
-/// QEMU's user.
-const QEMU: u32 = 107;
 
 /// Guests with the same addresses, on the same hosts.
 pub fn nodes_reach_all_of_their_guest_and_nobody_else<B: Backend>(world: &mut World<B>) {

@@ -36,11 +36,11 @@ use crate::{
     dns::Dns,
     namespace::{self, Namespace, run, until},
     processes::{Process, spawn, tied},
-    traffic::Stream,
+    traffic::{Listener, PORT, Stream},
     world::{
         Backend, FOLLOWED, Guest,
         Host::{H1, H2, H3},
-        World, pod,
+        OUTSIDE, QEMU, World, pod,
     },
 };
 
@@ -395,6 +395,49 @@ fn no_pod_is_reached_by_the_overlay(world: &mut World<Flannel>) {
     }
 }
 
+/// QEMU's user, who is all that a VM can become in its pod, reaches neither Flannel's etcd nor anything by flanneld's device.
+/// The supervisor's user does: nothing but rules stops the other. (Two of them each: by the device, that of the device and that of
+/// VXLAN's port, for what VXLAN makes of a packet is still its sender's; to etcd, which has the DNS server's address here, that of
+/// DNS and that of private addresses.)
+fn qemu_is_kept_from_etcd_and_the_device(world: &mut World<Flannel>) {
+    const SUPERVISOR: u32 = 0;
+    world.add(&[pod("a", ONE, 10, H1), pod("b", ONE, 64, H2)]);
+    world.until_all_reach(&["a", "b"]);
+    let (a, b) = (world.pod("a"), world.pod("b"));
+
+    let connects = |user: u32| a.ns.feed(user, "exec timeout 3 bash -c 'exec 3<>/dev/tcp/10.99.0.1/2379'", b"");
+    assert!(connects(SUPERVISOR), "etcd is not there");
+    assert!(!connects(QEMU), "QEMU's user reaches etcd");
+
+    // To another node, and to where a user of a VM may go by the pod's own interface: a supervisor would never make that route.
+    let (device, gateway) = (world.backend.device(ONE), b.overlay.node.subnet().network());
+    a.ns.ip(&format!("route add {OUTSIDE}/32 via {gateway} dev {device} onlink"));
+    let sent = || {
+        let shown: serde_json::Value =
+            serde_json::from_str(&a.ns.ip(&format!("-j -s link show dev {device}"))).unwrap();
+        shown[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+    };
+    // How many of ten packets leave by the device. Nobody else has anything to say there.
+    let leave = |user: u32, to: Ipv4Addr, what: &str| {
+        let before = sent();
+        let script = format!("for n in 1 2 3 4 5 6 7 8 9 10; do echo -n '{what}' >/dev/udp/{to}/{PORT}; done");
+        let _ = a.ns.feed(user, &script, b"");
+        sent() - before
+    };
+    for to in [b.ip(), OUTSIDE] {
+        assert_eq!(leave(QEMU, to, "from QEMU"), 0, "QEMU's user sends to {to} by {device}");
+        let supervisors = leave(SUPERVISOR, to, "from the supervisor");
+        assert!(supervisors >= 10, "of the supervisor's ten packets to {to} {supervisors} left by {device}");
+    }
+    until("the supervisor is heard", FOLLOWED, || b.heard(b"from the supervisor"));
+    assert!(!b.heard(b"from QEMU"), "QEMU's user is heard");
+    // It has a way out nevertheless, where it is its own.
+    a.ns.ip(&format!("route del {OUTSIDE}/32"));
+    let outside = Listener::start(&world.net, PORT, "outside");
+    let _ = leave(QEMU, OUTSIDE, "well");
+    until("QEMU's user is heard outside", FOLLOWED, || outside.heard(b"well"));
+}
+
 crate::conformance!(
     Flannel:
     nodes_reach_all_of_their_guest_and_nobody_else,
@@ -422,6 +465,11 @@ fn is_filled_again() {
 #[test]
 fn waits_for_its_own_subnet() {
     crate::world::run_in::<Flannel>(an_inherited_address_brings_no_others_subnet);
+}
+
+#[test]
+fn qemu_is_kept_away() {
+    crate::world::run_in::<Flannel>(qemu_is_kept_from_etcd_and_the_device);
 }
 
 #[test]

@@ -30,6 +30,8 @@ const SET_UP: Duration = Duration::from_secs(20);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// Somewhere on the internet.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// QEMU's user.
+pub const QEMU: u32 = 107;
 /// What VXLAN over IPv4 takes of a packet.
 pub const OVERHEAD: u32 = 50;
 
