@@ -13,8 +13,10 @@ use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::tools::Image;
 use lab::{Lab, wait_every, wait_for};
+use support::apart::{self, Overlay};
 use support::pods::{self, address, fetch, web_server};
 use support::traces::nothing_is_left;
+use support::workload::ROOT_ON_EVERY_NODE;
 use support::{Guest, SYSTEM, in_steps, installed, installed_with, processes};
 
 /// What the design has for a guest of 1 + 1 nodes to become Ready, in seconds; one more worker comes beside the first.
@@ -26,6 +28,9 @@ const WEB: [&str; 3] = ["web-0", "web-1", "web-2"];
 const SPEC: &str = r#"{"controlPlane": {"machine": {"memory": "3Gi"}},
   "nodePools": [{"name": "default", "replicas": 2, "machine": {"memory": "2Gi"}}],
   "network": {"overlay": {"backend": "Flannel"}}}"#;
+/// Another guest, for which there is room beside.
+const OTHER: &str =
+    r#"{"controlPlane": {"machine": {"memory": "2Gi"}}, "network": {"overlay": {"backend": "Flannel"}}}"#;
 /// Pieces of a file that make a gibibyte.
 const PIECES: u32 = 8;
 const PIECE_MIB: u32 = 128;
@@ -43,12 +48,18 @@ fn flannel_carries_a_guest() {
     // Of the two the guest goes first.
     let etcd = FlannelEtcd(&lab);
     let guest = Guest::create(&lab, "e2e-flannel", "woollen", SPEC);
-    let steps: [(&str, Step); 8] = [
+    let steps: [(&str, Step); 10] = [
         ("three nodes on three hosts become Ready", become_ready),
         ("a workload runs on every node", workload_runs),
         ("BGP is established between all nodes", |_, guest| pods::bgp_is_established(guest, &NODES)),
         ("pods reach each other and Services, on and across nodes", pods_reach_each_other),
         ("a NetworkPolicy blocks what it says", |_, guest| pods::policies_hold(guest, &WEB, "default-0")),
+        ("the guest reaches neither the pod's loopback nor its addresses, nor Flannel's etcd", |lab, guest| {
+            apart::is_held_in_place(lab, guest, Overlay::Flannel)
+        }),
+        ("root in a VM reaches no other guest and nothing of the management cluster", |lab, guest| {
+            apart::is_apart(lab, guest, Overlay::Flannel, OTHER)
+        }),
         ("a gibibyte comes over whole, while Flannel's etcd and a flanneld start anew", gibibyte_is_copied),
         ("a worker's VM pod comes back, with its subnet and its pods", worker_returns),
         ("deleting it leaves nothing", goes),
@@ -98,8 +109,10 @@ fn have_their_addresses(guest: &Guest) -> Result<()> {
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
     const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
     let servers: String = WEB.iter().zip(NODES).map(|(name, node)| web_server(name, node)).collect();
-    guest.kubectl_input(&["apply", "-f", "-"], &format!("{SERVICE}{servers}"))?;
-    pods::await_pods(guest, &WEB)
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{SERVICE}{ROOT_ON_EVERY_NODE}{servers}"))?;
+    pods::await_pods(guest, &WEB)?;
+    // They run, or nobody is root in a VM below.
+    guest.kubectl(&["rollout", "status", "daemonset/root", "--timeout=180s"]).map(drop)
 }
 
 fn pods_reach_each_other(_: &Lab, guest: &Guest) -> Result<()> {

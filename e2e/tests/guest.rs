@@ -16,6 +16,7 @@ use k8s_openapi::ByteString;
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
 use serde_json::Value;
+use support::apart::{self, Overlay};
 use support::traces::{KEPT, claims_go, etcd_content, etcd_has, fingerprints, key_words, nothing_is_left};
 use support::{
     Guest, SYSTEM, image_path, in_steps, installed, installed_with, kill_manager, list, machines, monitoring,
@@ -27,12 +28,6 @@ const READY_AIM: u64 = 90;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Labels of the controller manager's pods.
 const MANAGER: &str = "app.kubernetes.io/name=giantnetes";
-/// A pod with every right over its node: what a tenant who is root in a VM can do.
-const ROOT_IN_VM: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"}, "spec": {
-  "hostNetwork": true, "hostPID": true, "terminationGracePeriodSeconds": 0,
-  "containers": [{"name": "root", "image": "giantnetes/toolbox:1", "imagePullPolicy": "Never",
-    "command": ["sleep", "86400"], "securityContext": {"privileged": true}}]}}"#;
-
 /// A guest with wishes of its own: a name, authorities in Vault, an alpha feature, a flag.
 const ALPHA: &str = "{exposure: {type: Ingress}, pki: {backend: Vault}, kubernetes: {featureGates: {HPAScaleToZero: true}, kubelet: {extraArgs: {max-pods: '60'}}}}";
 
@@ -56,7 +51,9 @@ fn a_guest_lives_and_leaves_nothing() {
         ("a restart of the manager changes no status", restarts_quietly),
         ("a policy that opens what is closed is told, and what it opens", tells_of_leaks),
         ("the VM pod has no more rights than designed", is_unprivileged),
-        ("the guest reaches neither the pod's loopback nor its addresses", is_held_in_place),
+        ("the guest reaches neither the pod's loopback nor its addresses", |lab, guest| {
+            apart::is_held_in_place(lab, guest, Overlay::Native)
+        }),
         ("no secret is in user data, pod, status, events or logs", shows_no_secret),
         ("the node lets nobody in, and starts from a small RAM disk", has_no_other_way_in),
         ("killing QEMU brings the node back with etcd's data", survives_qemu),
@@ -305,94 +302,6 @@ fn is_unprivileged(lab: &Lab, guest: &Guest) -> Result<()> {
     ensure!(field("Uid:") == "107 107 107 107" && field("Gid:") == "107 107 107 107" && field("Groups:").is_empty());
     ensure!(field("NoNewPrivs:") == "1", "QEMU could gain rights");
     ensure!(field("Seccomp:") == "2", "QEMU may make every system call");
-    Ok(())
-}
-
-/// The machine on the bridge of the lab's hosts: the one private address that the chart's values open to guests.
-const MACHINE: &str = "10.231.0.1";
-
-fn is_held_in_place(lab: &Lab, guest: &Guest) -> Result<()> {
-    guest.kubectl_input(&["apply", "-f", "-"], ROOT_IN_VM)?;
-    guest.kubectl(&["wait", "--for=condition=Ready", "pod/root", "--timeout=180s"])?;
-    let pod_address =
-        lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"])?;
-    let url = format!("http://{pod_address}:8080/status");
-    // The pod's own host reaches it, as kubelet's probes must; the policy keeps everybody else out.
-    let host = lab.kubectl(&["-n", &guest.home()?, "get", "pod", "master-0", "-o", "jsonpath={.spec.nodeName}"])?;
-    let host = lab::topology::HOSTS.iter().find(|known| known.name() == host).context("a host of the lab")?;
-    let curl = || Run::line("ip netns exec").args([host.room.netns()]).args(["curl", "-sS", "-m", "5", &url]);
-    let status: Value = serde_json::from_str(&curl().output().context("the supervisor answers its host")?)?;
-    ensure!(!Run::new("curl").args(["-sS", "-m", "5", &url]).succeeds(), "the supervisor answers everybody");
-    println!("    {status}");
-    // The chart is installed without the device plugin, so no VM pod has the device.
-    let reason = status["acceleratorReason"].as_str().unwrap_or_default();
-    ensure!(status["accelerator"] == "TCG" && reason.contains("there is no /dev/kvm"), "{status}");
-
-    // An exec that fails says nothing about a port.
-    let reach = |address: &str, port: u16| -> Result<bool> {
-        let connect = format!("nc -w 4 {address} {port} -e true 2>&1; echo exit=$?");
-        let said = guest.kubectl(&["exec", "root", "--", "sh", "-c", &connect])?;
-        match said.trim().rsplit_once("exit=") {
-            Some((_, "0")) => Ok(true),
-            Some((_, "1")) => Ok(false),
-            _ => bail!("nc to {address}:{port} said {said:?}"),
-        }
-    };
-    // What must work, or the rest would prove nothing: the same tool, to the API through the gateway.
-    ensure!(reach("172.26.0.1", 6443)?, "the gateway's API port is closed");
-    ensure!(reach("172.26.0.10", 6443)?, "the node does not reach itself");
-    // And by the way out, over which the closed addresses are tried: what the operator's settings opened.
-    let opened = std::net::TcpListener::bind((MACHINE, 0))?;
-    let accepting = opened.try_clone()?;
-    std::thread::spawn(move || accepting.incoming().for_each(drop));
-    ensure!(reach(MACHINE, opened.local_addr()?.port())?, "the way out is closed");
-    let api_server = lab::topology::CONTROL.address.to_string();
-    for (address, port) in [
-        // The management cluster: its API's Service and address, Vault, kubelet, CoreDNS, the ingress controller.
-        ("10.233.0.1", 443),
-        (api_server.as_str(), 6443),
-        (api_server.as_str(), lab::vault::PORT),
-        ("10.231.0.11", 10250),
-        ("10.231.0.13", 10250),
-        ("10.233.0.10", 53),
-        ("10.233.0.20", 443),
-        ("10.0.2.2", 8080),
-        ("10.0.2.2", 6443),
-        (pod_address.as_str(), 8080),
-        (pod_address.as_str(), 6443),
-        ("172.26.0.1", 8080),
-    ] {
-        ensure!(!reach(address, port)?, "{address}:{port} is open to the guest");
-    }
-    // Past the route over the way out: the bridge is the other way to the pod's own addresses.
-    guest.kubectl(&["exec", "root", "--", "ip", "route", "add", &pod_address, "via", "172.26.0.1"])?;
-    for port in [8080, 6443] {
-        ensure!(!reach(&pod_address, port)?, "{pod_address}:{port} is open to the guest over the bridge");
-    }
-    guest.kubectl(&["exec", "root", "--", "ip", "route", "del", &pod_address])?;
-    // Packets for other pods' VXLAN ports do not leave; the same tool to another port does.
-    for (port, open) in [(8473_u16, true), (8472, false)] {
-        let listener = std::net::UdpSocket::bind((MACHINE, port))?;
-        listener.set_read_timeout(Some(Duration::from_secs(3)))?;
-        // The one client of the toolbox that speaks UDP to a port of choice; nobody has to answer.
-        let send = format!("timeout 3 tftp -g -l /tmp/x -r x {MACHINE} {port}");
-        guest.kubectl(&["exec", "root", "--", "sh", "-c", &format!("{send}; true")])?;
-        let came = listener.recv(&mut [0; 16]).is_ok();
-        ensure!(
-            came == open,
-            "a packet for UDP port {port} {} the management network",
-            if came { "reached" } else { "did not reach" }
-        );
-    }
-    // Another's address: the bridge lets only the node's own through.
-    guest.kubectl(&["exec", "root", "--", "ip", "address", "add", "172.26.0.77/32", "dev", "lo"])?;
-    let spoofed =
-        guest.kubectl(&["exec", "root", "--", "ping", "-c", "1", "-W", "2", "-I", "172.26.0.77", "172.26.0.1"]);
-    ensure!(
-        guest.kubectl(&["exec", "root", "--", "ping", "-c", "1", "-W", "2", "172.26.0.1"]).is_ok(),
-        "no ping to the gateway"
-    );
-    ensure!(spoofed.is_err(), "a spoofed address got an answer");
     Ok(())
 }
 

@@ -4,16 +4,16 @@
 
 mod support;
 
-use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
+use support::apart::{self, Overlay};
 use support::pods::{self, address, fetch, web_server};
-use support::processes::{Process, tied};
+use support::processes::Process;
 use support::traces::{KEPT, etcd_content, etcd_has, fingerprints};
 use support::workload::{ROOT_ON_EVERY_NODE, in_node};
 use support::{Guest, in_steps, installed, patience};
@@ -52,7 +52,9 @@ fn a_typical_guest_is_a_whole_kubernetes() {
         ("a user has the rights that a ClusterAccess names, for as long as it is there", users_have_their_rights),
         ("an Ingress answers from outside, for as long as there is an ingress controller", ingresses_are_served),
         ("a gateway leads to its API as the Ingress did", gateway_leads),
-        ("root in a VM reaches no other guest and nothing of the management cluster", is_apart),
+        ("root in a VM reaches no other guest and nothing of the management cluster", |lab, guest| {
+            apart::is_apart(lab, guest, Overlay::Native, "{}")
+        }),
         ("a renewed certificate is served without a reboot", renewed_certificates_are_served),
         ("a deleted VM pod of a worker comes back, with its place and its pods", worker_returns),
     ];
@@ -272,88 +274,6 @@ fn ingresses_are_served(lab: &Lab, guest: &Guest) -> Result<()> {
     })?;
     ensure!(ask("http", "web.example.test").is_err(), "who serves it?");
     guest.kubectl(&["delete", "ingress", "web"]).map(drop)
-}
-
-/// Another guest, with the same addresses inside, and whoever is root in a VM of the first one.
-fn is_apart(lab: &Lab, guest: &Guest) -> Result<()> {
-    let other = Guest::create(lab, "e2e-other", "other", "{}");
-    // Its API answers and its node is on its overlay: what could be reached is there.
-    other.await_condition(patience(), "ControlPlaneReady", "True")?;
-    let home = other.home()?;
-    let in_other = |command: &str| lab.kubectl(&["-n", &home, "exec", "master-0", "--", "sh", "-c", command]);
-    let pod = lab.kubectl(&["-n", &home, "get", "pod", "master-0", "-o", "jsonpath={.status.podIP}"])?;
-    let vni = other.object()?["status"]["vni"].as_u64().context("a guest without a VNI")?;
-
-    // A command that does not get into the node says nothing about a port.
-    let reach = |address: &str, port: u16| -> Result<bool> {
-        let connect = format!(
-            "python3 -c \"import socket; socket.create_connection(('{address}', {port}), 4)\" 2>/dev/null; echo exit=$?"
-        );
-        match in_node(guest, "default-0", &connect)?.trim() {
-            "exit=0" => Ok(true),
-            "exit=1" => Ok(false),
-            said => bail!("a connection to {address}:{port} said {said:?}"),
-        }
-    };
-    // What must work, or the rest would prove nothing.
-    ensure!(reach("172.26.0.1", 6443)? && reach("172.26.0.10", 10250)?, "the node reaches nothing at all");
-    let service = lab.kubectl(&["-n", &home, "get", "service", "master", "-o", "jsonpath={.spec.clusterIP}"])?;
-    let mut closed = vec![(pod.clone(), 6443), (pod.clone(), 8080), (service, 6443), ("10.233.0.1".into(), 443)];
-    // The lab's etcd listens on its loopback device alone: in its place something that does not.
-    let _etcd = listener(ETCD)?;
-    closed.extend([ETCD.port(), 6443, lab::vault::PORT].map(|port| ("10.231.0.2".into(), port)));
-    closed.extend(["10.231.0.11", "10.231.0.12", "10.231.0.13"].map(|host| (host.to_owned(), 10250)));
-    closed.extend([6443, 8080].map(|port| ("10.0.2.2".into(), port)));
-    for (address, port) in &closed {
-        ensure!(!reach(address, *port)?, "{address}:{port} is open to a guest");
-    }
-
-    // VXLAN with the other's VNI, to its VM pod: over the way out, and over the guest's own overlay.
-    let device = format!("vx{vni}");
-    let received = || -> Result<u64> {
-        let count = in_other(&format!("cat /sys/class/net/{device}/statistics/rx_packets"))?;
-        Ok(count.trim().parse()?)
-    };
-    let before = received()?;
-    for way in ["egress", "overlay"] {
-        let forge = format!(
-            "ip link add forged type vxlan id {vni} remote {pod} dstport 8472 dev {way} && \
-             ip address add 172.26.9.9/32 dev forged && ip link set forged up && \
-             ip route add 172.26.0.10/32 dev forged table 99 && ip rule add from 172.26.9.9 table 99; \
-             ping -c 3 -W 1 -I 172.26.9.9 172.26.0.10; ip -s link show forged; \
-             ip rule del from 172.26.9.9; ip link del forged"
-        );
-        let said = in_node(guest, "default-0", &forge)?;
-        ensure!(said.contains("100% packet loss"), "the other guest answers a forged packet: {said}");
-        ensure!(sent(&said) > 0, "nothing was forged: {said}");
-    }
-    ensure!(received()? == before, "forged packets reached the other guest's overlay");
-    let gone = other.delete(MINUTE * 3)?;
-    println!("    the other guest is gone after {gone:.1?}");
-    Ok(())
-}
-
-/// Where the management cluster's etcd would listen.
-const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(lab::topology::CONTROL.address), 2379);
-
-/// Takes connections at an address of the management cluster's control plane, until it is dropped.
-fn listener(at: SocketAddr) -> Result<Process> {
-    let serve =
-        format!("import socket\ns = socket.create_server(('{}', {}))\nwhile True: s.accept()", at.ip(), at.port());
-    let room = lab::topology::CONTROL.netns();
-    let listener = Process(tied("ip").args(["netns", "exec", &room, "python3", "-c", &serve]).spawn()?);
-    // From the machine it is reached, or that a guest does not reach it would prove nothing.
-    wait_for(MINUTE, "a connection from the machine", || {
-        Ok(std::net::TcpStream::connect_timeout(&at, Duration::from_secs(2))?)
-    })?;
-    Ok(listener)
-}
-
-/// Packets that a device has sent, as `ip -s link show` says it.
-fn sent(said: &str) -> u64 {
-    let mut lines = said.lines().skip_while(|line| !line.trim_start().starts_with("TX:"));
-    let counts = lines.nth(1).unwrap_or_default();
-    counts.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()).unwrap_or(0)
 }
 
 /// What the API server serves to who comes through the Ingress, and what a kubelet serves inside the guest.

@@ -3,6 +3,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod apart;
 pub mod apiserver;
 pub mod flannel_etcd;
 pub mod hosts;
