@@ -198,6 +198,10 @@ fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() 
         helm.run(&words).against(&server).values(values).output().unwrap()
     };
     let said = install(NOTHING);
+    // What is missing here is told.
+    for word in ["settings.network.clusterDNS is empty", "No ranges of the management cluster are named"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
     let next = |verb: &str| {
         let line = said.lines().find(|line| line.trim_start().starts_with(&format!("kubectl {verb}")));
         line.unwrap_or_else(|| panic!("no next command kubectl {verb}:\n{said}")).trim().to_owned()
@@ -240,7 +244,9 @@ fn clusters_and_their_kinds_outlive_the_release_and_tenants_have_their_rights() 
         assert_eq!(may(user, words), allowed, "{user} {words}");
     }
 
-    install(r#"{"dashboards": {"enabled": true}, "replicas": 1}"#);
+    let settings = r#"{"network": {"clusterDNS": "10.96.0.10", "podCIDRs": ["10.244.0.0/16", "fd00::/56"]}}"#;
+    let said = install(&format!(r#"{{"dashboards": {{"enabled": true}}, "replicas": 1, "settings": {settings}}}"#));
+    assert!(!said.contains("clusterDNS") && !said.contains("No ranges"), "{said}");
     let maps = ["-n", "giantnetes-system", "get", "configmaps", "-l", "grafana_dashboard=1", "-o", support::NAMED];
     assert_eq!(server.kubectl(&maps).output().unwrap().split(' ').count(), dashboards().len());
     helm.run(&["uninstall", "giantnetes", "--namespace", "giantnetes-system"]).against(&server).output().unwrap();

@@ -39,15 +39,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- /* The settings; an empty clusterDNS is looked up. */ -}}
+{{- /* Address of the DNS server; an empty one is looked up. A Service without an address of its own is none. */ -}}
+{{- define "giantnetes.clusterDNS" -}}
+{{- $dns := lookup "v1" "Service" "kube-system" "kube-dns" }}
+{{- $found := dig "spec" "clusterIP" "" $dns }}
+{{- .Values.settings.network.clusterDNS | default (ternary "" $found (eq $found "None")) }}
+{{- end }}
+{{- /* The settings. */ -}}
 {{- define "giantnetes.settings" -}}
 {{- $settings := deepCopy .Values.settings }}
-{{- if not $settings.network.clusterDNS }}
-{{- $dns := lookup "v1" "Service" "kube-system" "kube-dns" }}
-{{- if $dns }}
-{{- $_ := set $settings.network "clusterDNS" $dns.spec.clusterIP }}
-{{- end }}
-{{- end }}
+{{- $_ := set $settings.network "clusterDNS" (include "giantnetes.clusterDNS" .) }}
 {{- $_ := set $settings.network "managerNamespace" .Release.Namespace }}
 {{- if .Values.flannel.enabled }}
 {{- $_ := set $settings.network "flannel" (dict "service" (include "giantnetes.flannelEtcd" .) "members" (int .Values.flannel.etcd.replicas)) }}
