@@ -395,10 +395,8 @@ fn no_pod_is_reached_by_the_overlay(world: &mut World<Flannel>) {
     }
 }
 
-/// QEMU's user, who is all that a VM can become in its pod, reaches neither Flannel's etcd nor anything by flanneld's device.
-/// The supervisor's user does: nothing but rules stops the other. (Two of them each: by the device, that of the device and that of
-/// VXLAN's port, for what VXLAN makes of a packet is still its sender's; to etcd, which has the DNS server's address here, that of
-/// DNS and that of private addresses.)
+/// QEMU's user, who is all that a VM can become in its pod, reaches neither Flannel's etcd nor anything by flanneld's device. The
+/// supervisor's user does: nothing but the rules stops the other. Which of them does is not asked: taking one away was not noticed.
 fn qemu_is_kept_from_etcd_and_the_device(world: &mut World<Flannel>) {
     const SUPERVISOR: u32 = 0;
     world.add(&[pod("a", ONE, 10, H1), pod("b", ONE, 64, H2)]);
