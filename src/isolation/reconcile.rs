@@ -94,7 +94,6 @@ impl IsolationOperator {
         }
         let apis = self.apis().await;
         let hosts = self.context.cache.hosts.state();
-        let addresses = hosts.iter().flat_map(|host| &host.status.addresses).filter(|one| one.type_ == "InternalIP");
         let pods = self.context.cache.pods.state();
         let ours = pods.iter().filter(|pod| serves(pod) && is_guests(pod));
         let named = |pod: &Arc<VmPod>| {
@@ -103,7 +102,7 @@ impl IsolationOperator {
         };
         let fleet = Arc::new(Fleet {
             apis,
-            hosts: addresses.filter_map(|one| one.address.parse().ok()).collect(),
+            hosts: hosts.iter().flat_map(|host| host.addresses()).collect(),
             pods: ours.filter_map(named).collect(),
             allowed: self.context.settings.network.egress_allowed.clone(),
         });

@@ -1,5 +1,7 @@
 //! Hosts: Nodes of the management cluster, as far as the VMs on them are concerned. Of a whole Node the cache keeps this.
 
+use std::net::IpAddr;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     ClusterResourceScope, Metadata, Resource, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -133,13 +135,17 @@ impl Host {
         offers && is_open && pod::zones(pod).is_none_or(|zones| zone.is_some_and(|zone| zones.contains(zone)))
     }
 
+    /// Its addresses within the management cluster.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let internal = self.status.addresses.iter().filter(|one| one.type_ == "InternalIP");
+        internal.filter_map(|one| one.address.parse().ok())
+    }
+
     /// Adds its own addresses and those of the pods on it.
     pub fn note(&self, underlay: &mut Underlay) {
         let name = self.metadata.name.as_deref().unwrap_or_default();
-        for one in self.status.addresses.iter().filter(|one| one.type_ == "InternalIP") {
-            if let Ok(address) = one.address.parse() {
-                underlay.add_address(address, format!("the address of host {name}"));
-            }
+        for address in self.addresses() {
+            underlay.add_address(address, format!("the address of host {name}"));
         }
         for range in self.spec.pod_cidrs.iter().filter_map(|range| range.parse().ok()) {
             underlay.add_range(range, format!("the pods of host {name}"));
