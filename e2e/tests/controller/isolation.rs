@@ -119,6 +119,28 @@ async fn host(world: &World, name: &str, address: &str) {
     nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
+/// Restarts the manager, and fails if Cluster `one` is written to by the time that the new process `has_asked` the supervisor.
+async fn restarts_quietly(
+    manager: &mut Manager,
+    world: &World,
+    supervisor: &Supervisor,
+    has_asked: impl Fn(&BTreeSet<SocketAddr>) -> bool,
+) {
+    manager.settled().await;
+    let version = async || world.clusters("a").get("one").await.unwrap().metadata.resource_version;
+    let before = version().await;
+    supervisor.asked.lock().unwrap().clear();
+    manager.restart();
+    let look = async || {
+        let asked = supervisor.asked.lock().unwrap().clone();
+        ensure!(has_asked(&asked), "it has asked for {asked:?}");
+        Ok(())
+    };
+    eventually(SECOND * 30, "the restarted manager to have asked", look).await.unwrap();
+    manager.settled().await;
+    assert_eq!(version().await, before, "the status was written though nothing changed");
+}
+
 #[test]
 fn a_leak_is_told_with_its_pair_and_goes_when_it_is_closed() {
     on_servers("isolation", async |servers, world| {
@@ -159,20 +181,7 @@ fn a_leak_is_told_with_its_pair_and_goes_when_it_is_closed() {
         world.condition(SECOND, ("a", "two"), isolated).await.unwrap();
 
         // A new process knows no more than the object says, and says no less.
-        manager.settled().await;
-        let version = async || world.clusters("a").get("one").await.unwrap().metadata.resource_version;
-        let before = version().await;
-        supervisor.asked.lock().unwrap().clear();
-        manager.restart();
-        eventually(SECOND * 30, "the restarted manager to have asked", || async {
-            let asked = supervisor.asked.lock().unwrap().clone();
-            ensure!(asked.contains(&leak), "it has asked for {asked:?}");
-            Ok(())
-        })
-        .await
-        .unwrap();
-        manager.settled().await;
-        assert_eq!(version().await, before, "the status was written though nothing changed");
+        restarts_quietly(&mut manager, &world, &supervisor, |asked| asked.contains(&leak)).await;
 
         supervisor.lets_through(&[]);
         let (_, took) = world.condition(SECOND * 180, ("a", "one"), isolated).await.unwrap();
@@ -229,19 +238,7 @@ fn a_way_that_is_too_narrow_is_told_with_its_pair_and_sizes() {
         assert!(metrics.contains(r#"reason="PathMTUTooSmall""#), "no metric tells of it");
 
         // A new process says no less before it has heard anything, and writes nothing.
-        manager.settled().await;
-        let version = async || world.clusters("a").get("one").await.unwrap().metadata.resource_version;
-        let before = version().await;
-        supervisor.asked.lock().unwrap().clear();
-        manager.restart();
-        eventually(SECOND * 30, "the restarted manager to have asked", || async {
-            ensure!(!supervisor.asked.lock().unwrap().is_empty(), "it has not");
-            Ok(())
-        })
-        .await
-        .unwrap();
-        manager.settled().await;
-        assert_eq!(version().await, before, "the status was written though nothing changed");
+        restarts_quietly(&mut manager, &world, &supervisor, |asked| !asked.is_empty()).await;
 
         *supervisor.narrow.lock().unwrap() = Some(Vec::new());
         let (_, took) = world.condition(SECOND * 90, ("a", "one"), well).await.unwrap();
