@@ -157,7 +157,9 @@ impl Check {
             }
         }
         let [(_, pods), (_, services), (field, net)] = named;
-        if let Some(problem) = Underlay::of_settings(settings).clash(net).filter(|_| underlay::judges(cluster)) {
+        if underlay::judges(cluster)
+            && let Some(problem) = Underlay::of_settings(settings).clash(net)
+        {
             self.fail(field, problem);
         }
         Ranges { pods, services, overlay: Overlay { net, fabric } }

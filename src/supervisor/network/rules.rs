@@ -3,8 +3,8 @@
 //! QEMU's user-mode network turns 10.0.2.2 into the pod's loopback, so nothing that QEMU's user sends may go to an address
 //! of the pod, to the overlay, to another pod's VXLAN port, or to a private address that the operator did not open: the
 //! NetworkPolicy lets the pod reach the management cluster's DNS server, but only to ask for its peers. VXLAN, and questions
-//! how large packets come, are taken from peers alone, and there are none until they are found. On the bridge the guest may use its own addresses only, and of the
-//! pod only the gateway's API port.
+//! how large packets come, are taken from peers alone, and there are none until they are found. On the bridge the guest may
+//! use its own addresses only, and of the pod only the gateway's API port.
 //!
 //! On a segment, the gateway is on every VM pod, so nothing of it crosses the overlay. Bridged packets meet the `forward`
 //! chain too where the host filters bridges. With Flannel nothing is bridged: the pod forwards from its VM to the overlay and
