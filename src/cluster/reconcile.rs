@@ -1,9 +1,12 @@
 //! Effects of the cluster operator: finalizer, namespace, deletion, and the Cluster's status.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
-use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{PartialObjectMeta, PostParams},
+};
 use tracing::info;
 
 use super::{
@@ -91,7 +94,7 @@ impl ClusterOperator {
             match self.ensure_namespace(&target.identity).await {
                 Ok(Applied::Terminating) => result = Ok(Outcome::After(DELETION_POLL)),
                 // The watch brings it in a moment: the first status pins its UID, too.
-                Ok(Applied::Created) => return Ok(Outcome::After(GAP)),
+                Ok(_) if self.seen_namespace(&target.identity).is_none() => return Ok(Outcome::After(GAP)),
                 Ok(_) => {}
                 Err(error) => {
                     let reason = match error {
@@ -130,7 +133,7 @@ impl ClusterOperator {
     /// Says so if the pinned namespace is no more. It is not made anew: with it went the roots that the guest lives on.
     async fn lost_namespace(&self, identity: &Identity) -> Result<Option<String>, CallError> {
         let Some(pinned) = &identity.namespace_uid else { return Ok(None) };
-        let cached = cache::get(&self.context.cache.namespaces, None, &identity.namespace);
+        let cached = self.seen_namespace(identity);
         if cached.is_some_and(|namespace| namespace.metadata.uid.as_ref() == Some(pinned)) {
             return Ok(None);
         }
@@ -145,8 +148,13 @@ impl ClusterOperator {
         )))
     }
 
+    /// The namespace as the cache has it.
+    fn seen_namespace(&self, identity: &Identity) -> Option<Arc<PartialObjectMeta<Namespace>>> {
+        cache::get(&self.context.cache.namespaces, None, &identity.namespace)
+    }
+
     async fn ensure_namespace(&self, identity: &Identity) -> Result<Applied, ApplyError> {
-        let cached = cache::get(&self.context.cache.namespaces, None, &identity.namespace);
+        let cached = self.seen_namespace(identity);
         let desired = plan::namespace(identity);
         self.applier
             .ensure(&self.namespaces(), &identity.owner(), &desired, cached.as_ref().map(|object| &object.metadata))
@@ -209,7 +217,8 @@ impl ClusterOperator {
             valid: &target.valid,
             reports: &self.context.reports.of(&target.identity),
             deleting,
-            namespace_uid: cache::get(&self.context.cache.namespaces, None, &target.identity.namespace)
+            namespace_uid: self
+                .seen_namespace(&target.identity)
                 .filter(|namespace| target.identity.owner().owns(&namespace.metadata))
                 .and_then(|namespace| namespace.metadata.uid.clone()),
             failure,

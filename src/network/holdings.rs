@@ -58,19 +58,19 @@ impl Holdings<'_> {
             return self.keep(identity, &there, claim).await;
         }
         let object = format!("NetworkClaim {name}");
+        // The cache may lag behind our own claim, and a look costs the server less than a refused creation.
+        let there = call("get", object.clone(), self.api().get_opt(&name)).await.map_err(Error::Claim)?;
+        if let Some(there) = there {
+            return self.keep(identity, &there, claim).await;
+        }
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-        match call("create", object.clone(), self.api().create(&params, claim)).await {
+        match call("create", object, self.api().create(&params, claim)).await {
             Ok(_) => {
                 info!(claim = name, "claimed");
                 Ok(Taken::Ours)
             }
-            Err(error) if error.status() == Some(409) => {
-                // Ours, if the cache lags behind our own claim; else somebody was faster.
-                match call("get", object, self.api().get_opt(&name)).await.map_err(Error::Claim)? {
-                    Some(there) => self.keep(identity, &there, claim).await,
-                    None => Ok(Taken::Others),
-                }
-            }
+            // Somebody was faster.
+            Err(error) if error.status() == Some(409) => Ok(Taken::Others),
             Err(error) => Err(Error::Claim(error)),
         }
     }

@@ -266,14 +266,23 @@ impl PkiOperator {
         // Of what it holds, not of what somebody may have written on it.
         let records = self.roots(identity, world).await?.fingerprints();
         let namespace = self.context.namespace(identity);
+        let object = format!("Namespace {}", identity.namespace);
+        let request = self.namespaces();
+        // The cache may lag behind our own record. What is recorded is never made another.
+        let live = call("get", object.clone(), request.get_metadata(&identity.namespace)).await?;
+        let recorded = roots::fingerprints(live.metadata.annotations.as_ref());
+        if !roots::agree(&records, &recorded) {
+            return Err(lost(identity));
+        }
+        if recorded == records {
+            return Ok(());
+        }
         let patch = json!({"metadata": {
             // A namesake with another UID is not ours to write to.
             "uid": namespace.and_then(|namespace| namespace.metadata.uid.clone()),
             "annotations": records,
         }});
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-        let object = format!("Namespace {}", identity.namespace);
-        let request = self.namespaces();
         call("patch", object, request.patch_metadata(&identity.namespace, &params, &Patch::Merge(patch))).await?;
         Ok(())
     }

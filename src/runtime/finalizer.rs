@@ -11,7 +11,8 @@ use serde_json::json;
 
 use super::{CallError, call};
 
-/// Adds `finalizer` as the field manager `manager`, unless it is there. Returns whether a write was needed.
+/// Adds `finalizer` as the field manager `manager`, unless it is there. Returns whether a write was needed: then the watch brings the changed
+/// object, as it does if that is another by now.
 ///
 /// The write names the object's UID and resourceVersion, so it never hits a namesake or undoes somebody else's change.
 ///
@@ -23,6 +24,12 @@ where
 {
     if object.finalizers().iter().any(|f| f == finalizer) {
         return Ok(false);
+    }
+    // The cache may lag behind our own write, and a look costs the server less than a refused write.
+    let name = object.name_any();
+    let live = call("get", name.clone(), api.get_metadata_opt(&name)).await?;
+    if live.is_none_or(|live| live.metadata.resource_version != object.meta().resource_version) {
+        return Ok(true);
     }
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(finalizer.to_owned());
