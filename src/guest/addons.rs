@@ -222,7 +222,8 @@ pub fn unready(daemon_sets: &[DaemonSet], deployments: &[Deployment], silent: us
     let deployment = |deployment: &Deployment| {
         let status = deployment.status.clone().unwrap_or_default();
         let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-        let current = status.observed_generation >= deployment.metadata.generation;
+        let current = status.observed_generation >= deployment.metadata.generation
+            && status.updated_replicas.unwrap_or(0) >= wanted;
         (current, status.ready_replicas.unwrap_or(0), wanted, deployment.name_any())
     };
     let all = daemon_sets.iter().map(daemon_set).chain(deployments.iter().map(deployment));
@@ -329,14 +330,19 @@ spec:
             }}))
             .unwrap()
         };
-        let dns: Deployment = serde_json::from_value(json!({
-            "metadata": {"name": "coredns", "generation": 1}, "spec": {"selector": {}, "template": {}},
-        }))
-        .unwrap();
+        let dns = |ready: i32, updated: i32| -> Deployment {
+            serde_json::from_value(json!({
+                "metadata": {"name": "coredns", "generation": 1}, "spec": {"selector": {}, "template": {}},
+                "status": {"observedGeneration": 1, "readyReplicas": ready, "updatedReplicas": updated},
+            }))
+            .unwrap()
+        };
         assert_eq!(unready(&[set(2, 1)], &[], 0), None);
         assert_eq!(unready(&[set(1, 1)], &[], 0).unwrap(), "add-on calico-node (1/2 pods ready)");
         assert!(unready(&[set(2, 0)], &[], 0).is_some());
-        assert_eq!(unready(&[set(2, 1)], &[dns], 0).unwrap(), "add-on coredns (0/1 pods ready)");
+        assert_eq!(unready(&[set(2, 1)], &[dns(1, 1)], 0), None);
+        assert_eq!(unready(&[set(2, 1)], &[dns(0, 1)], 0).unwrap(), "add-on coredns (0/1 pods ready)");
+        assert!(unready(&[set(2, 1)], &[dns(1, 0)], 0).is_some(), "the pod that is ready is of a former version");
         // One of both nodes is silent and given up.
         assert_eq!(unready(&[set(1, 1)], &[], 1), None);
         assert_eq!(unready(&[set(0, 1)], &[], 1).unwrap(), "add-on calico-node (0/1 pods ready)");
