@@ -48,6 +48,8 @@ const GROUP: usize = 16;
 /// How long an answer may take, and how often what was not answered is sent again: a busy host loses packets of any size.
 const PATIENCE: Duration = Duration::from_secs(1);
 const TRIES: usize = 3;
+/// Pause after an error that was no packet.
+const AFTER_AN_ERROR: Duration = Duration::from_millis(100);
 /// Looks in a row that have to find a way too narrow before it counts as that.
 const CERTAIN: u32 = 2;
 /// Size of a packet that every network carries, in bytes.
@@ -177,8 +179,11 @@ async fn answer_all(socket: &UdpSocket, stop: CancellationToken) {
     let mut content = vec![0; DATAGRAM];
     let work = async {
         loop {
-            // An error is about an answer that nobody took.
-            let Ok((length, from)) = socket.recv_from(&mut content).await else { continue };
+            let Ok((length, from)) = socket.recv_from(&mut content).await else {
+                // About an answer that nobody took; or one that lasts, which must not take a CPU.
+                tokio::time::sleep(AFTER_AN_ERROR).await;
+                continue;
+            };
             if let Some(answer) = answer(content.get(..length).unwrap_or_default(), from.ip()) {
                 let _ = socket.send_to(&answer, from).await;
             }
