@@ -31,6 +31,9 @@ const SPEC: &str = r#"{"controlPlane": {"machine": {"memory": "3Gi"}},
 /// Another guest, for which there is room beside.
 const OTHER: &str =
     r#"{"controlPlane": {"machine": {"memory": "2Gi"}}, "network": {"overlay": {"backend": "Flannel"}}}"#;
+/// Flannel's etcd, and its members.
+const ETCD: &str = "giantnetes-flannel-etcd";
+const MEMBERS: usize = 3;
 /// Pieces of a file that make a gibibyte.
 const PIECES: u32 = 8;
 const PIECE_MIB: u32 = 128;
@@ -43,7 +46,7 @@ fn flannel_carries_a_guest() {
     Lab::running().expect("no lab is running: `make lab-up` raises one").load(&image.archive).unwrap();
     let (repository, tag) = image.reference.rsplit_once(':').unwrap();
     let lab = installed_with(&format!(
-        ",flannel.enabled=true,flannel.etcd.image.repository={repository},flannel.etcd.image.tag={tag},flannel.etcd.runAsUser=0"
+        ",flannel.enabled=true,flannel.etcd.replicas={MEMBERS},flannel.etcd.image.repository={repository},flannel.etcd.image.tag={tag},flannel.etcd.runAsUser=0"
     ));
     // Of the two the guest goes first.
     let etcd = FlannelEtcd(&lab);
@@ -60,8 +63,11 @@ fn flannel_carries_a_guest() {
         ("root in a VM reaches no other guest and nothing of the management cluster", |lab, guest| {
             apart::is_apart(lab, guest, Overlay::Flannel, OTHER)
         }),
-        ("a gibibyte comes over whole, while Flannel's etcd and a flanneld start anew", gibibyte_is_copied),
-        ("a worker's VM pod comes back, with its subnet and its pods", worker_returns),
+        ("a gibibyte comes over whole, while flannelds and members of Flannel's etcd start anew", gibibyte_is_copied),
+        (
+            "a worker's VM pod comes back while a member is away, with its subnet and its pods",
+            worker_returns_without_a_member,
+        ),
         ("deleting it leaves nothing", goes),
     ];
     in_steps(&steps, |step| step(&lab, &guest));
@@ -133,9 +139,11 @@ fn gibibyte_is_copied(lab: &Lab, guest: &Guest) -> Result<()> {
         over.store(true, Ordering::Relaxed);
         let disturbed = disturbed.join().expect("no panic");
         copied?;
-        let (etcds, flannelds) = disturbed?;
-        println!("    meanwhile Flannel's etcd was started anew {etcds} times, flanneld {flannelds} times");
-        ensure!(etcds > 0 && flannelds > 0, "nothing happened meanwhile");
+        let [flannelds, members, etcds] = disturbed?;
+        println!(
+            "    meanwhile were started anew: flanneld {flannelds} times, a member of its etcd {members}, all three {etcds}"
+        );
+        ensure!(flannelds > 0 && members > 0 && etcds > 0, "not all of it happened meanwhile");
         Ok(())
     })
 }
@@ -152,10 +160,14 @@ fn copy(guest: &Guest, to: &str, url: &str, sum: &str) -> Result<()> {
     Ok(())
 }
 
-/// Kills Flannel's etcd and flanneld in turns, until it is `over`. Answers how often each was killed.
-fn disturb(lab: &Lab, over: &AtomicBool) -> Result<(u32, u32)> {
-    let (mut etcds, mut flannelds) = (0, 0);
-    while !over.load(Ordering::Relaxed) {
+/// Kills flanneld, and of Flannel's etcd each member in turn and then all of them, until it is `over`. Answers how often each
+/// happened: a flanneld, one member, all.
+fn disturb(lab: &Lab, over: &AtomicBool) -> Result<[u32; 3]> {
+    let [mut flannelds, mut members, mut etcds] = [0; 3];
+    for round in (0..=MEMBERS).cycle() {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
         let all = processes("flanneld\0")?;
         let process = all.first().context("no flanneld runs")?;
         Run::new("kill").args(["-9", &process.to_string()]).output()?;
@@ -165,14 +177,48 @@ fn disturb(lab: &Lab, over: &AtomicBool) -> Result<(u32, u32)> {
             ensure!(running.len() == NODES.len() && !running.contains(process), "{running:?} run");
             Ok(())
         })?;
-        let etcd = "giantnetes-flannel-etcd-0";
-        lab.kubectl(&["-n", SYSTEM, "delete", "pod", etcd, "--wait=true"])?;
-        wait_for(MINUTE * 2, "Flannel's etcd to serve", || {
-            lab.kubectl(&["-n", SYSTEM, "wait", "--for=condition=Ready", &format!("pod/{etcd}"), "--timeout=1s"])
-        })?;
-        etcds += 1;
+        if round < MEMBERS {
+            start_anew(lab, &[round])?;
+            members += 1;
+        } else {
+            start_anew(lab, &[0, 1, 2])?;
+            etcds += 1;
+        }
     }
-    Ok((etcds, flannelds))
+    Ok([flannelds, members, etcds])
+}
+
+/// Deletes these members' pods, and waits until others serve.
+fn start_anew(lab: &Lab, members: &[usize]) -> Result<()> {
+    let pods: Vec<_> = members.iter().map(|member| format!("{ETCD}-{member}")).collect();
+    let mut words = vec!["-n", SYSTEM, "delete", "pod", "--wait=true"];
+    words.extend(pods.iter().map(String::as_str));
+    lab.kubectl_within(MINUTE, &words)?;
+    await_members(lab)
+}
+
+/// Waits until as many members serve as there should be.
+fn await_members(lab: &Lab) -> Result<()> {
+    let ready = ["-n", SYSTEM, "get", "statefulset", ETCD, "-o", "jsonpath={.status.readyReplicas}/{.spec.replicas}"];
+    wait_for(MINUTE * 2, "all members of Flannel's etcd to serve", || {
+        let said = lab.kubectl(&ready)?;
+        ensure!(said.trim() == format!("{MEMBERS}/{MEMBERS}"), "{said}");
+        Ok(())
+    })
+}
+
+/// How many members there are to be: a member less is one that is lost for as long as that lasts.
+fn scale_etcd(lab: &Lab, members: usize) -> Result<()> {
+    lab.kubectl(&["-n", SYSTEM, "scale", "statefulset", ETCD, &format!("--replicas={members}")]).map(drop)
+}
+
+/// While a member of Flannel's etcd is away.
+fn worker_returns_without_a_member(lab: &Lab, guest: &Guest) -> Result<()> {
+    scale_etcd(lab, MEMBERS - 1)?;
+    lab.kubectl_within(MINUTE, &["-n", SYSTEM, "wait", "--for=delete", &format!("pod/{ETCD}-2"), "--timeout=50s"])?;
+    worker_returns(lab, guest)?;
+    scale_etcd(lab, MEMBERS)?;
+    await_members(lab)
 }
 
 fn worker_returns(lab: &Lab, guest: &Guest) -> Result<()> {

@@ -357,28 +357,47 @@ async fn what_is_lost_comes_back(world: &World, etcd: &mut Etcd, (id, home): (&s
     says(world, "demo", "AsExpected", "").await;
 }
 
+/// Both VM pods of a guest run, and each flanneld takes its lease.
+async fn nodes_take_their_leases(world: &World, etcd: &Etcd, (id, home): (&str, &str), number: usize) {
+    let root = etcd.root(world).await;
+    let mut expected = Vec::new();
+    for (place, (node, key, subnet)) in
+        [("master-0", "subnets/172.26.0.40-30", "172.26.0.40/30"), ("x-0", "subnets/172.26.1.0-30", "172.26.1.0/30")]
+            .into_iter()
+            .enumerate()
+    {
+        let address = format!("10.1.{number}.{}", place + 1);
+        runs(world, home, node, &address).await;
+        expected.push((key, address));
+        let expected: Vec<_> = expected.iter().map(|(key, address)| (*key, address.as_str())).collect();
+        leased(&root, id, &expected).await;
+        etcd.take(world, home, &lease::key(id, subnet.parse().unwrap())).await;
+    }
+}
+
 #[test]
 fn guests_that_come_and_go_under_two_managers_leave_nothing_in_flannels_etcd() {
     on_servers("flannels", async |servers, world| {
         let mut etcd = Etcd::expected(&world, "flannels").await;
         // Of two leases, so both work at the same time.
         let managers = [
-            Manager::start(servers, "one", Options { lease: "one", ..options() }).await,
-            Manager::start(servers, "two", Options { lease: "two", ..options() }).await,
+            Manager::start(servers, "one", Options { lease: "one", kvm: true, ..options() }).await,
+            Manager::start(servers, "two", Options { lease: "two", kvm: true, ..options() }).await,
         ];
         etcd.start(&world).await;
         world.namespace("a").await.unwrap();
         let names: Vec<_> = (0..8).map(|number| format!("c{number}")).collect();
         for round in 0..2 {
-            let mut guests = BTreeSet::new();
+            let mut guests = BTreeMap::new();
             for name in &names {
-                guests.insert(identity(&world.create("a", name, spec()).await.unwrap()).0);
+                let (id, home) = identity(&world.create("a", name, spec()).await.unwrap());
+                guests.insert(id, home);
             }
-            for name in &names {
-                world.converged(SECOND * 60, "a", name).await.unwrap();
+            for (number, (id, home)) in guests.iter().enumerate() {
+                nodes_take_their_leases(&world, &etcd, (id, home), number).await;
             }
             let root = etcd.root(&world).await;
-            assert_eq!(auth::guests(&root).await.unwrap(), guests);
+            assert_eq!(auth::guests(&root).await.unwrap(), guests.into_keys().collect());
             for name in &names {
                 world.delete("a", name).await.unwrap();
             }
