@@ -66,10 +66,11 @@ sbom: images ## Write what the images are made of (CycloneDX) into target/sbom
 	@images/sbom.py $(or $(CARGO_TARGET_DIR),target)/sbom
 
 .PHONY: bench
-bench: tools ours ## Measure what the controller manager costs, with an optimised build
+bench: tools ours ## Measure what the controller manager costs, with an optimised build, and how fast guests' machines reach each other
 	@cargo build --release -p giantnetes
 	@cargo build --release -p giantnetes-e2e --bins
 	@cargo test --release -p giantnetes-e2e --test controller --test vault -- --ignored --nocapture --test-threads=1 bench
+	@TEST=throughput e2e/test.sh
 
 # Half an hour of builds would be in vain on a machine that cannot carry a lab.
 .PHONY: preflight

@@ -11,6 +11,7 @@
 #   masters          three control-plane nodes, of which one loses its host and one its volume
 #   scaling          workers come and go under a workload, in their zones
 #   flannel          a guest of three nodes whose overlay is Flannel's
+#   throughput       bytes between two machines of a guest, as a share of those between two pods; a part of make bench
 #   upgrade          a guest goes to the next patch and minor version of Kubernetes under a workload; builds both
 #   mistakes         Clusters that cannot be made, and such as are deleted half-way
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
@@ -35,7 +36,7 @@ started=$SECONDS
 lab=$target/debug/lab
 groups=(demo quick-start guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
 # Not in the rotation: they take longer than CI has beside the fast tests and a cold cache, or were not seen green yet.
-long_groups=(survival masters scaling flannel upgrade)
+long_groups=(survival masters scaling flannel throughput upgrade)
 
 step() {
   local began=$SECONDS
@@ -141,7 +142,7 @@ fi
 
 raised=false
 # Those that run on a lab that is up, in this order.
-on_a_lab=(quick-start management mistakes guest typical survival masters scaling flannel upgrade)
+on_a_lab=(quick-start management mistakes guest typical survival masters scaling flannel throughput upgrade)
 chosen_on_a_lab=()
 for group in "${on_a_lab[@]}"; do if runs "$group"; then chosen_on_a_lab+=("$group"); fi; done
 if [[ ${#chosen_on_a_lab[@]} -gt 0 ]]; then

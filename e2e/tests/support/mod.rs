@@ -12,6 +12,7 @@ pub mod node;
 pub mod pods;
 pub mod processes;
 pub mod requests;
+pub mod throughput;
 pub mod traces;
 pub mod vault;
 pub mod workload;
