@@ -55,3 +55,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- toYaml $settings }}
 {{- end }}
+
+{{/* Egress to the management cluster's DNS. */}}
+{{- define "giantnetes.dnsEgress" -}}
+- ports: [{port: 53}, {port: 53, protocol: UDP}]
+# A policy sees address and port after they were translated to a pod's: not every distribution's listen at 53.
+- to:
+  - namespaceSelector:
+      matchLabels: {kubernetes.io/metadata.name: kube-system}
+    podSelector:
+      matchLabels: {k8s-app: kube-dns}
+{{- end }}

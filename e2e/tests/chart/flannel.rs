@@ -90,7 +90,8 @@ fn rules(policy: &Value, direction: &str, peers: &str) -> BTreeMap<String, Value
     let rules = policy["spec"][direction].as_array().unwrap().iter();
     rules
         .map(|rule| {
-            let ports = rule["ports"].as_array().unwrap().iter();
+            // Without ports, every one.
+            let ports = rule["ports"].as_array().into_iter().flatten();
             let ports = ports.map(|port| format!("{}{}", port["port"], port["protocol"].as_str().unwrap_or_default()));
             (ports.collect::<Vec<_>>().join(" "), rule[peers].clone())
         })
@@ -112,6 +113,11 @@ fn it_is_open_to_the_manager_to_vm_pods_that_have_it_and_to_itself() {
     let [itself, managers] = [app(NAME), app("giantnetes")];
     assert_eq!(etcd["spec"]["podSelector"]["matchLabels"], itself);
     assert_eq!(etcd["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    // Wherever it listens.
+    let dns = json!([{
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }]);
     let rule = |ports: &str, peers: Value| (ports.to_owned(), peers);
     assert_eq!(
         rules(&etcd, "ingress", "from"),
@@ -124,8 +130,9 @@ fn it_is_open_to_the_manager_to_vm_pods_that_have_it_and_to_itself() {
     );
     assert_eq!(
         rules(&etcd, "egress", "to"),
-        BTreeMap::from([rule("2380", json!([pods(&itself)])), rule("53 53UDP", Value::Null)])
+        BTreeMap::from([rule("2380", json!([pods(&itself)])), rule("53 53UDP", Value::Null), rule("", dns.clone())])
     );
+    assert_eq!(rules(&manager, "egress", "to")[""], dns);
     assert_eq!(rules(&manager, "egress", "to")["2379"], json!([pods(&itself)]));
     // They select what they mean.
     let set = find(&objects, &format!("StatefulSet {NAME}"));
