@@ -37,7 +37,7 @@ use crate::{
         tls_route::{self, TLSRoute},
         underlay::{self, Underlay},
     },
-    pki::vault::Vault,
+    pki::{escrow::exports::Exports, vault::Vault},
     runtime::{
         apply::Memory,
         cache::{self, Change, Index, Watches},
@@ -180,6 +180,7 @@ impl Cache {
             watches.metadata("ingressclasses", None, move |_, _| wake.all_networks())
         };
         let (secret, pod) = (follow(Some(&secrets_by_namespace)), follow(Some(&pods_by_namespace)));
+        let exports = Exports::start();
         Self {
             clusters,
             claims,
@@ -194,7 +195,10 @@ impl Cache {
             hosts,
             budgets: watches.metadata("poddisruptionbudgets", OURS, move |o, change| budget(&o.metadata, change)),
             namespaces: watches.metadata("namespaces", OURS, move |object, change| namespace(&object.metadata, change)),
-            secrets: watches.metadata("secrets", OURS, move |object, change| secret(&object.metadata, change)),
+            secrets: watches.metadata("secrets", OURS, move |object, change| {
+                exports.note(&object.metadata, change);
+                secret(&object.metadata, change);
+            }),
             config_maps: watches.metadata("configmaps", OURS, move |o, change| config_map(&o.metadata, change)),
             ingresses: watches.objects("ingresses", OURS, move |o: &Ingress, change| ingress(&o.metadata, change)),
             ingress_classes,

@@ -1,8 +1,19 @@
 //! Fixtures of the unit tests: objects go through the real parsing and validation.
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{api::Cluster, cluster::Valid, settings::Settings};
+use crate::{
+    api::Cluster,
+    cluster::Valid,
+    pki::{authority::Kept, embedded, roots::Roots},
+    settings::Settings,
+};
+
+/// When [`roots`] were made.
+pub(crate) const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
 /// Settings with one version.
 pub(crate) fn settings() -> Settings {
@@ -38,6 +49,18 @@ pub(crate) fn example(file: &str) -> Valid {
 
 /// A certificate (PEM) of an authority that nobody knows.
 pub(crate) fn certificate() -> String {
-    let now = k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap();
-    crate::pki::embedded::root("test", "nobody", now, std::time::Duration::from_secs(3600)).unwrap().certificate
+    embedded::root("test", "nobody", NOW, Duration::from_secs(3600)).unwrap().certificate
+}
+
+/// Roots as a guest is made with, made anew at each call.
+pub(crate) fn roots() -> Roots {
+    let authority =
+        |name| Kept::Here(embedded::root(name, "team-a/demo", NOW, crate::cluster::valid::DEFAULT_CA_TTL).unwrap());
+    Roots {
+        kubernetes: authority("kubernetes"),
+        etcd: authority("etcd"),
+        front_proxy: authority("front-proxy"),
+        service_account: embedded::key_pair().unwrap(),
+        encryption: embedded::encryption_config().unwrap(),
+    }
 }

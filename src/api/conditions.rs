@@ -113,6 +113,8 @@ pub enum Reason {
     ForeignObject,
     /// A root CA that this guest lives on is missing or not the recorded one; it is never made anew.
     CALost,
+    /// The Secret that `spec.pki.importFrom` names is missing or holds no roots that a guest could live by; the message says what.
+    ImportFailed,
     /// Every volume of etcd is gone, and with them the guest's objects; it is never formed anew.
     EtcdLost,
     /// Vault is sealed, does not answer or fails; the message says which, and of what.
@@ -143,7 +145,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -156,6 +158,7 @@ impl Reason {
         Self::VNIExhausted,
         Self::ForeignObject,
         Self::CALost,
+        Self::ImportFailed,
         Self::EtcdLost,
         Self::VaultUnavailable,
         Self::VaultDenied,
@@ -186,6 +189,7 @@ impl Reason {
             Self::VNIExhausted => "VNIExhausted",
             Self::ForeignObject => "ForeignObject",
             Self::CALost => "CALost",
+            Self::ImportFailed => "ImportFailed",
             Self::EtcdLost => "EtcdLost",
             Self::VaultUnavailable => "VaultUnavailable",
             Self::VaultDenied => "VaultDenied",

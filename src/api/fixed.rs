@@ -37,7 +37,7 @@ const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
 }
 
 /// What is fixed for a Cluster's whole life. (There is one provider, so its kind is fixed without a rule.)
-pub const FIXED: [Fixed; 10] = [
+pub const FIXED: [Fixed; 11] = [
     fixed(&["kubernetes", "podCIDR"], Unset::Text("10.200.0.0/16")),
     fixed(&["kubernetes", "serviceCIDR"], Unset::Text("10.96.0.0/16")),
     fixed(&["network", "overlay", "backend"], Unset::Text("Native")),
@@ -49,6 +49,9 @@ pub const FIXED: [Fixed; 10] = [
     fixed(&["pki", "backend"], Unset::Text("Embedded")).because(
         "is immutable: keys that were made in Vault never leave it, and a guest lives by the authorities that it began with; make \
          a new Cluster",
+    ),
+    fixed(&["pki", "importFrom", "secretName"], Unset::Text("")).because(
+        "is immutable: a guest lives by the authorities that it began with; make a new Cluster",
     ),
     fixed(&["pki", "ca", "ttl"], Unset::Lifetime("87600h")),
 ];

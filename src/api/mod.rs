@@ -29,7 +29,7 @@ pub use machines::{
 };
 pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
 pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
-pub use pki::{ApiServerCertificateSpec, CaSpec, LeafSpec, PkiBackend, PkiSpec};
+pub use pki::{ApiServerCertificateSpec, CaSpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec};
 pub use rules::RESERVED;
 pub use status::{ClusterStatus, NodeCounts, VaultPlace};
 

@@ -38,6 +38,15 @@ pub const ENDS_AT_ANNOTATION: &str = "giantnetes.io/ends-at";
 /// A CA with a record is never made a second time.
 pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 
+/// Type of Secrets that `giantnetes pki import` makes. Roots of a guest are taken from no other.
+pub const ROOTS_TYPE: &str = "giantnetes.io/roots";
+/// Annotation on the roots' Secret of a guest: how often its keys were exported.
+pub const EXPORTS_ANNOTATION: &str = "giantnetes.io/pki-exports";
+/// Annotation on a Secret of imported roots: `namespace/name` of the Cluster that they were exported from, for people.
+pub const EXPORTED_FROM_ANNOTATION: &str = "giantnetes.io/exported-from";
+/// Annotation on a Secret of imported roots: when (RFC 3339) they were exported, for people.
+pub const EXPORTED_AT_ANNOTATION: &str = "giantnetes.io/exported-at";
+
 /// Annotation of the claim on a volume of etcd that its member has yet to fill from the others.
 pub const ETCD_JOINS_ANNOTATION: &str = "giantnetes.io/etcd-joins";
 

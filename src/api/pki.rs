@@ -9,11 +9,14 @@ use super::rules;
 /// The guest's certificates.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = rules::leaf_outlives_no_root())]
+#[x_kube(validation = rules::leaf_outlives_no_root(), validation = rules::imported_roots_are_embedded())]
 pub struct PkiSpec {
     /// Who keeps the certificate authorities. Default: `Embedded`. Changing it: immutable.
     #[serde(default, skip_serializing_if = "PkiBackend::is_default")]
     pub backend: PkiBackend,
+    /// Roots that were exported from another guest, for a Cluster that is to take its place. With backend `Embedded` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import_from: Option<ImportSpec>,
     /// The certificate authorities.
     #[serde(default)]
     pub ca: CaSpec,
@@ -39,6 +42,16 @@ impl PkiBackend {
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Where a new guest's certificate authorities and keys are taken from.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportSpec {
+    /// A Secret beside the Cluster, of type `giantnetes.io/roots`, as `giantnetes pki import` makes it. It is read once, when the
+    /// guest is new. Without it they are made. Changing it: immutable.
+    #[schemars(regex(pattern = rules::OBJECT_NAME), length(max = 253))]
+    pub secret_name: String,
 }
 
 /// The certificate authorities.

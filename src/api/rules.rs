@@ -96,6 +96,13 @@ pub(super) fn leaf_outlives_no_root() -> Rule {
         .field_path(".leaf.ttl")
 }
 
+/// Vault makes its keys itself.
+pub(super) fn imported_roots_are_embedded() -> Rule {
+    Rule::new("!has(self.importFrom) || !has(self.backend) || self.backend == 'Embedded'")
+        .message("needs backend Embedded: Vault makes its keys itself")
+        .field_path(".importFrom")
+}
+
 pub(super) fn odd_replicas() -> Rule {
     Rule::new("self in [1, 3, 5]").message("must be 1, 3 or 5")
 }

@@ -1,7 +1,7 @@
 //! `giantnetes metrics`: docs/metrics.md, from what the code declares.
 
 use crate::{
-    cluster, device_plugin, flannel, isolation,
+    cluster, device_plugin, flannel, isolation, pki,
     runtime::telemetry::{self, metric::Metric},
     supervisor,
 };
@@ -28,6 +28,7 @@ pub(super) fn page() -> String {
              namespace have 21 letters together; each further letter makes it 20 kB more.",
             cluster::metrics::metrics(),
         ),
+        ("Exports of keys", "Counted by every replica from its start on.", pki::escrow::exports::metrics()),
         ("Isolation", "What the leader counts.", isolation::metrics()),
         ("Flannel", "Of the leader, where the operator has Flannel's etcd.", flannel::install::metrics()),
         (

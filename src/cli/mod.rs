@@ -9,6 +9,7 @@ mod help;
 mod kubeconfig;
 mod metrics;
 mod named;
+mod pki;
 mod plan;
 mod progress;
 mod roll;
@@ -82,6 +83,9 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Print the kubeconfig of a guest cluster.
     Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Take the keys of a guest cluster out, sealed, and bring them back on another management cluster.
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
     /// Replace all nodes of a guest cluster, one at a time.
     Roll(roll::RollArgs),
     /// Tell what happened to a Cluster, the oldest first.
@@ -154,6 +158,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::Plan(args) => patiently("plan", plan::plan(&args)).await,
         Command::Describe(args) => patiently("describe", describe::describe(&args)).await,
         Command::Kubeconfig(args) => patiently("kubeconfig", kubeconfig::kubeconfig(&args)).await,
+        Command::Pki(command) => pki::pki(&command).await,
         Command::Roll(args) => patiently("roll", roll::roll(&args)).await,
         Command::Events(args) => events::events(&args).await,
         Command::Console(args) => console::console(&args).await,

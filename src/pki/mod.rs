@@ -7,18 +7,23 @@
 //! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
 //! - [`authority`]: which of the two signs for a guest
 //! - [`kubeconfig`]: the administrator's kubeconfig
+//! - [`escrow`]: roots outside of a guest: sealed bundles, and what is checked of those that come back
+//! - `import`: roots of a new guest that come from such a bundle
 //! - [`request`]: what users and kubelets of a guest ask to have signed; pure
 //! - `secrets`: how all of it lies in Secrets
 //! - [`store`]: how they are stored, and looked at again
-//! - `issue`, [`reconcile`]: the effects
+//! - `make`, `issue`, [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
 
 pub mod authority;
 pub mod embedded;
+pub mod escrow;
+mod import;
 mod issue;
 pub mod kubeconfig;
 pub mod leaf;
+mod make;
 pub mod plan;
 pub mod reconcile;
 pub mod request;

@@ -69,7 +69,12 @@ impl World {
 pub enum Step {
     /// Make the roots, for the first and only time.
     MakeRoots,
-    /// Record the fingerprints of the roots that were made.
+    /// Take the roots from a Secret beside the Cluster, for the first and only time.
+    ImportRoots {
+        /// Its name.
+        secret: String,
+    },
+    /// Record the fingerprints of the roots that the guest was given.
     RecordRoots,
     /// Issue all certificates of a node into its Secret.
     IssueNode {
@@ -132,7 +137,7 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         return plan;
     }
     match world.secrets.get(roots::SECRET).map(|secret| &secret.fingerprints) {
-        None if world.records.is_empty() && !world.has_issued() => plan.steps.push(Step::MakeRoots),
+        None if world.records.is_empty() && !world.has_issued() => plan.steps.push(first_roots(cluster)),
         Some(made) if roots::agree(made, &world.records) => {
             if *made != world.records {
                 plan.steps.push(Step::RecordRoots);
@@ -150,6 +155,14 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
     }
     leaves(cluster, world, now, &mut plan);
     plan
+}
+
+/// How a guest that has none comes by its roots.
+fn first_roots(cluster: &Valid) -> Step {
+    match &cluster.pki.import_from {
+        Some(secret) => Step::ImportRoots { secret: secret.clone() },
+        None => Step::MakeRoots,
+    }
 }
 
 fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
@@ -270,7 +283,7 @@ mod tests {
     fn carry_out(world: &mut World, plan: &Plan, renew_at: Timestamp) {
         for step in &plan.steps {
             match step {
-                Step::MakeRoots => {
+                Step::MakeRoots | Step::ImportRoots { .. } => {
                     let made = holding(&rooted().records);
                     assert!(world.secrets.insert(roots::SECRET.into(), made).is_none(), "they were made twice");
                 }
@@ -351,6 +364,21 @@ mod tests {
             let plan = plan(&cluster, &world, NOW);
             assert_eq!((plan.lost, plan.steps), (true, vec![]), "{world:?}");
         }
+    }
+
+    #[test]
+    fn roots_are_imported_where_they_would_be_made_and_nowhere_else() {
+        let import = || valid(json!({"pki": {"importFrom": {"secretName": "kept"}}}));
+        let mut world = World { namespace: true, endpoint: Some("e".into()), ..World::default() };
+        let first = plan(&import(), &world, NOW);
+        assert_eq!(first.steps, [Step::ImportRoots { secret: "kept".into() }]);
+        carry_out(&mut world, &first, at(1000));
+        assert_eq!(plan(&import(), &world, NOW).steps, [Step::RecordRoots]);
+        // What is issued does not depend on where they came from.
+        assert_eq!(plan(&import(), &rooted(), NOW), plan(&valid(json!({})), &rooted(), NOW));
+        let mut lost = rooted();
+        lost.secrets.remove(roots::SECRET);
+        assert_eq!((plan(&import(), &lost, NOW).lost, plan(&import(), &lost, NOW).steps), (true, vec![]));
     }
 
     #[test]

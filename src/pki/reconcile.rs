@@ -18,11 +18,11 @@ use super::{
     PkiFacts,
     authority::{self, Kept},
     embedded::{self, Pair, PkiError},
+    import::{self, ImportError, Importing},
     issue::Issue,
     leaf::{self, Authority},
     plan::{self, Plan, Step, World},
     roots::{self, Root, Roots},
-    secrets::secret,
     store::KeyStore,
     vault::{self, VaultError},
 };
@@ -52,6 +52,9 @@ pub enum Error {
         "Secret {0} is missing or does not hold the recorded roots; restore it from a backup, they are never made anew"
     )]
     Lost(String),
+    /// Roots could not be imported.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// Vault.
     #[error(transparent)]
     Vault(#[from] vault::Error),
@@ -84,6 +87,7 @@ impl Blames for Error {
         match self {
             Self::Foreign(_) => Reason::ForeignObject,
             Self::Lost(_) => Reason::CALost,
+            Self::Import(_) => Reason::ImportFailed,
             Self::Vault(vault::Error::Foreign(_)) => Reason::ForeignObject,
             Self::Vault(vault::Error::Exchanged(_) | vault::Error::Vault(VaultError::NoMount(_))) => Reason::CALost,
             Self::Vault(vault::Error::Vault(VaultError::Denied { .. })) => Reason::VaultDenied,
@@ -102,12 +106,13 @@ type Answer = (Report<PkiFacts>, Outcome);
 pub struct PkiOperator {
     pub(super) context: Context,
     pub(super) keys: KeyStore,
+    pub(super) importing: Importing,
 }
 
 impl PkiOperator {
     /// A pki operator.
     pub fn new(context: Context) -> Self {
-        Self { keys: KeyStore::new(context.clone(), MANAGER), context }
+        Self { keys: KeyStore::new(context.clone(), MANAGER), importing: Importing::default(), context }
     }
 
     async fn look(&self, key: &ClusterKey, target: &Target) -> Result<Answer, Error> {
@@ -129,7 +134,7 @@ impl PkiOperator {
         let text = |at: Timestamp| at.to_string();
         let mut facts =
             PkiFacts { renew_at: next_renewal.map(text), end_at: plan::first_end(&world).map(text), vault: None };
-        if plan.steps.contains(&Step::MakeRoots) {
+        if plan.steps.iter().any(|step| matches!(step, Step::MakeRoots | Step::ImportRoots { .. })) {
             if in_vault && target.vault().is_none() {
                 // The status remembers it longer than any other object of the guest.
                 facts.vault = Some(authority::vault(&self.context)?.place(&valid.identity));
@@ -201,7 +206,14 @@ impl PkiOperator {
     ) -> Result<(), Error> {
         let identity = &valid.identity;
         match step {
-            Step::MakeRoots => self.make_roots(valid, world, now).await,
+            Step::MakeRoots => {
+                let made = self.make_roots(valid, now).await?;
+                self.store_roots(identity, world, &made).await
+            }
+            Step::ImportRoots { secret } => {
+                let imported = self.import_roots(identity, secret, now).await?;
+                self.store_roots(identity, world, &imported).await
+            }
             Step::RecordRoots => self.record_roots(identity, world).await,
             Step::IssueNode { node, leaves, ttl, hash, worker } => {
                 let issue = Issue { identity, world, roots, hash, ttl: *ttl, now };
@@ -225,41 +237,6 @@ impl PkiOperator {
         let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
         let records = roots::fingerprints(live.metadata.annotations.as_ref());
         if records.is_empty() { Ok(()) } else { Err(lost(identity)) }
-    }
-
-    /// Makes the roots for the first time. Their Secret has one name, so of two makers one fails and takes the other's.
-    async fn make_roots(&self, cluster: &Valid, world: &World, now: Timestamp) -> Result<(), Error> {
-        let identity = &cluster.identity;
-        let made = Roots {
-            kubernetes: self.make_authority(cluster, Authority::Kubernetes, now).await?,
-            etcd: self.make_authority(cluster, Authority::Etcd, now).await?,
-            front_proxy: self.make_authority(cluster, Authority::FrontProxy, now).await?,
-            service_account: embedded::key_pair()?,
-            encryption: embedded::encryption_config()?,
-        };
-        let secret = Secret {
-            immutable: Some(true),
-            ..secret(identity, &identity.namespace, roots::SECRET, made.fingerprints(), made.data())
-        };
-        match self.keys.create(&secret).await {
-            // Ours, if the cache lags behind or somebody took its labels; else it stands in the way.
-            Err(Error::Call(error)) if error.status() == Some(409) => self.mark_roots(identity, &world.records).await,
-            Err(error) => Err(error),
-            Ok(()) => {
-                info!("roots made");
-                Ok(())
-            }
-        }
-    }
-
-    async fn make_authority(&self, cluster: &Valid, of: Authority, now: Timestamp) -> Result<Kept, Error> {
-        let (identity, ttl) = (&cluster.identity, cluster.pki.ca_ttl);
-        if cluster.pki.backend == PkiBackend::Vault {
-            let vault = authority::vault(&self.context)?;
-            let certificate = vault.make(identity, of, ttl).await?;
-            return Ok(Kept::InVault { certificate, mount: vault.mount(identity, of) });
-        }
-        Ok(Kept::Here(embedded::root(Root::Ca(of).name(), &identity.key.to_string(), now, ttl)?))
     }
 
     async fn record_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
@@ -304,7 +281,11 @@ impl PkiOperator {
 
     /// Gives roots that are there and intact the labels and annotations back that somebody took from them: the cache does not see
     /// them without those. What is recorded is the guest's, whatever its Secret says; before that, anybody's Secret could stand there.
-    async fn mark_roots(&self, identity: &Identity, records: &BTreeMap<String, String>) -> Result<(), Error> {
+    pub(super) async fn mark_roots(
+        &self,
+        identity: &Identity,
+        records: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
         let (name, api) = (roots::SECRET, self.keys.secrets(&identity.namespace));
         let owner = identity.owner();
         let (mut found, kept) = match self.recorded(identity, records).await {
@@ -436,7 +417,14 @@ impl Reconciler for PkiOperator {
         if let Some(left) = target.paused(Timestamp::now()).filter(|_| target.is_deleting()) {
             return Ok(Outcome::After(left));
         }
-        let look = self.look(key, &target).await;
+        let look = match self.look(key, &target).await {
+            // Its user's to mend, and no call that failed. Nobody tells us of Secrets beside Clusters.
+            Err(Error::Import(error)) => {
+                let report = Report::failed(Reason::ImportFailed, error.to_string(), None);
+                Ok((report, Outcome::After(import::LOOK_AGAIN)))
+            }
+            look => look,
+        };
         self.context.reports.conclude(&target.identity, |reports| &mut reports.pki, look)
     }
 }

@@ -243,6 +243,10 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
     let (place, name) = secret_of(valid, wish)?;
     let (purpose, waits_for) = match wish {
         pki::Step::MakeRoots | pki::Step::RecordRoots => ("the roots, made once", vec![namespace.to_owned()]),
+        pki::Step::ImportRoots { secret } => {
+            let imported = format!("Secret {}/{secret}", valid.identity.key.namespace);
+            ("the roots, imported once", vec![namespace.to_owned(), imported])
+        }
         pki::Step::IssueNode { worker: true, node, .. } => {
             let place = format!("the place in ConfigMap {guest}/{}", names::node_config_map(node));
             ("the worker's certificates", vec!["the roots".into(), place])
@@ -273,7 +277,9 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
 pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> Option<(String, String)> {
     let identity = &valid.identity;
     match wish {
-        pki::Step::MakeRoots => Some((identity.namespace.clone(), roots::SECRET.to_owned())),
+        pki::Step::MakeRoots | pki::Step::ImportRoots { .. } => {
+            Some((identity.namespace.clone(), roots::SECRET.to_owned()))
+        }
         pki::Step::RecordRoots | pki::Step::RemoveWorker { .. } => None,
         pki::Step::IssueNode { node, .. } => Some((identity.namespace.clone(), names::node_secret(node))),
         pki::Step::IssueKubeconfig { .. } => {

@@ -117,6 +117,8 @@ pub struct IngressController {
 pub struct Pki {
     /// Who keeps the authorities.
     pub backend: PkiBackend,
+    /// The Secret beside the Cluster that a new guest's roots are taken from, if they are not made.
+    pub import_from: Option<String>,
     /// Lifetime of an authority.
     pub ca_ttl: Duration,
     /// Lifetime of every other certificate.
@@ -298,6 +300,14 @@ impl Check {
         if leaf_ttl > ca_ttl {
             self.fail("spec.pki.leaf.ttl", "must be at most ca.ttl: no certificate outlives what signed it");
         }
+        let import_from = spec.import_from.as_ref().map(|import| import.secret_name.clone());
+        if let Some(name) = &import_from {
+            let field = "spec.pki.importFrom.secretName";
+            self.text(field, name, text::is_object_name(name), "must be the name of a Secret");
+            if spec.backend != PkiBackend::Embedded {
+                self.fail("spec.pki.importFrom", "needs backend Embedded: Vault makes its keys itself");
+            }
+        }
         let field = "spec.pki.apiServer.altNames";
         let names = &spec.api_server.alt_names;
         self.count(field, names.len(), 16);
@@ -312,7 +322,7 @@ impl Check {
         if alt_names.windows(2).any(|two| two[0] == two[1]) {
             self.fail(field, "has a name twice");
         }
-        Pki { backend: spec.backend, ca_ttl, leaf_ttl, alt_names }
+        Pki { backend: spec.backend, import_from, ca_ttl, leaf_ttl, alt_names }
     }
 
     fn lifetime(

@@ -7,7 +7,8 @@ use std::{
 };
 
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
     core::{Collector, Desc},
     proto::{self, LabelPair, MetricFamily, MetricType},
 };
@@ -114,6 +115,13 @@ impl<C> Declared<C> {
     /// A metric that is made so when it is first used.
     pub const fn new(metric: Metric, make: fn(&Metric) -> prometheus::Result<C>) -> Self {
         Self { metric, make, made: OnceLock::new() }
+    }
+}
+
+impl Declared<IntCounter> {
+    /// One counter.
+    pub const fn counter(metric: Metric) -> Self {
+        Self::new(metric, |metric| IntCounter::with_opts(metric.opts().0))
     }
 }
 

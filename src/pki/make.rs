@@ -1,0 +1,58 @@
+//! Effects of the pki operator: the roots, which a guest is given once.
+
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use tracing::info;
+
+use super::{
+    authority::{self, Kept},
+    embedded,
+    leaf::Authority,
+    plan::World,
+    reconcile::{Error, PkiOperator},
+    roots::{self, Root, Roots},
+    secrets::secret,
+};
+use crate::{
+    api::PkiBackend,
+    cluster::{Identity, Valid},
+};
+
+impl PkiOperator {
+    /// Makes the roots, each with its key, where the spec wants it.
+    pub(super) async fn make_roots(&self, cluster: &Valid, now: Timestamp) -> Result<Roots, Error> {
+        Ok(Roots {
+            kubernetes: self.make_authority(cluster, Authority::Kubernetes, now).await?,
+            etcd: self.make_authority(cluster, Authority::Etcd, now).await?,
+            front_proxy: self.make_authority(cluster, Authority::FrontProxy, now).await?,
+            service_account: embedded::key_pair()?,
+            encryption: embedded::encryption_config()?,
+        })
+    }
+
+    /// Stores the roots for the first time. Their Secret has one name, so of two makers one fails and takes the other's.
+    pub(super) async fn store_roots(&self, identity: &Identity, world: &World, roots: &Roots) -> Result<(), Error> {
+        let secret = Secret {
+            immutable: Some(true),
+            ..secret(identity, &identity.namespace, roots::SECRET, roots.fingerprints(), roots.data())
+        };
+        match self.keys.create(&secret).await {
+            // Ours, if the cache lags behind or somebody took its labels; else it stands in the way.
+            Err(Error::Call(error)) if error.status() == Some(409) => self.mark_roots(identity, &world.records).await,
+            Err(error) => Err(error),
+            Ok(()) => {
+                info!("roots stored");
+                Ok(())
+            }
+        }
+    }
+
+    async fn make_authority(&self, cluster: &Valid, of: Authority, now: Timestamp) -> Result<Kept, Error> {
+        let (identity, ttl) = (&cluster.identity, cluster.pki.ca_ttl);
+        if cluster.pki.backend == PkiBackend::Vault {
+            let vault = authority::vault(&self.context)?;
+            let certificate = vault.make(identity, of, ttl).await?;
+            return Ok(Kept::InVault { certificate, mount: vault.mount(identity, of) });
+        }
+        Ok(Kept::Here(embedded::root(Root::Ca(of).name(), &identity.key.to_string(), now, ttl)?))
+    }
+}
