@@ -14,6 +14,7 @@ mod children;
 mod claims;
 mod crash;
 mod crowd;
+mod escrow;
 mod example;
 mod exposure;
 mod flannel;

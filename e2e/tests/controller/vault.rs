@@ -22,8 +22,10 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
+    escrow::{exports_told, key},
     manager::{Manager, Options},
     on_servers,
+    people::g8s,
     servers::Servers,
     steady::home,
     support::vault::VaultServer,
@@ -51,6 +53,17 @@ fn vault(servers: &Servers, name: &str) -> (VaultServer, Value) {
 
 fn in_vault() -> Value {
     json!({"pki": {"backend": "Vault"}})
+}
+
+/// Who wants the keys is told why there are none, and what to do.
+async fn keys_stay_there(servers: &Servers, world: &World) {
+    let (_, recipient) = key(servers.folder(), "any.key");
+    let export = ["pki", "export", "one", "-n", "a", "--recipient", recipient.as_str()];
+    let refused = g8s(&servers.kubeconfig(), &export).output().unwrap_err().to_string();
+    for word in ["are in Vault (", "never leave it", "snapshots of that Vault"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    assert!(exports_told(world).await.is_empty(), "an export that there was not is told");
 }
 
 /// Has new certificates issued, and answers the one of the API server before.
@@ -130,6 +143,7 @@ fn roots_are_made_in_vault_once_and_go_with_the_cluster() {
             assert_eq!(kept.trim(), in_vault.trim());
         }
         is_signed_by_vault(&world, "one", &made).await;
+        keys_stay_there(servers, &world).await;
         users_are_let_in(&world, &vault).await;
         no_key_is_told(&world, &[&manager]).await;
         let token = std::fs::read_to_string(servers.folder().join("token")).unwrap();
