@@ -34,6 +34,8 @@ pub struct Change {
     pub action: Action,
     /// Whether another one would take its place.
     pub replacement: Replacement,
+    /// Whether a volume would become smaller. AWS makes none smaller, and says so only when it tries.
+    pub shrinks: bool,
 }
 
 /// What would be done to a resource.
@@ -115,6 +117,8 @@ pub enum How {
     PerhapsReplaced,
     /// Nobody can say.
     Unclear,
+    /// It would have to shrink, which is not possible.
+    Shrinks,
 }
 
 impl fmt::Display for Loss {
@@ -125,6 +129,7 @@ impl fmt::Display for Loss {
             How::Replaced => "would be replaced",
             How::PerhapsReplaced => "might be replaced",
             How::Unclear => "might be lost",
+            How::Shrinks => "cannot be made smaller",
         };
         write!(f, "{id} ({kind}) {what}")
     }
@@ -137,6 +142,7 @@ impl Change {
             return None;
         }
         let how = match (self.action, self.replacement) {
+            (Action::Modify, Replacement::No) if self.shrinks => How::Shrinks,
             (Action::Remove, _) => How::Removed,
             (_, Replacement::Yes) => How::Replaced,
             (_, Replacement::Conditional) => How::PerhapsReplaced,
@@ -186,7 +192,8 @@ impl ChangeSet {
             Execution::Unavailable => Verdict::NotYet,
             Execution::Available => {
                 let mut losses: Vec<_> = self.changes.iter().filter_map(Change::loss).collect();
-                losses.retain(|loss| !given_up.contains(&loss.id));
+                // What is not possible is so whoever gives it up.
+                losses.retain(|loss| loss.how == How::Shrinks || !given_up.contains(&loss.id));
                 losses.sort();
                 if losses.is_empty() { Verdict::Harmless } else { Verdict::Loses(losses) }
             }
@@ -208,7 +215,7 @@ mod tests {
     use super::*;
 
     fn change(kind: &str, action: Action, replacement: Replacement) -> Change {
-        Change { id: "It".into(), kind: kind.into(), action, replacement }
+        Change { id: "It".into(), kind: kind.into(), action, replacement, shrinks: false }
     }
 
     #[test]
@@ -229,6 +236,23 @@ mod tests {
         let expected =
             ["AWS::EC2::Subnet", "AWS::EC2::Volume", "AWS::EC2::VPC", "AWS::KMS::Key", "AWS::Route53::HostedZone"];
         assert_eq!(stateful, expected);
+    }
+
+    #[test]
+    fn a_volume_that_would_shrink_is_held_back_whoever_gives_it_up() {
+        let smaller = Change { shrinks: true, ..change("AWS::EC2::Volume", Action::Modify, Replacement::No) };
+        let set = |changes| ChangeSet {
+            name: "g8s-1".into(),
+            status: ChangeSetStatus::CreateComplete,
+            execution: Execution::Available,
+            reason: String::new(),
+            changes,
+        };
+        let given_up = BTreeSet::from(["It".to_owned()]);
+        let Verdict::Loses(losses) = set(vec![smaller]).verdict(&given_up) else { panic!("it is let through") };
+        assert_eq!(losses[0].to_string(), "It (AWS::EC2::Volume) cannot be made smaller");
+        let gone = change("AWS::EC2::Volume", Action::Remove, Replacement::No);
+        assert_eq!(set(vec![gone]).verdict(&given_up), Verdict::Harmless);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Guests on AWS: what can be said of them without asking AWS. Nothing here is used by the controller manager yet.
+//! Guests on AWS. Nothing here is used by the controller manager yet.
 //!
 //! A guest has one CloudFormation stack for its network, API, keys and control plane, and one for each of its node pools.
 //!
@@ -8,6 +8,7 @@
 //!                                  └──────◄────────── Action ◄── driver::next ──┘ ◄── Desired
 //! ```
 //!
+//! What decides, and is pure:
 //! - [`template`]: from what a guest is made of to the bytes that CloudFormation is sent
 //! - [`status`]: CloudFormation's states, each of them
 //! - [`change_set`]: what a change set would do, and what of it may not happen unasked
@@ -15,8 +16,14 @@
 //! - [`progress`]: what a stack's events tell people
 //! - [`tags`]: what tells our stacks and resources from others'
 //!
-//! All of it is pure. Calls to AWS, credentials and the micro-operator come around it.
+//! What acts:
+//! - [`calls`]: each call, paced, within a time, counted and understood
+//! - [`accounts`]: what guests in one account and region share: tokens, and looks at its stacks
+//!
+//! The micro-operator comes around them.
 
+pub mod accounts;
+pub mod calls;
 pub mod change_set;
 pub mod driver;
 pub mod progress;

@@ -31,6 +31,12 @@ pub(super) fn page() -> String {
         ("Exports of keys", "Counted by every replica from its start on.", pki::escrow::exports::metrics()),
         ("Isolation", "What the leader counts.", isolation::metrics()),
         ("Flannel", "Of the leader, where the operator has Flannel's etcd.", flannel::install::metrics()),
+        #[cfg(feature = "aws")]
+        (
+            "AWS",
+            "What each replica counts of its own calls. Nothing makes any yet but tests.",
+            crate::aws::calls::metrics(),
+        ),
         (
             "A VM pod",
             "Served by each VM pod at port 8080, to pods of the controller manager and of the namespaces that \

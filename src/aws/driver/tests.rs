@@ -38,7 +38,7 @@ fn change_set(status: ChangeSetStatus, execution: Execution, changes: Vec<Change
 }
 
 fn change(kind: Kind, action: Action, replacement: Replacement) -> Change {
-    Change { id: "Master0Volume".into(), kind: kind.name().into(), action, replacement }
+    Change { id: "Master0Volume".into(), kind: kind.name().into(), action, replacement, shrinks: false }
 }
 
 /// What is done, in words short enough for a table.
