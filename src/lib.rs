@@ -27,7 +27,7 @@
 //! - [`access`]: users' certificates and kubeconfigs
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
-//! - [`aws`]: stacks of guests on AWS, as far as they can be thought through without AWS (feature `aws`)
+//! - [`aws`]: stacks of guests on AWS, which no operator asks for yet (feature `aws`)
 //! - [`rollout`]: which node may change next
 //! - [`isolation`]: whether VM pods reach what they must not
 //! - [`guest`]: rights and nodes inside a guest

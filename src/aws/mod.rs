@@ -19,12 +19,14 @@
 //! What acts:
 //! - [`calls`]: each call, paced, within a time, counted and understood
 //! - [`accounts`]: what guests in one account and region share: tokens, and looks at its stacks
+//! - [`deploy`]: the driver's steps, one at a time
 //!
 //! The micro-operator comes around them.
 
 pub mod accounts;
 pub mod calls;
 pub mod change_set;
+pub mod deploy;
 pub mod driver;
 pub mod progress;
 pub mod status;

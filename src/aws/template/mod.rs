@@ -27,6 +27,7 @@ pub use self::{
     check::InputError,
     input::{ApiAccess, ClusterStack, Machine, Master, Nat, PoolStack, Purchase, Zone},
     resource::Kind,
+    rights::BOUNDARY,
 };
 use super::hex;
 
