@@ -14,6 +14,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = pathlib.Path(os.environ.get("GIANTNETES_CACHE", pathlib.Path.home() / ".cache/giantnetes"))
 REQUIREMENTS = HERE / "requirements.txt"
+POLICIES = ROOT / "charts/giantnetes/files/aws"
 REGION = "eu-central-1"
 # Of the account that ministack makes up: for it, twelve digits are the key of an account's root.
 ACCOUNT = "111122223333"
@@ -85,3 +86,19 @@ def client(service, address, identity=ROOT_KEY):
     config = botocore.config.Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30)
     return botocore.session.get_session().create_client(
         service, region_name=REGION, endpoint_url=address, aws_access_key_id=key, aws_secret_access_key=secret, config=config)
+
+
+def manager(address):
+    """A user that has the rights that the chart ships, and no other; the account has the policy that bounds nodes."""
+    iam = client("iam", address)
+    iam.create_user(UserName="manager")
+    boundary = (POLICIES / "nodes-boundary.json").read_text()
+    iam.create_policy(PolicyName="giantnetes-nodes", PolicyDocument=boundary)
+    for path in sorted(POLICIES.glob("manager-*.json")):
+        text = path.read_text()
+        size = len("".join(text.split()))
+        assert size <= 6144, f"{path.name} has {size} characters: AWS takes 6144 in a managed policy"
+        policy = iam.create_policy(PolicyName=f"giantnetes-{path.stem}", PolicyDocument=text)["Policy"]["Arn"]
+        iam.attach_user_policy(UserName="manager", PolicyArn=policy)
+    key = iam.create_access_key(UserName="manager")["AccessKey"]
+    return key["AccessKeyId"], key["SecretAccessKey"]

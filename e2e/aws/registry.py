@@ -1,12 +1,13 @@
-"""What ministack does not know of EC2: which property of a resource replaces it (it says of every change that it might, and replaces
-nothing), by AWS's own registry of resource types, which cfn-lint carries; and instances' tags, when a policy asks for them.
+"""What ministack does not know of AWS: which property of a resource replaces it (it says of every change that it might, and replaces
+nothing), by AWS's own registry of resource types, which cfn-lint carries; instances' tags, when a policy asks for them; and that a stack
+has no tags before its first change set is executed.
 """
 import json
 import pathlib
 
 import cfnlint
 from ministack.core.responses import get_account_id, get_region
-from ministack.services import ec2, tagging
+from ministack.services import cloudformation, ec2, tagging
 
 SCHEMAS = pathlib.Path(cfnlint.__file__).parent / "data/schemas"
 
@@ -26,9 +27,18 @@ def teach(provisioners):
             # Properties of properties are not told apart.
             table[kind] = tuple(path.split("/")[2] for path in schema.get(word, []))
     tagging._RESOURCE_TAG_COLLECTORS["ec2"] = instances
+    propose = cloudformation._ACTION_HANDLERS["CreateChangeSet"]
+    cloudformation._ACTION_HANDLERS["CreateChangeSet"] = lambda params: untagged(propose(params))
 
 
 def instances():
     for identity, tags in ec2._tags.items():
         if identity.startswith("i-"):
             yield f"arn:aws:ec2:{get_region()}:{get_account_id()}:instance/{identity}", tags
+
+
+def untagged(answer):
+    for stack in cloudformation._stacks.values():
+        if stack["StackStatus"] == "REVIEW_IN_PROGRESS":
+            stack["Tags"] = []
+    return answer

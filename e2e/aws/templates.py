@@ -21,7 +21,6 @@ sys.path.append(str(peers.HERE.parent))
 import checkov
 
 SNAPSHOTS = peers.ROOT / "src/aws/template/snapshots"
-POLICIES = peers.ROOT / "charts/giantnetes/files/aws"
 TEMPLATES_AT_LEAST = 8
 CFN_LINT = pathlib.Path(sys.prefix) / "bin/cfn-lint"
 # Why a finding stays, of the linters and of checkov.
@@ -358,22 +357,6 @@ def test_a_failed_creation_shows_its_cause_and_goes(address):
     assert not left(peers.client("ec2", address), services(address))
 
 
-def manager(address):
-    """A user that has the rights that the chart ships, and no other."""
-    iam = peers.client("iam", address)
-    iam.create_user(UserName="manager")
-    boundary = (POLICIES / "nodes-boundary.json").read_text()
-    iam.create_policy(PolicyName="giantnetes-nodes", PolicyDocument=boundary)
-    for path in sorted(POLICIES.glob("manager-*.json")):
-        text = path.read_text()
-        size = len("".join(text.split()))
-        assert size <= 6144, f"{path.name} has {size} characters: AWS takes 6144 in a managed policy"
-        policy = iam.create_policy(PolicyName=f"giantnetes-{path.stem}", PolicyDocument=text)["Policy"]["Arn"]
-        iam.attach_user_policy(UserName="manager", PolicyArn=policy)
-    key = iam.create_access_key(UserName="manager")["AccessKey"]
-    return key["AccessKeyId"], key["SecretAccessKey"]
-
-
 def refused(call, **arguments):
     try:
         call(**arguments)
@@ -387,7 +370,7 @@ def test_the_shipped_rights_are_enough_and_no_more(_address):
     """ministack verifies signatures and evaluates policies here. What CloudFormation does it does not ask again: that the rights by way
     of CloudFormation are enough is not shown."""
     with peers.serving(AUTH="true") as address:
-        identity = manager(address)
+        identity = peers.manager(address)
         bodies = golden()
         cluster = Stack(address, bodies["cluster-3-zones-3-masters"], identity)
         told = outputs(cluster.apply(bodies["cluster-3-zones-3-masters"]["Template"], "CREATE_COMPLETE"))

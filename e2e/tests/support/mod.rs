@@ -5,6 +5,7 @@
 
 pub mod apart;
 pub mod apiserver;
+pub mod aws;
 pub mod flannel_etcd;
 pub mod hosts;
 pub mod monitoring;
