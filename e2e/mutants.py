@@ -102,6 +102,16 @@ MUTANTS = [
      "src/supervisor/flannel/judge.rs", "others.next().map_or(Ok(()), |(other, _)| Err(Wait::Doubled(*other)))", "others.next().map_or(Ok(()), |_| Ok(()))", OVERLAY + ["flannel::waits_for"]),
     ("lease", "overlay", "the lease of a VM pod that is gone stays",
      "src/flannel/plan.rs", "let gone = found.values.keys().filter(|key| key.starts_with(&subnets) && !leases.contains_key(*key));", "let gone = found.values.keys().filter(|key| key.starts_with(&subnets) && leases.is_empty());", UNIT + ["flannel::plan"]),
+    ("aws-intent", "AWS", "a stack is made before the attempt is written down",
+     "src/aws/deploy/mod.rs", "        self.keep(&record).await?;\n        let Some(seen)", "        let Some(seen)", UNIT + ["aws::deploy"]),
+    ("aws-namesake", "AWS", "whatever has nothing but a change set is ours",
+     "src/aws/deploy/sight.rs", "if self.record.id.as_deref() == Some(id) {", "if self.record.attempt > 0 || id.is_empty() {", UNIT + ["aws::deploy"]),
+    ("aws-stale", "AWS", "what was done to a stack is judged by an older look",
+     "src/aws/accounts/account.rs", "done.is_none_or(|done| look.began > done)", "done.is_none_or(|_| true)", UNIT + ["aws::accounts"]),
+    ("aws-storm", "AWS", "an account that throttles is asked as often as before",
+     "src/aws/calls/pace.rs", "self.pace((self.interval * 2).min(SLOWEST), now);", "self.pace(self.interval.min(SLOWEST), now);", UNIT + ["aws::calls"]),
+    ("aws-leads", "AWS", "whoever does not lead changes stacks",
+     "src/aws/calls/caller.rs", "Some(leadership) if operation.writes => match", "Some(leadership) if operation.writes && leadership.holds() => match", UNIT + ["aws::calls"]),
 ]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -94,7 +94,12 @@ impl Accounts {
     /// # Errors
     /// If AWS does not take the keys, or the role may not be assumed.
     pub async fn enter(&self, way: &Way) -> Result<Session, AwsError> {
-        let paces = locked(&self.identities).entry(way.keys.id.clone()).or_default().clone();
+        let paces = {
+            let mut identities = locked(&self.identities);
+            // Those of keys that nobody has any more.
+            identities.retain(|_, paces| Arc::strong_count(paces) > 1);
+            identities.entry(way.keys.id.clone()).or_default().clone()
+        };
         let keys = Keyring::new(way, self.http.clone(), Caller::new(paces, self.leadership.clone()));
         let account = keys.account(way, self.http.clone()).await?;
         let account = self.account(Place { account, region: way.region.clone(), endpoint: way.endpoint.clone() });
