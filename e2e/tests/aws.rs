@@ -8,6 +8,7 @@ mod support;
 use std::{collections::BTreeSet, error::Error, sync::Mutex, time::Duration};
 
 use anyhow::Result;
+use futures::{StreamExt as _, TryStreamExt as _};
 use giantnetes::{
     aws::{
         accounts::{Accounts, Intervals, Session},
@@ -22,11 +23,8 @@ use giantnetes::{
 use support::aws::{Moment, Peer, Proxy, User};
 
 /// As in production, but for a peer that needs no seconds for anything. Not so often that tokens run out.
-const INTERVALS: Intervals = Intervals {
-    change_set: Duration::from_millis(100),
-    busy: Duration::from_millis(300),
-    idle: Duration::from_secs(1),
-};
+const INTERVALS: Intervals =
+    Intervals { change_set: Duration::from_millis(50), busy: Duration::from_millis(200), idle: Duration::from_secs(1) };
 /// How long a stack may take, on a machine that builds something at the same time.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most calls that a stack may cost until it is as it should be, apart from looks at all stacks.
@@ -271,26 +269,17 @@ async fn stacks_come_change_and_go() -> Result<()> {
 /// A controller manager that is killed at every one of its calls, and one that comes after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_any_call_leaves_nothing_unaccounted() -> Result<()> {
+    /// Four make a stack, three change it, three remove it.
+    const CALLS: usize = 10;
     let peer = Peer::start()?;
-    let lives = futures::future::join_all([Moment::BeforeForwarding, Moment::BeforeAnswering].map(|moment| {
-        let peer = &peer;
-        async move {
-            let mut cuts = 0;
-            for at in 1.. {
-                let number = at * 2 + usize::from(moment == Moment::BeforeAnswering);
-                if !life(peer, number, at, moment).await? {
-                    break;
-                }
-                cuts += 1;
-            }
-            anyhow::Ok(cuts)
-        }
-    }));
-    for cuts in lives.await {
-        // Four calls make a stack, three remove it.
-        assert_eq!(cuts?, 7);
-    }
-    Ok(())
+    let lives =
+        (1..=CALLS + 1).flat_map(|at| [Moment::BeforeForwarding, Moment::BeforeAnswering].map(|moment| (at, moment)));
+    let lives = lives.enumerate().map(async |(number, (at, moment))| {
+        let was_cut = life(&peer, number, at, moment).await?;
+        assert_eq!(was_cut, at <= CALLS, "call {at}, {moment:?}");
+        anyhow::Ok(())
+    });
+    futures::stream::iter(lives).buffer_unordered(4).try_collect().await
 }
 
 /// A stack's whole life, with a kill at the call of this number: whether it was come to.
@@ -298,29 +287,28 @@ async fn life(peer: &Peer, number: usize, at: usize, moment: Moment) -> Result<b
     let proxy = Proxy::start(peer).await?;
     let owner = owner(number);
     let guest = Stack::new(&owner, owner.cluster_stack());
-    let body = cluster(&owner, peer.region(), "first").render()?;
-    let wanted = wanted("first");
-    let present = Goal::Present { body: &body, wanted: &wanted };
+    let mut grown = cluster(&owner, peer.region(), "second");
+    grown.masters[0].etcd_disk = 16;
+    let bodies = [cluster(&owner, peer.region(), "first").render()?, grown.render()?];
+    let wishes = [wanted("first"), Wanted { formed: true, ..wanted("second") }];
+    let [first, second] = [0, 1].map(|index| Goal::Present { body: &bodies[index], wanted: &wishes[index] });
+    let goals = [(&first, Some("first")), (&second, Some("second")), (&Goal::Absent { force: false }, None)];
     proxy.cut(at, moment);
-    let mut was_cut = false;
-    for goal in [&present, &Goal::Absent { force: false }] {
+    let (mut was_cut, mut id) = (false, None);
+    for (goal, hash) in goals {
         let told = loop {
             // Of a manager that was killed nothing is left but what it wrote down.
             let accounts = accounts();
             let session = accounts.enter(&peer.way(User::Manager, &proxy.address)).await?;
             let told = guest.drive(&session, goal, false).await;
-            if proxy.mend() {
-                was_cut = true;
-                println!(
-                    "    killed at call {at}, {moment:?}, on the way to {}",
-                    if goal_is(goal) { "a stack" } else { "none" }
-                );
-                continue;
+            if !proxy.mend() {
+                break told?;
             }
-            break told?;
+            was_cut = true;
+            println!("    killed at call {at}, {moment:?}: {:?}", actions(&proxy).last());
         };
         assert_eq!(told.step, Step::Done, "{at} {moment:?}");
-        if was_cut && goal_is(goal) {
+        if was_cut && id.is_none() {
             let calls = actions(&proxy);
             // Whose it is, is not to be seen on the stack, nor was its ARN written down: the change set says it.
             let asked = calls.iter().any(|call| call == "ListChangeSets");
@@ -329,17 +317,14 @@ async fn life(peer: &Peer, number: usize, at: usize, moment: Moment) -> Result<b
         let session = accounts().enter(&peer.way(User::Manager, &proxy.address)).await?;
         let stacks = session.cloudformation.stacks().await?;
         let ours: Vec<_> = stacks.iter().filter(|seen| seen.name.starts_with(&guest.name)).collect();
-        assert_eq!(ours.len(), usize::from(goal_is(goal)), "{at} {moment:?}: {ours:?}");
-        if let Some(seen) = ours.first() {
-            assert!(seen.stack.as_ref().unwrap().is_protected && seen.outputs[SPEC_HASH] == "first", "{seen:?}");
+        assert_eq!(ours.len(), usize::from(hash.is_some()), "{at} {moment:?}: {ours:?}");
+        if let (Some(seen), Some(hash)) = (ours.first(), hash) {
+            assert!(seen.stack.as_ref().unwrap().is_protected && seen.outputs[SPEC_HASH] == hash, "{seen:?}");
             assert_eq!(guest.status.read().unwrap().id.as_ref(), Some(&seen.id));
+            assert_eq!(*id.get_or_insert_with(|| seen.id.clone()), seen.id, "another stack took its place");
         }
     }
     Ok(was_cut)
-}
-
-fn goal_is(goal: &Goal<'_>) -> bool {
-    matches!(goal, Goal::Present { .. })
 }
 
 /// What is amiss is told by what it is, and does not disturb others in the account.

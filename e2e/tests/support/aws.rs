@@ -60,9 +60,9 @@ impl Peer {
         let mut process = Command::new(&script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let input = process.stdin.take();
         let output = process.stdout.take().context("its output")?;
-        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        let mut lines = BufReader::new(output).lines().map_while(Result::ok);
         // What it says while it installs itself comes first.
-        let line = lines.skip_while(|line| !line.starts_with('{')).next();
+        let line = lines.find(|line| line.starts_with('{'));
         let told = serde_json::from_str(&line.with_context(|| format!("{} said nothing", script.display()))?)?;
         Ok(Self { told, process, input })
     }

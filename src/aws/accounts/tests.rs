@@ -16,10 +16,13 @@ use crate::aws::calls::{
     identity::{Keys, Role},
 };
 
-/// Answers calls: by the name of the call and the access key, a status and a body.
+/// From the name of a call and the access key to a status and a body.
+type Answer = dyn Fn(&str, &str) -> (u16, String) + Send + Sync;
+
+/// Answers calls.
 #[derive(Clone)]
 pub(in crate::aws) struct Wire {
-    answer: Arc<dyn Fn(&str, &str) -> (u16, String) + Send + Sync>,
+    answer: Arc<Answer>,
     calls: Arc<Mutex<Vec<String>>>,
 }
 

@@ -185,6 +185,7 @@ where
 }
 
 #[cfg(test)]
+#[allow(clippy::result_large_err, reason = "so are those of the SDK")]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

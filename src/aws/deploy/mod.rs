@@ -168,10 +168,14 @@ struct Work<'a, L> {
 impl<L: Ledger> Work<'_, L> {
     async fn advance(&self) -> Result<Told, AdvanceError> {
         let before = self.ledger.read();
+        let seen = self.look(before.as_ref().and_then(|record| record.id.as_deref())).await?;
         let mut record = record::take_up(before.as_ref(), &self.order.goal.text(), self.order.again);
         let is_new = before.is_none_or(|before| before.attempt != record.attempt);
-        self.keep(&record).await?;
-        let Some(seen) = self.look(&record).await? else {
+        // An order to try again says so once.
+        if seen.is_some() || self.order.again {
+            self.keep(&record).await?;
+        }
+        let Some(seen) = seen else {
             return Ok(Told { step: Step::Wait, stack: None, cause: None, again: Some(self.busy()) });
         };
         let subject = Subject { uid: self.order.uid.into(), stack: self.order.stack.into(), attempt: record.attempt };
@@ -202,8 +206,8 @@ impl<L: Ledger> Work<'_, L> {
         self.ledger.write(record).await.map_err(failed)
     }
 
-    /// The stack, or that there is none. None: it is not known yet.
-    async fn look(&self, record: &Record) -> Result<Option<Option<Arc<Seen>>>, AdvanceError> {
+    /// The stack, or that there is none; `id` is its ARN, if it was written down. None: it is not known yet.
+    async fn look(&self, id: Option<&str>) -> Result<Option<Option<Arc<Seen>>>, AdvanceError> {
         let Order { stack, goal, .. } = self.order;
         let view = self.session.account.view(stack);
         match view.map_err(|source| AdvanceError::Look { stack: (*stack).to_owned(), source })? {
@@ -211,8 +215,8 @@ impl<L: Ledger> Work<'_, L> {
             View::There(seen) => Ok(Some(Some(seen))),
             // What follows from it cannot be taken back: CloudFormation itself is asked.
             View::Absent if goal.is_formed() || matches!(goal, Goal::Absent { .. }) => {
-                let name = record.id.as_deref().unwrap_or(stack);
-                let seen = self.session.cloudformation.stack(name).await.map_err(|error| self.failed(error))?;
+                let seen =
+                    self.session.cloudformation.stack(id.unwrap_or(stack)).await.map_err(|error| self.failed(error))?;
                 Ok(Some(seen.map(Arc::new)))
             }
             View::Absent => Ok(Some(None)),
