@@ -28,6 +28,7 @@
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
 //! - [`aws`]: stacks of guests on AWS, which no operator asks for yet (feature `aws`)
+//! - [`node_agent`]: what a node on AWS gets its certificates by (feature `aws`)
 //! - [`rollout`]: which node may change next
 //! - [`isolation`]: whether VM pods reach what they must not
 //! - [`guest`]: rights and nodes inside a guest
@@ -51,6 +52,8 @@ pub mod guest;
 pub mod isolation;
 pub mod kvm;
 pub mod network;
+#[cfg(feature = "aws")]
+pub mod node_agent;
 pub mod node_config;
 pub mod pki;
 pub mod rollout;

@@ -76,6 +76,8 @@ fn what_decides_is_pure() {
             "network/claims.rs",
             "network/policies.rs",
             "network/underlay.rs",
+            "node_agent/config.rs",
+            "node_agent/sign.rs",
             "node_config/",
             "pki/leaf.rs",
         ];

@@ -15,7 +15,7 @@ use x509_parser::pem::parse_x509_pem;
 use super::leaf::{Leaf, Usage};
 
 /// Clocks of hosts and guests differ a little: certificates are valid from this long before they were made.
-pub(super) const BACKDATE: Duration = Duration::from_secs(300);
+pub const BACKDATE: Duration = Duration::from_secs(300);
 
 /// A certificate and its private key, as PEM.
 #[derive(Clone, Debug)]

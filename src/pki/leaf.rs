@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     api::names,
@@ -21,7 +21,7 @@ pub const KUBELET_METRICS_GROUP: &str = "giantnetes:kubelet-metrics";
 const MONITORING_GROUP: &str = "system:monitoring";
 
 /// A certificate authority of a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Authority {
     /// Signs the API server, and all of its clients.
@@ -38,7 +38,7 @@ impl Authority {
 }
 
 /// What a certificate is good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Usage {
     /// TLS client.

@@ -2,10 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request};
 use http_body_util::BodyExt as _;
 use kube::{Client, Config, client::Body};
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{sync::Mutex, time::Instant};
 use tracing::info;
@@ -45,6 +47,9 @@ pub enum VaultError {
         #[source]
         source: std::io::Error,
     },
+    /// What another logs in with cannot be had.
+    #[error("get what it takes to log in to Vault")]
+    Login(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Vault is sealed.
     #[error("Vault is sealed: unseal it")]
     Sealed,
@@ -130,15 +135,20 @@ impl VaultError {
 
 /// What is asked of Vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub enum Action {
+    /// Read what is there.
     Read,
+    /// List what is there.
     List,
+    /// Write, or have something done.
     Write,
+    /// Delete.
     Delete,
 }
 
 impl Action {
-    pub(super) fn name(self) -> &'static str {
+    /// What errors call it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::List => "list",
@@ -164,28 +174,86 @@ struct Token {
     until: Instant,
 }
 
+/// A Vault, and by what its certificate is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Address {
+    /// Its URL, such as `https://vault.example.com:8200`.
+    pub address: String,
+    /// Certificates (PEM) of the authorities that its own may be of; public.
+    pub ca_certificate: String,
+    /// Its namespace, where it has some (Vault Enterprise, HCP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+impl From<&VaultSettings> for Address {
+    fn from(settings: &VaultSettings) -> Self {
+        let VaultSettings { address, ca_certificate, namespace, .. } = settings.clone();
+        Self { address, ca_certificate, namespace }
+    }
+}
+
+/// What a token is asked for with.
+pub struct Credentials {
+    /// Path of the auth method.
+    pub mount: String,
+    /// What its `login` is sent. Secret.
+    pub body: Value,
+}
+
+/// What a login waits for.
+pub type Asked<'a> = BoxFuture<'a, Result<Credentials, VaultError>>;
+
+/// How somebody logs in to Vault.
+pub trait Login: Send + Sync {
+    /// What a token is asked for with now.
+    fn credentials(&self) -> Asked<'_>;
+}
+
+/// The controller manager.
+impl Login for VaultAuth {
+    fn credentials(&self) -> Asked<'_> {
+        Box::pin(async move {
+            let (mount, body) = match self {
+                Self::Kubernetes { mount, role, token_file } => {
+                    (mount, json!({"role": role, "jwt": read(token_file).await?}))
+                }
+                Self::AppRole { mount, role_id_file, secret_id_file } => {
+                    (mount, json!({"role_id": read(role_id_file).await?, "secret_id": read(secret_id_file).await?}))
+                }
+            };
+            Ok(Credentials { mount: mount.clone(), body })
+        })
+    }
+}
+
 /// A connection to Vault.
-pub(super) struct Connection {
+pub struct Connection {
     client: Client,
-    settings: VaultSettings,
+    namespace: Option<String>,
+    login: Box<dyn Login>,
     /// Held while logging in, so that many who need a token log in once.
     token: Mutex<Option<Token>>,
     breaker: Breaker,
 }
 
 impl Connection {
-    pub(super) fn new(settings: VaultSettings, leadership: Option<Leadership>) -> Result<Self, VaultError> {
-        let failed = |source| VaultError::SetUp { address: settings.address.clone(), source };
-        let client = connect(&settings, leadership).map_err(failed)?;
-        Ok(Self { client, settings, token: Mutex::default(), breaker: Breaker::default() })
-    }
-
-    pub(super) fn settings(&self) -> &VaultSettings {
-        &self.settings
+    /// A connection by which `login` is told from others. With `leadership`, nothing is written but while this process leads.
+    ///
+    /// # Errors
+    /// If no client can be made for this address.
+    pub fn new(at: Address, login: Box<dyn Login>, leadership: Option<Leadership>) -> Result<Self, VaultError> {
+        let client =
+            connect(&at, leadership).map_err(|source| VaultError::SetUp { address: at.address.clone(), source })?;
+        Ok(Self { client, namespace: at.namespace, login, token: Mutex::default(), breaker: Breaker::default() })
     }
 
     /// Asks Vault. A token that it does not know, revoked or lost in a restore, is given up for a new one.
-    pub(super) async fn ask(&self, action: Action, path: &str, body: Value) -> Result<Value, VaultError> {
+    ///
+    /// # Errors
+    /// [`VaultError`]
+    pub async fn ask(&self, action: Action, path: &str, body: Value) -> Result<Value, VaultError> {
         let token = self.token(None).await?;
         match self.send(action, path, &body, Some(&token)).await {
             Err(VaultError::Denied { said, .. }) if said.contains("invalid token") => {
@@ -209,14 +277,7 @@ impl Connection {
     }
 
     async fn log_in(&self) -> Result<Token, VaultError> {
-        let (mount, body) = match &self.settings.auth {
-            VaultAuth::Kubernetes { mount, role, token_file } => {
-                (mount, json!({"role": role, "jwt": read(token_file).await?}))
-            }
-            VaultAuth::AppRole { mount, role_id_file, secret_id_file } => {
-                (mount, json!({"role_id": read(role_id_file).await?, "secret_id": read(secret_id_file).await?}))
-            }
-        };
+        let Credentials { mount, body } = self.login.credentials().await?;
         let path = format!("auth/{mount}/login");
         let answer = self.send(Action::Write, &path, &body, None).await?;
         let lacks = |lacks| VaultError::Answer { action: Action::Write.name(), path: path.clone(), lacks };
@@ -259,7 +320,7 @@ impl Connection {
             let lacks = |_| VaultError::Answer { action: action.name(), path: path.into(), lacks: "usable token" };
             request = request.header("X-Vault-Token", value.map_err(lacks)?);
         }
-        if let Some(namespace) = &self.settings.namespace {
+        if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);
         }
         let bytes = if action == Action::Write { body.to_string().into_bytes() } else { Vec::new() };
@@ -312,12 +373,9 @@ fn mount_of(path: &str) -> String {
     path.split('/').take(3).collect::<Vec<_>>().join("/")
 }
 
-fn connect(
-    settings: &VaultSettings,
-    leadership: Option<Leadership>,
-) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
-    let mut config = Config::new(settings.address.parse()?);
-    let authorities = Pem::iter_from_buffer(settings.ca_certificate.as_bytes());
+fn connect(at: &Address, leadership: Option<Leadership>) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
+    let mut config = Config::new(at.address.parse()?);
+    let authorities = Pem::iter_from_buffer(at.ca_certificate.as_bytes());
     config.root_cert = Some(authorities.map(|pem| Ok(pem?.contents)).collect::<Result<_, PEMError>>()?);
     Ok(link::connect_to(SERVER, config, leadership)?)
 }

@@ -8,7 +8,7 @@
 
 mod breaker;
 pub mod check;
-mod client;
+pub mod client;
 pub mod role;
 
 use std::{
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Vault counts a lifetime by its own clock: so much is left for the difference.
-const CLOCKS: Duration = Duration::from_secs(60);
+pub const CLOCKS: Duration = Duration::from_secs(60);
 /// How long a mount that was seen need not be looked at again.
 pub const SEEN_FOR: Duration = Duration::from_secs(300);
 /// How long a certificate that nobody could store is kept at most, instead of having another signed.
@@ -70,6 +70,7 @@ pub enum Error {
 /// A Vault that keeps guests' authorities.
 pub struct Vault {
     connection: Connection,
+    settings: VaultSettings,
     /// Hashes of roles that were written by this process, by their paths: they are written once.
     roles: Mutex<HashMap<String, String>>,
     /// When mounts were last seen to have the recorded root.
@@ -124,19 +125,19 @@ impl Vault {
     /// # Errors
     /// If the settings lead to no client.
     pub fn new(settings: VaultSettings, leadership: Option<Leadership>) -> Result<Self, VaultError> {
-        let connection = Connection::new(settings, leadership)?;
-        Ok(Self { connection, roles: Mutex::default(), seen: Mutex::default(), signed: Mutex::default() })
+        let connection = Connection::new((&settings).into(), Box::new(settings.auth.clone()), leadership)?;
+        Ok(Self { connection, settings, roles: Mutex::default(), seen: Mutex::default(), signed: Mutex::default() })
     }
 
     /// Where a guest's mounts are, as it is recorded before the first of them is made.
     pub fn place(&self, identity: &Identity) -> VaultPlace {
-        let VaultSettings { address, namespace, prefix, .. } = self.connection.settings();
+        let VaultSettings { address, namespace, prefix, .. } = &self.settings;
         VaultPlace { address: address.clone(), namespace: namespace.clone(), path: format!("{prefix}/{}", identity.id) }
     }
 
     /// Path of a guest's mount.
     pub fn mount(&self, identity: &Identity, authority: Authority) -> String {
-        role::mount(&self.connection.settings().prefix, identity, authority)
+        role::mount(&self.settings.prefix, identity, authority)
     }
 
     /// Makes an authority, or finds what an earlier try left of it. Answers its certificate (PEM).
@@ -216,20 +217,17 @@ impl Vault {
         now: Timestamp,
         ttl: Duration,
     ) -> Result<String, Error> {
-        let InVault { mount, certificate: root } = authority;
+        let mount = authority.mount;
         let path = role_path(mount, holder, request.leaf.name);
-        let roots_end = embedded::expires(root)?;
-        let left = Duration::try_from(roots_end.duration_since(now)).unwrap_or_default();
-        if left <= CLOCKS {
-            return Err(PkiError::Expired(roots_end).into());
-        }
+        let left = left(authority, now)?;
         if !self.is_seen(mount) {
             // Nothing is written into a mount that somebody has put in the place of ours.
             self.verify(authority).await?;
         }
         let signing = async {
             self.allow(&path, role::role(request.leaf, ttl)).await?;
-            self.ask_for(authority, holder, request, now, ttl.min(left - CLOCKS)).await
+            let role = role::name(holder, request.leaf.name);
+            sign(&self.connection, authority, &role, request, now, ttl.min(left - CLOCKS)).await
         };
         signing.await.inspect_err(|error| match error {
             // Somebody took the role away, or made it another.
@@ -237,27 +235,6 @@ impl Vault {
             Error::Exchanged(_) | Error::Vault(VaultError::NoMount(_)) => drop(lock(&self.seen).remove(mount)),
             _ => {}
         })
-    }
-
-    async fn ask_for(
-        &self,
-        authority: InVault<'_>,
-        holder: &str,
-        request: Request<'_>,
-        now: Timestamp,
-        life: Duration,
-    ) -> Result<String, Error> {
-        let Request { leaf, pem, key } = request;
-        let path = format!("{}/sign/{}", authority.mount, role::name(holder, leaf.name));
-        let body = json!({"csr": pem, "exclude_cn_from_sans": true, "ttl": seconds(life)});
-        let answer = self.connection.ask(Action::Write, &path, body).await?;
-        let certificate = certificate_of(&answer, Action::Write, &path)?;
-        let end = now.checked_add(life.saturating_sub(CLOCKS)).unwrap_or(Timestamp::MAX);
-        match check::problem(&certificate, authority.certificate, leaf, key, end) {
-            Some(check::ANOTHER_ROOT) => Err(Error::Exchanged(authority.mount.into())),
-            None => Ok(certificate),
-            Some(problem) => Err(Error::Other { path, problem }),
-        }
     }
 
     /// What was signed for the same wish and not stored; not if too much of its life is over.
@@ -367,9 +344,7 @@ impl Vault {
             Err(error) if error.says(404, "") => return Ok(None),
             Err(error) => return Err(error.into()),
         }
-        let path = format!("{mount}/cert/ca");
-        let answer = self.connection.ask(Action::Read, &path, Value::Null).await?;
-        certificate_of(&answer, Action::Read, &path).map(Some)
+        certificate(&self.connection, mount).await.map(Some)
     }
 
     /// Writes a role, unless this process did.
@@ -381,6 +356,51 @@ impl Vault {
         self.connection.ask(Action::Write, path, role).await?;
         lock(&self.roles).insert(path.into(), hash);
         Ok(())
+    }
+}
+
+/// How long an authority signs for from `now` on at most.
+///
+/// # Errors
+/// If its time is over, or its certificate cannot be read.
+pub fn left(authority: InVault<'_>, now: Timestamp) -> Result<Duration, PkiError> {
+    let end = embedded::expires(authority.certificate)?;
+    let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
+    if left > CLOCKS { Ok(left) } else { Err(PkiError::Expired(end)) }
+}
+
+/// A mount's root (PEM), which there has to be.
+///
+/// # Errors
+/// [`Error`]
+pub async fn certificate(connection: &Connection, mount: &str) -> Result<String, Error> {
+    let path = format!("{mount}/cert/ca");
+    let answer = connection.ask(Action::Read, &path, Value::Null).await?;
+    certificate_of(&answer, Action::Read, &path)
+}
+
+/// Has a request signed by a role of Vault's, and looks whether the certificate (PEM) is the one that was asked for.
+///
+/// # Errors
+/// [`Error`]
+pub async fn sign(
+    connection: &Connection,
+    authority: InVault<'_>,
+    role: &str,
+    request: Request<'_>,
+    now: Timestamp,
+    life: Duration,
+) -> Result<String, Error> {
+    let Request { leaf, pem, key } = request;
+    let path = format!("{}/sign/{role}", authority.mount);
+    let body = json!({"csr": pem, "exclude_cn_from_sans": true, "ttl": seconds(life)});
+    let answer = connection.ask(Action::Write, &path, body).await?;
+    let certificate = certificate_of(&answer, Action::Write, &path)?;
+    let end = now.checked_add(life.saturating_sub(CLOCKS)).unwrap_or(Timestamp::MAX);
+    match check::problem(&certificate, authority.certificate, leaf, key, end) {
+        Some(check::ANOTHER_ROOT) => Err(Error::Exchanged(authority.mount.into())),
+        None => Ok(certificate),
+        Some(problem) => Err(Error::Other { path, problem }),
     }
 }
 
