@@ -9,6 +9,8 @@ mod help;
 mod kubeconfig;
 mod metrics;
 mod named;
+#[cfg(feature = "aws")]
+mod node_agent;
 mod pki;
 mod plan;
 mod progress;
@@ -69,6 +71,9 @@ enum Command {
     },
     /// Offer KVM to VM pods on this host, if guests start on it.
     DevicePlugin(device_plugin::DevicePluginArgs),
+    /// Get a node's certificates on AWS, and renew them.
+    #[cfg(feature = "aws")]
+    NodeAgent(node_agent::NodeAgentArgs),
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Say whether a controller manager is ready and one of its replicas leads.
@@ -146,6 +151,8 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::Supervise { config, pod_ip } => Ok(supervisor::vm::supervise(&config, pod_ip).await?),
         Command::Flannel { config, pod_ip } => Ok(supervisor::flannel::run(&config, pod_ip).await?),
         Command::DevicePlugin(args) => Ok(crate::device_plugin::run(args.options()).await?),
+        #[cfg(feature = "aws")]
+        Command::NodeAgent(args) => node_agent::run(args).await,
         Command::Crds => {
             print!("{}", api::crds_yaml()?);
             Ok(())
