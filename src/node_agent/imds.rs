@@ -180,3 +180,98 @@ impl Credentials {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{Router, extract::State, response::IntoResponse as _, routing::put};
+
+    use super::*;
+
+    /// A metadata service that answers these paths, to who has a token, and notes what it was asked for.
+    #[derive(Clone, Default)]
+    struct Service {
+        answers: Arc<Mutex<Vec<(String, String)>>>,
+        asked: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Service {
+        fn says(&self, path: &str, text: &str) {
+            self.answers.lock().unwrap().retain(|(other, _)| other != path);
+            self.answers.lock().unwrap().push((path.into(), text.into()));
+        }
+
+        async fn start(&self) -> Metadata {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let token = |State(service): State<Self>, request: axum::extract::Request| async move {
+                service.asked.lock().unwrap().push("token".into());
+                let seconds = request.headers()[SECONDS_HEADER].to_str().unwrap().parse::<u32>().unwrap();
+                assert!((1..=21_600).contains(&seconds));
+                "the-token"
+            };
+            let other = |State(service): State<Self>, request: axum::extract::Request| async move {
+                let path = request.uri().path().to_owned();
+                service.asked.lock().unwrap().push(path.clone());
+                if request.headers().get(TOKEN_HEADER).is_none_or(|token| token != "the-token") {
+                    return StatusCode::UNAUTHORIZED.into_response();
+                }
+                let answers = service.answers.lock().unwrap();
+                match answers.iter().find(|(known, _)| *known == path) {
+                    Some((_, text)) => text.clone().into_response(),
+                    None => StatusCode::NOT_FOUND.into_response(),
+                }
+            };
+            let routes = Router::new().route(TOKEN, put(token)).fallback(other).with_state(self.clone());
+            tokio::spawn(async move { axum::serve(listener, routes).await });
+            Metadata::new(&url).unwrap()
+        }
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    const KEYS: &str = r#"{"Code":"Success","LastUpdated":"2027-01-15T07:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAX",
+        "SecretAccessKey":"s3cr3t","Token":"t0ken","Expiration":"2027-01-15T08:00:01Z"}"#;
+
+    #[tokio::test]
+    async fn it_is_asked_by_token_who_the_instance_is_and_for_its_roles_keys() {
+        let service = Service::default();
+        service
+            .says(DOCUMENT, r#"{"instanceId":"i-0a","privateIp":"10.1.0.4","region":"eu-central-1","accountId":"1"}"#);
+        service.says(ROLES, "a-role\n");
+        service.says(&format!("{ROLES}a-role"), KEYS);
+        let metadata = service.start().await;
+        let instance = metadata.instance().await.unwrap();
+        assert_eq!(instance, Instance { instance_id: "i-0a".into(), private_ip: [10, 1, 0, 4].into() });
+        let keys = metadata.keys(now()).await.unwrap();
+        assert_eq!((keys.id.as_str(), keys.secret.expose_secret()), ("ASIAX", "s3cr3t"));
+        assert!(!format!("{keys:?}").contains("s3cr3t") && !format!("{keys:?}").contains("t0ken"));
+        let asked = service.asked.lock().unwrap().clone();
+        assert_eq!(asked, ["token", DOCUMENT, "token", ROLES, &format!("{ROLES}a-role")]);
+    }
+
+    #[tokio::test]
+    async fn what_it_does_not_have_is_told_without_what_it_said() {
+        let service = Service::default();
+        let metadata = service.start().await;
+        assert!(matches!(metadata.keys(now()).await, Err(MetadataError::NoRole)));
+        assert!(matches!(metadata.instance().await, Err(MetadataError::Refused { status: 404, .. })));
+        service.says(ROLES, "a-role");
+        let path = format!("{ROLES}a-role");
+        for (answer, expected) in [
+            (KEYS.replace("08:00:01", "08:00:00"), "ended at 2027-01-15T08:00:00Z"),
+            (r#"{"Code":"AssumeRoleUnauthorizedAccess"}"#.into(), "AssumeRoleUnauthorizedAccess"),
+            (KEYS.replace("\"Code\"", "Code"), "cannot be read"),
+        ] {
+            service.says(&path, &answer);
+            let error = metadata.keys(now()).await.unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("s3cr3t"), "{error}");
+        }
+        let nobody = Metadata::new("http://127.0.0.1:9").unwrap();
+        assert!(matches!(nobody.instance().await, Err(MetadataError::Failed { .. })));
+        assert!(Metadata::new("not a URL").is_err());
+    }
+}

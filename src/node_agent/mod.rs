@@ -152,6 +152,8 @@ impl Agent {
     async fn round(&mut self) -> Result<Round, AgentError> {
         let now = Timestamp::now();
         let Some(instance) = self.instance(now).await else {
+            self.state.age(now);
+            self.state.write(&self.config.state)?;
             let pause = self.asked.waits_until(now).map_or(Duration::ZERO, |until| plan::pause(until, now));
             return Ok(Round { complete: false, pause });
         };
@@ -212,7 +214,7 @@ impl Agent {
                 self.state.write(&self.config.state)?;
                 match issue::put(wanted, &pair) {
                     Ok(()) => {
-                        info!(certificate = wanted.name, "signed: the one before {why}");
+                        info!(certificate = wanted.name, "signed: what was there {why}");
                         self.tries[index].went_well(Timestamp::now());
                     }
                     Err(error) => self.failed(index, &error),

@@ -102,7 +102,11 @@ pub fn plan<'a>(certificates: impl IntoIterator<Item = (&'a Found, &'a Tries)>, 
             Found::Unfit(why) => (*why, now),
             Found::Fits(life) => ("has lived for two thirds of its time", life.renew_at()),
         };
-        plan.complete &= matches!(found, Found::Fits(life) if life.ends > now);
+        match found {
+            // When it ends there is something to be said, whatever may be tried then.
+            Found::Fits(life) if life.ends > now => until = until.min(life.ends),
+            _ => plan.complete = false,
+        }
         let due = tries.waits_until(now).map_or(due, |next| due.max(next));
         if due <= now {
             plan.ask.push((index, why));
@@ -180,6 +184,11 @@ mod tests {
         let plan = of(&found, &tries, 100);
         assert_eq!((plan.ask.len(), plan.pause), (0, SOONEST));
         assert_eq!(of(&found, &tries, 105).ask.len(), 1);
+        // What ends is looked at when it does.
+        let mut tries = Tries::default();
+        (0..8).for_each(|_| tries.failed(at(80), 0));
+        let plan = of(&found, &tries, 80);
+        assert_eq!((plan.ask.len(), plan.complete, plan.pause), (0, true, Duration::from_secs(20)));
     }
 
     #[test]

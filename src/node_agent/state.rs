@@ -90,6 +90,12 @@ impl State {
             .collect();
     }
 
+    /// Takes note of the time alone, while nobody can say whether what there is fits.
+    pub fn age(&mut self, now: Timestamp) {
+        let lives = |found: &Certificate| matches!(found, Certificate::There { ends_at, .. } if *ends_at > now);
+        self.ready &= self.certificates.values().all(lives);
+    }
+
     /// Takes note of a command that has to be run.
     pub fn owe(&mut self, command: &[String]) {
         if !command.is_empty() {
@@ -149,6 +155,11 @@ mod tests {
         assert!(!state.ready);
         state.note([("a", &fits), ("b", &fits)].into_iter(), at(0));
         assert!(state.ready);
+        state.age(at(899));
+        assert!(state.ready);
+        let mut old = state.clone();
+        old.age(at(900));
+        assert!(!old.ready);
         let command = ["systemctl".to_owned(), "restart".to_owned()];
         state.owe(&command);
         state.owe(&[]);
