@@ -66,6 +66,7 @@ fn what_decides_is_pure() {
             "aws/change_set.rs",
             "aws/deploy/record.rs",
             "aws/driver/",
+            "aws/identity.rs",
             "aws/progress.rs",
             "aws/status.rs",
             "aws/tags.rs",

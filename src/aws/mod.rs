@@ -15,6 +15,7 @@
 //! - [`driver`]: what is done next about a stack
 //! - [`progress`]: what a stack's events tell people
 //! - [`tags`]: what tells our stacks and resources from others'
+//! - [`identity`]: by what nodes are known to Vault, and what it signs for them
 //!
 //! What acts:
 //! - [`calls`]: each call, paced, within a time, counted and understood
@@ -28,6 +29,7 @@ pub mod calls;
 pub mod change_set;
 pub mod deploy;
 pub mod driver;
+pub mod identity;
 pub mod progress;
 pub mod status;
 pub mod tags;

@@ -140,7 +140,12 @@ pub const OF_WORKER: [&str; 4] = ["kubelet", "kubelet-server", "kube-proxy", MET
 /// The certificates of a worker: what its kubelet and its kube-proxy need and who scrapes its kubelet, and no more.
 pub fn of_worker(cluster: &Valid, node: &str, place: Place) -> Vec<Leaf> {
     let ip = cluster.ranges.overlay.worker(&cluster.identity, place).ip.addr();
-    of_every_node(node, ip.into(), &[KUBELET_METRICS_GROUP]).into()
+    of_node(node, ip.into()).into()
+}
+
+/// The certificates of a worker that has this name and address.
+pub fn of_node(node: &str, ip: IpAddr) -> [Leaf; 4] {
+    of_every_node(node, ip, &[KUBELET_METRICS_GROUP])
 }
 
 fn of_every_node(node: &str, ip: IpAddr, scraper: &[&str]) -> [Leaf; 4] {
