@@ -71,6 +71,7 @@ fn what_decides_is_pure() {
             "aws/status.rs",
             "aws/tags.rs",
             "aws/template/",
+            "aws/user_data.rs",
             "cluster/valid",
             "flannel/lease.rs",
             "isolation/narrow.rs",

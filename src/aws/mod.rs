@@ -16,6 +16,7 @@
 //! - [`progress`]: what a stack's events tell people
 //! - [`tags`]: what tells our stacks and resources from others'
 //! - [`identity`]: by what nodes are known to Vault, and what it signs for them
+//! - [`user_data`]: what an instance is handed when it boots, without secrets
 //!
 //! What acts:
 //! - [`calls`]: each call, paced, within a time, counted and understood
@@ -34,6 +35,7 @@ pub mod progress;
 pub mod status;
 pub mod tags;
 pub mod template;
+pub mod user_data;
 
 /// Bytes as text that a token or an output can carry.
 fn hex(bytes: &[u8]) -> String {

@@ -3,6 +3,7 @@
 //! Pure. Nothing here is secret: keys and certificates come by the mount that [`pki_mount`] describes, and files refer to
 //! them by path.
 
+mod agent;
 mod api_serves;
 mod audit;
 mod authentication;

@@ -9,6 +9,12 @@ use super::{
 };
 
 const SYNC: &str = "/usr/local/sbin/giantnetes-pki";
+/// The tmpfs that keys and certificates are read in.
+pub(super) const MOUNT: &str = "etc-kubernetes-pki.mount";
+/// The unit after which they are there.
+pub(super) const SERVICE: &str = "giantnetes-pki.service";
+/// The unit that has them looked at again.
+pub(super) const TIMER: &str = "giantnetes-pki.timer";
 
 pub(super) fn files() -> Vec<File> {
     vec![
@@ -39,24 +45,24 @@ rmdir {PKI}/.new
             ),
         ),
         File::new(
-            unit("etc-kubernetes-pki.mount"),
+            unit(MOUNT),
             format!(
                 "[Unit]\nDescription=Keys and certificates, inside\n\n[Mount]\nWhat=tmpfs\nWhere={PKI}\nType=tmpfs\nOptions=mode=0700,size=4m,nosuid,nodev,noexec\nDirectoryMode=0700\n"
             ),
         ),
         File::new(
-            unit("giantnetes-pki.service"),
+            unit(SERVICE),
             format!(
                 "[Unit]\nDescription=Copy keys and certificates that changed\nRequires=run-giantnetes-pki.mount etc-kubernetes-pki.mount\nAfter=run-giantnetes-pki.mount etc-kubernetes-pki.mount\n\n[Service]\nType=oneshot\nExecStart={SYNC}\nTimeoutStartSec=60\n"
             ),
         ),
         File::new(
-            unit("giantnetes-pki.timer"),
+            unit(TIMER),
             "[Unit]\nDescription=Look for changed keys and certificates\n\n[Timer]\nOnUnitInactiveSec=30\nAccuracySec=1\n",
         ),
     ]
 }
 
-fn unit(name: &str) -> String {
+pub(super) fn unit(name: &str) -> String {
     format!("/etc/systemd/system/{name}")
 }

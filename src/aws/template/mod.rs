@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::resource::Resource;
 pub use self::{
-    check::InputError,
+    check::{InputError, MAX_USER_DATA},
     input::{ApiAccess, ClusterStack, Machine, Master, Nat, PoolStack, Purchase, Zone},
     resource::Kind,
     rights::BOUNDARY,
