@@ -87,7 +87,7 @@ step make --no-print-directory images
 # These raise what they need themselves: a stand-in for AWS, an API server, network namespaces.
 if $fast; then
   step e2e/aws/templates.py
-  for test in deps tools admission chart plan vault node_flags etcd flannel_etcd guest_api overlay aws; do e2e "$test"; done
+  for test in deps tools admission chart plan vault node_agent node_flags etcd flannel_etcd guest_api overlay aws; do e2e "$test"; done
 fi
 
 tests_lab=false

@@ -8,6 +8,7 @@ pub mod apiserver;
 pub mod aws;
 pub mod flannel_etcd;
 pub mod hosts;
+pub mod instances;
 pub mod monitoring;
 pub mod node;
 pub mod pods;
