@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 use tracing::info;
 
 use super::{
@@ -95,12 +95,16 @@ fn read(found: Option<&Secret>, place: &str, now: Timestamp) -> Result<Roots, Im
     }
 }
 
-/// Whether the namespace of another guest records one of these roots.
+/// Whether another guest has one of these roots: its namespace records it; or its Secret of roots says so, of which the former
+/// leader had not come to make a record.
 fn is_recorded(context: &Context, identity: &Identity, fingerprints: &BTreeMap<String, String>) -> bool {
     let owner = identity.owner();
-    let others = context.cache.namespaces.state().into_iter().filter(|namespace| !owner.owns(&namespace.metadata));
-    let mut records = others.map(|namespace| roots::fingerprints(namespace.metadata.annotations.as_ref()));
-    records.any(|records| records.iter().any(|(root, record)| fingerprints.get(root) == Some(record)))
+    let has_one = |meta: &ObjectMeta| {
+        let said = roots::fingerprints(meta.annotations.as_ref());
+        !owner.owns(meta) && said.iter().any(|(root, record)| fingerprints.get(root) == Some(record))
+    };
+    context.cache.namespaces.state().iter().any(|namespace| has_one(&namespace.metadata))
+        || context.cache.secrets.state().iter().any(|secret| has_one(&secret.metadata))
 }
 
 /// Whether there is a Cluster with this UID.

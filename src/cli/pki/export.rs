@@ -182,7 +182,7 @@ async fn count(client: &Client, identity: &Identity) -> Result<(), CallError> {
     let mut left = ATTEMPTS;
     loop {
         let meta = call("get", &object, api.get_metadata(roots::SECRET)).await?.metadata;
-        let count = exports::written_down(&meta) + 1;
+        let count = exports::written_down(&meta).saturating_add(1);
         let patch = Patch::Merge(json!({"metadata": {
             // Of two that count at a time one is refused.
             "uid": meta.uid, "resourceVersion": meta.resource_version,
