@@ -8,7 +8,7 @@ use std::{
 
 use aws_sdk_cloudformation::{
     config::http::HttpResponse,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
 };
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ use super::{
     metrics::{CALL_SECONDS, CALLS, HELD_BACK},
     pace::{Bucket, Family},
 };
-use crate::runtime::{CallFailure, call_timeout, lease::Leadership, link::while_leading};
+use crate::runtime::{CallFailure, call_timeout, chain, lease::Leadership, link::while_leading};
 
 /// Tries of a call, as long as AWS throttles it. After them who wants it comes back by his own queue, more slowly each time.
 const TRIES: u32 = 4;
@@ -170,17 +170,16 @@ where
     match error {
         SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
             let status = error.raw_response().map_or(0, |answer| answer.status().as_u16());
-            // An answer that was good and cut off, or is no answer of AWS's.
+            // An answer that was good and cut off, or is no answer of AWS's. It is not told: a role's keys could be in it.
             if status < 400 {
-                return Failure::Call(CallFailure::NoAnswer(format!("{}", DisplayErrorContext(error))));
+                let words = format!("an answer with status {status} cannot be read");
+                return Failure::Call(CallFailure::NoAnswer(words));
             }
             let said = error.message().unwrap_or("no words");
             classify(action, Refusal { status, code: error.code(), said })
         }
-        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
-            Failure::Call(CallFailure::NoAnswer(format!("{}", DisplayErrorContext(error))))
-        }
-        _ => Failure::Request(format!("{}", DisplayErrorContext(error))),
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => Failure::Call(CallFailure::NoAnswer(chain(error))),
+        _ => Failure::Request(chain(error)),
     }
 }
 
@@ -303,6 +302,10 @@ mod tests {
         let of = |error: SdkError<DescribeStacksError, HttpResponse>| understand(LOOK.action, &error).word();
         assert_eq!(of(SdkError::response_error("cut off", raw(200))), "no-answer");
         assert_eq!(of(SdkError::response_error("cut off", raw(502))), "no-answer");
+        let keys = HttpResponse::new(StatusCode::try_from(200).unwrap(), SdkBody::from("<SecretAccessKey>k</"));
+        let unread: SdkError<DescribeStacksError, HttpResponse> = SdkError::response_error("cut off", keys);
+        let told = format!("{:?}", understand(LOOK.action, &unread));
+        assert!(told.contains("status 200") && !told.contains("SecretAccessKey"), "{told}");
         assert_eq!(of(SdkError::timeout_error("late")), "no-answer");
         assert_eq!(of(SdkError::construction_failure("no region")), "invalid");
         assert_eq!(of(refusal(400, "Throttling").unwrap_err()), "throttled");
