@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -178,10 +179,10 @@ fn disturb(lab: &Lab, over: &AtomicBool) -> Result<[u32; 3]> {
             Ok(())
         })?;
         if round < MEMBERS {
-            start_anew(lab, &[round])?;
+            start_anew(lab, round..round + 1)?;
             members += 1;
         } else {
-            start_anew(lab, &[0, 1, 2])?;
+            start_anew(lab, 0..MEMBERS)?;
             etcds += 1;
         }
     }
@@ -189,8 +190,8 @@ fn disturb(lab: &Lab, over: &AtomicBool) -> Result<[u32; 3]> {
 }
 
 /// Deletes these members' pods, and waits until others serve.
-fn start_anew(lab: &Lab, members: &[usize]) -> Result<()> {
-    let pods: Vec<_> = members.iter().map(|member| format!("{ETCD}-{member}")).collect();
+fn start_anew(lab: &Lab, members: Range<usize>) -> Result<()> {
+    let pods: Vec<_> = members.map(|member| format!("{ETCD}-{member}")).collect();
     let mut words = vec!["-n", SYSTEM, "delete", "pod", "--wait=true"];
     words.extend(pods.iter().map(String::as_str));
     lab.kubectl_within(MINUTE, &words)?;
@@ -214,8 +215,13 @@ fn scale_etcd(lab: &Lab, members: usize) -> Result<()> {
 
 /// While a member of Flannel's etcd is away.
 fn worker_returns_without_a_member(lab: &Lab, guest: &Guest) -> Result<()> {
-    scale_etcd(lab, MEMBERS - 1)?;
-    lab.kubectl_within(MINUTE, &["-n", SYSTEM, "wait", "--for=delete", &format!("pod/{ETCD}-2"), "--timeout=50s"])?;
+    // The last one goes.
+    let left = MEMBERS - 1;
+    scale_etcd(lab, left)?;
+    lab.kubectl_within(
+        MINUTE,
+        &["-n", SYSTEM, "wait", "--for=delete", &format!("pod/{ETCD}-{left}"), "--timeout=50s"],
+    )?;
     worker_returns(lab, guest)?;
     scale_etcd(lab, MEMBERS)?;
     await_members(lab)
