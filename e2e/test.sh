@@ -9,6 +9,7 @@
 #   typical          a guest of two nodes as its users see it, and a second guest that it must not reach
 #   survival         a guest outlives the absence of its manager, drained hosts and one that dies
 #   masters          three control-plane nodes, of which one loses its host and one its volume
+#   rotation         a guest of two nodes, and one of three control-plane nodes, get other authorities under requests
 #   scaling          workers come and go under a workload, in their zones
 #   flannel          a guest of three nodes whose overlay is Flannel's
 #   throughput       bytes between two machines of a guest, as a share of those between two pods; a part of make bench
@@ -36,7 +37,7 @@ started=$SECONDS
 lab=$target/debug/lab
 groups=(demo quick-start guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
 # Not in the rotation: they take longer than CI has beside the fast tests and a cold cache, or were not seen green yet.
-long_groups=(survival masters scaling flannel throughput upgrade)
+long_groups=(survival masters rotation scaling flannel throughput upgrade)
 
 step() {
   local began=$SECONDS
@@ -142,7 +143,7 @@ fi
 
 raised=false
 # Those that run on a lab that is up, in this order.
-on_a_lab=(quick-start management mistakes guest typical survival masters scaling flannel throughput upgrade)
+on_a_lab=(quick-start management mistakes guest typical survival masters rotation scaling flannel throughput upgrade)
 chosen_on_a_lab=()
 for group in "${on_a_lab[@]}"; do if runs "$group"; then chosen_on_a_lab+=("$group"); fi; done
 if [[ ${#chosen_on_a_lab[@]} -gt 0 ]]; then

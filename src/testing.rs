@@ -62,5 +62,6 @@ pub(crate) fn roots() -> Roots {
         front_proxy: authority("front-proxy"),
         service_account: embedded::key_pair().unwrap(),
         encryption: embedded::encryption_config().unwrap(),
+        rotated_for: 0,
     }
 }

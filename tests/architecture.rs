@@ -81,7 +81,10 @@ fn what_decides_is_pure() {
             "node_agent/config.rs",
             "node_agent/sign.rs",
             "node_config/",
+            "pki/generations.rs",
             "pki/leaf.rs",
+            "pki/rotation/",
+            "pki/turnover.rs",
         ];
         let decides = name.ends_with("/plan.rs") || others.iter().any(|place| name.starts_with(place));
         // The subcommand of that name prints plans; it does not make them.

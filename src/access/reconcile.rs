@@ -16,9 +16,11 @@ use crate::{
     cluster::{Blames as _, Identity},
     context::Context,
     pki::{
-        authority, embedded, kubeconfig, leaf,
+        authority,
+        clients::{clients, kubernetes_authority},
+        embedded, kubeconfig, leaf,
         plan::{pause, renew_at},
-        reconcile::{Error, kubernetes_authority, kubernetes_ca},
+        reconcile::Error,
         secrets::{bytes, issued, secret},
         store::{KeyStore, Place},
     },
@@ -119,11 +121,12 @@ impl AccessOperator {
             Place::Issued(meta) => return Ok(ends_at(&meta)),
             Place::Open(former) => former,
         };
-        let ca = kubernetes_ca(&self.context, identity).await?;
+        let clients = clients(&self.context, identity).await?;
+        let ca = clients.signer;
         let leaf = leaf::user(&wish.user, &wish.groups);
         let uid = access.metadata.uid.clone().unwrap_or_default();
         let client = authority::sign(&self.context, &ca, &uid, &leaf, now, wish.ttl).await?;
-        let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, ca.certificate(), &client);
+        let text = kubeconfig::render(&wish.cluster.name, &wish.user, endpoint, &clients.bundle, &client);
         let ends = embedded::expires(&client.certificate)?;
         let annotations = issued(hash, renew_at(now, wish.ttl, embedded::expires(ca.certificate())?), ends);
         let data = BTreeMap::from([("value".to_owned(), bytes(text.expose_secret()))]);

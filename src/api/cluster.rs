@@ -85,4 +85,9 @@ impl Cluster {
         // A stored object may be older than the bounds.
         replicas.map(|replicas| usize::try_from(replicas.unwrap_or(1)).unwrap_or_default()).sum()
     }
+
+    /// The wish for other authorities: how often they were asked for, as it is written.
+    pub fn rotations_asked(&self) -> i32 {
+        self.spec.pki.ca.rotate.unwrap_or_default()
+    }
 }

@@ -31,7 +31,7 @@ pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
 pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
 pub use pki::{ApiServerCertificateSpec, CaSpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec};
 pub use rules::RESERVED;
-pub use status::{ClusterStatus, NodeCounts, VaultPlace};
+pub use status::{ClusterStatus, NodeCounts, RotationStatus, VaultPlace};
 
 use std::sync::LazyLock;
 

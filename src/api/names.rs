@@ -38,6 +38,17 @@ pub const ENDS_AT_ANNOTATION: &str = "giantnetes.io/ends-at";
 /// A CA with a record is never made a second time.
 pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 
+/// Prefix of annotations on the guest's namespace that record the SHA-256 of each root CA that is to take a recorded one's place.
+pub const NEXT_CA_ANNOTATION_PREFIX: &str = "giantnetes.io/next-ca-";
+/// Annotation on the guest's namespace: the generation of its roots, a number, if it is not the first.
+pub const GENERATION_ANNOTATION: &str = "giantnetes.io/authorities-generation";
+/// Annotation on the guest's namespace: the rotation of its authorities that goes on: generation, stage, and since when (RFC 3339).
+pub const ROTATION_ANNOTATION: &str = "giantnetes.io/rotation";
+/// Annotation on the Secret of a generation of roots: the `spec.pki.ca.rotate` that it was made for, if it is not 0.
+pub const ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/rotated-for";
+/// Annotation on a node's Secret while authorities are rotated, and on add-ons' pods inside the guest: the generation and the
+/// phase that it was made for, such as `2.trust`.
+pub const AUTHORITIES_ANNOTATION: &str = "giantnetes.io/authorities";
 /// Type of Secrets that `giantnetes pki import` makes. Roots of a guest are taken from no other.
 pub const ROOTS_TYPE: &str = "giantnetes.io/roots";
 /// Annotation on the roots' Secret of a guest: how often its keys were exported.
@@ -154,6 +165,11 @@ pub fn worker(pool: &str, index: u32) -> String {
 /// The Secret that is mounted into a node's VM: its keys and certificates.
 pub fn node_secret(node: &str) -> String {
     format!("{node}-pki")
+}
+
+/// Whether a Secret of a guest has the name of such a one.
+pub fn is_node_secret(name: &str) -> bool {
+    name.ends_with("-pki")
 }
 
 /// The ConfigMap that holds a node's user data and its supervisor's configuration. It never holds a secret.

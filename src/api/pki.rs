@@ -9,7 +9,11 @@ use super::rules;
 /// The guest's certificates.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = rules::leaf_outlives_no_root(), validation = rules::imported_roots_are_embedded())]
+#[x_kube(
+    validation = rules::leaf_outlives_no_root(),
+    validation = rules::rotates_embedded(),
+    validation = rules::imported_roots_are_embedded(),
+)]
 pub struct PkiSpec {
     /// Who keeps the certificate authorities. Default: `Embedded`. Changing it: immutable.
     #[serde(default, skip_serializing_if = "PkiBackend::is_default")]
@@ -63,6 +67,17 @@ pub struct CaSpec {
     #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
     #[x_kube(validation = rules::lifetime("24h", "175200h"))]
     pub ttl: Option<String>,
+    /// Raising it puts new authorities in the place of the guest's, once, whatever it is raised by; `status.rotation` tells how far
+    /// that is. Not with `backend: Vault`. Default: 0. Changing it: in place; it must not become less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub rotate: Option<i32>,
+    /// How long what users hold of the former authorities is good for in a rotation, in hours or minutes, after every node has what
+    /// the new ones signed: 10m to 8760h. Default: 24h. Changing it: in place, also while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
+    #[x_kube(validation = rules::lifetime("10m", "8760h"))]
+    pub overlap: Option<String>,
 }
 
 /// Certificates that are no authority.

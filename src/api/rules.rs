@@ -96,6 +96,15 @@ pub(super) fn leaf_outlives_no_root() -> Rule {
         .field_path(".leaf.ttl")
 }
 
+/// Authorities in Vault are not rotated by us.
+pub(super) fn rotates_embedded() -> Rule {
+    Rule::new(
+        "!has(self.backend) || self.backend != 'Vault' || !has(self.ca) || !has(self.ca.rotate) || self.ca.rotate == 0",
+    )
+    .message("must be 0 with backend Vault, whose authorities are not rotated yet")
+    .field_path(".ca.rotate")
+}
+
 /// Vault makes its keys itself.
 pub(super) fn imported_roots_are_embedded() -> Rule {
     Rule::new("!has(self.importFrom) || !has(self.backend) || self.backend == 'Embedded'")
@@ -246,6 +255,12 @@ pub(super) fn of_spec() -> Vec<ValidationRule> {
         &format!("{} >= {}", replicas("self"), replicas("oldSelf")),
         "must not be fewer than before",
         Some(".controlPlane.replicas"),
+    ));
+    let rotate = |whose: &str| format!("({} : 0)", given(whose, &["pki", "ca", "rotate"]));
+    rules.push(rule(
+        &format!("{} >= {}", rotate("self"), rotate("oldSelf")),
+        "must not be less than before",
+        Some(".pki.ca.rotate"),
     ));
     rules.extend(FIXED.iter().map(|fixed| rule(&fixed.cel(), fixed.why, Some(&fixed.field_path()))));
     rules

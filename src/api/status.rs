@@ -48,6 +48,9 @@ pub struct ClusterStatus {
     /// Where the guest's authorities are, if it is Vault. Recorded before the first of them is made there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vault: Option<VaultPlace>,
+    /// How the guest's authorities are rotated, if they were or are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationStatus>,
     /// Whether etcd was seen to hold the guest's objects. It is never formed anew after that: a node of the control plane whose
     /// volume is blank joins the others, and where no volume is left nothing is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,6 +78,38 @@ pub struct ClusterStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// How a guest's authorities are rotated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RotationStatus {
+    /// The `spec.pki.ca.rotate` that was carried out last.
+    pub carried_out: i32,
+    /// Generation of the authorities: the first ones are 1. While they are rotated it is that of those that come.
+    pub generation: i32,
+    /// What the rotation is at: `Trust`, `Reissue`, `Overlap`, `Serve` or `Drop`. None: nothing is rotated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+    /// Since when (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Until when (RFC 3339) what users hold of the former authorities is good for at least. None: it is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// What it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+}
+
+impl RotationStatus {
+    /// What goes on, for people. None: nothing is rotated.
+    pub fn going_on(&self) -> Option<String> {
+        let Self { generation, stage, until, waits_for, .. } = self;
+        let until = until.as_ref().map(|until| format!(", users have time until {until}")).unwrap_or_default();
+        let waits = waits_for.as_ref().map(|what| format!(", waits for {what}")).unwrap_or_default();
+        Some(format!("generation {generation}: {}{until}{waits}", stage.as_ref()?))
+    }
 }
 
 /// A place in a Vault.

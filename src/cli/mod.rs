@@ -15,6 +15,7 @@ mod pki;
 mod plan;
 mod progress;
 mod roll;
+mod rotate;
 mod run;
 mod support_bundle;
 
@@ -93,6 +94,9 @@ enum Command {
     Pki(pki::PkiCommand),
     /// Replace all nodes of a guest cluster, one at a time.
     Roll(roll::RollArgs),
+    /// Replace what a guest cluster is built on, while it runs.
+    #[command(subcommand)]
+    Rotate(rotate::Rotate),
     /// Tell what happened to a Cluster, the oldest first.
     Events(events::EventsArgs),
     /// Print what a node wrote to its serial console.
@@ -167,6 +171,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
         Command::Kubeconfig(args) => patiently("kubeconfig", kubeconfig::kubeconfig(&args)).await,
         Command::Pki(command) => pki::pki(&command).await,
         Command::Roll(args) => patiently("roll", roll::roll(&args)).await,
+        Command::Rotate(what) => rotate::rotate(&what).await,
         Command::Events(args) => events::events(&args).await,
         Command::Console(args) => console::console(&args).await,
         Command::SupportBundle(args) => support_bundle::support_bundle(&args).await,

@@ -91,6 +91,10 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
         ingress: network.map_or_else(|| old.ingress.clone(), |facts| facts.ingress.clone()),
         vault: old.vault.clone().or_else(|| pki.and_then(|facts| facts.vault.clone())),
+        rotation: pki.map_or_else(
+            || old.rotation.clone(),
+            |facts| facts.rotation.as_ref().map(|rotation| rotation.status.clone()),
+        ),
         etcd_formed: old
             .etcd_formed
             .filter(|formed| *formed)
@@ -341,6 +345,7 @@ mod tests {
                 renew_at: Some("2026-01-01T00:00:00Z".into()),
                 end_at: Some("2026-02-01T00:00:00Z".into()),
                 vault: None,
+                rotation: None,
             })),
             kvm: Some(Report::Ready(KvmFacts { ready: 1, wanted: 1, ..KvmFacts::default() })),
             pools: Some(Report::Ready(PoolFacts::default())),
@@ -540,7 +545,7 @@ mod tests {
         assert_eq!(condition(&paused, "Paused").status, "True");
         assert_eq!(paused.phase.as_deref(), Some("Paused"));
         assert_eq!(paused_status(&paused, 4, Timestamp::UNIX_EPOCH, None, Timestamp::UNIX_EPOCH), paused);
-        let pki = PkiFacts { renew_at: Some("2026-03-01T00:00:00Z".into()), end_at: None, vault: None };
+        let pki = PkiFacts { renew_at: Some("2026-03-01T00:00:00Z".into()), end_at: None, vault: None, rotation: None };
         let renewed = paused_status(&paused, 4, Timestamp::UNIX_EPOCH, Some(&pki), Timestamp::UNIX_EPOCH);
         assert_eq!(renewed.certificates_renew_at, pki.renew_at);
     }

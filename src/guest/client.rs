@@ -51,12 +51,12 @@ pub enum ConnectError {
 /// [`ConnectError`]
 pub async fn connect(context: &Context, identity: &Identity, address: IpAddr) -> Result<Client, ConnectError> {
     let (ca, client) =
-        pki::reconcile::bootstrap_credentials(context, identity, TTL).await.map_err(ConnectError::Credentials)?;
+        pki::clients::bootstrap_credentials(context, identity, TTL).await.map_err(ConnectError::Credentials)?;
     let endpoint = format!("https://{address}:{}", names::API_PORT);
     let failed =
         |source: Box<dyn std::error::Error + Send + Sync>| ConnectError::Client { endpoint: endpoint.clone(), source };
     let mut config = Config::new(endpoint.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))?);
-    config.root_cert = Some(vec![der(&ca).map_err(failed)?]);
+    config.root_cert = Some(ders(&ca).map_err(failed)?);
     config.tls_server_name = Some(TLS_SERVER_NAME.into());
     config.auth_info = AuthInfo {
         client_certificate_data: Some(STANDARD.encode(&client.certificate)),
@@ -75,7 +75,8 @@ pub async fn manifests(address: IpAddr) -> Result<String, CallError> {
     Question { address, path: addons::PATH, answer: MANIFESTS, timeout: MANIFESTS_TIMEOUT }.text().await
 }
 
-fn der(pem: &str) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
-    Ok(pem.contents)
+/// The certificates of a bundle: there are two while authorities are rotated.
+fn ders(bundle: &str) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+    let all = x509_parser::pem::Pem::iter_from_buffer(bundle.as_bytes());
+    Ok(all.map(|pem| pem.map(|pem| pem.contents)).collect::<Result<_, _>>()?)
 }

@@ -6,6 +6,7 @@
 //! - [`dress`]: labels and taints of pools on their Nodes; pure
 //! - [`plan`]: the objects that every guest gets; pure
 //! - [`reconcile`]: the effects
+//! - `renew`: what has to learn of other authorities while they are rotated
 //! - [`requests`]: signs the certificates that were asked for inside the guest and approved there
 //! - `rights`: binds what ClusterAccesses ask for
 //! - `setup`: applies add-ons
@@ -16,13 +17,14 @@ mod drain;
 pub mod dress;
 pub mod plan;
 pub mod reconcile;
+mod renew;
 pub mod requests;
 mod rights;
 mod setup;
 
 use std::collections::BTreeMap;
 
-use crate::api::NodeCounts;
+use crate::{api::NodeCounts, pki::rotation::Published};
 
 /// What the guest operator tells the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,4 +33,6 @@ pub struct GuestFacts {
     pub nodes: NodeCounts,
     /// Workers that are leaving, by the UID of their VM pod: which pods have yet to go elsewhere (`namespace/name`).
     pub drains: BTreeMap<String, Vec<String>>,
+    /// What the guest's own objects say of its authorities, while they are rotated.
+    pub published: Option<Published>,
 }

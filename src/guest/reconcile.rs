@@ -25,14 +25,14 @@ use super::{
     GuestFacts,
     addons::{self, BundleError},
     client::{self, ConnectError},
-    drain, dress, plan, requests, rights,
+    drain, dress, plan, renew, requests, rights,
     setup::{Setup, unready_add_on},
 };
 use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid, valid::NodePool},
     context::{Context, Target},
-    pki::{self, authority, request::SigningRequest},
+    pki::{self, PkiFacts, authority, request::SigningRequest, rotation::Published},
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError, Memory, Owner},
@@ -118,6 +118,8 @@ struct Session {
     applier: Applier,
     uid: String,
     address: std::net::IpAddr,
+    /// Who has signed its certificate, and whom it trusts.
+    authority: Option<String>,
     expires: Instant,
     equipped: Option<Equipped>,
     users: Option<rights::Seen>,
@@ -183,8 +185,9 @@ impl GuestOperator {
         let masters = usize::try_from(valid.control_plane.replicas).unwrap_or(usize::MAX);
         let expected = masters.saturating_add(workers.len());
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
-        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains };
         let silent = plan::silent(&nodes, wanted);
+        let published = published(&client, reports.pki.as_ref(), silent).await;
+        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, published };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Before any is, a guest has better things to do than to list what nobody could ask for.
         if nodes.ready > 0
@@ -226,8 +229,8 @@ impl GuestOperator {
         // Read when there is something to sign, and then once.
         let ca = &OnceCell::new();
         let sign = |request: SigningRequest, ttl| async move {
-            let ca = ca.get_or_try_init(|| pki::reconcile::kubernetes_ca(context, identity)).await?;
-            authority::sign_request(context, ca, &request, Timestamp::now(), ttl).await
+            let ca = ca.get_or_try_init(|| pki::clients::clients(context, identity)).await?;
+            authority::sign_request(context, &ca.signer, &request, Timestamp::now(), ttl).await
         };
         requests::answer(client, valid.pki.leaf_ttl, sign).await
     }
@@ -320,9 +323,12 @@ impl GuestOperator {
     /// A client for this guest; a new one when the certificate has less than a quarter of its life left.
     async fn session(&self, key: &ClusterKey, valid: &Valid, address: std::net::IpAddr) -> Result<Session, Error> {
         let known = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        // Read before a certificate is: one that others sign meanwhile is asked for at the next look.
+        let authority = pki::clients::kubernetes_authority(&self.context, &valid.identity);
         if let Some(session) = known
             && session.uid == valid.identity.uid
             && session.address == address
+            && session.authority == authority
             && session.expires > Instant::now() + client::TTL / 4
         {
             return Ok(session);
@@ -331,7 +337,7 @@ impl GuestOperator {
         let client = client::connect(&self.context, &valid.identity, address).await?;
         let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &Memory::default());
         let uid = valid.identity.uid.clone();
-        let session = Session { client, applier, uid, address, expires, equipped: None, users: None };
+        let session = Session { client, applier, uid, address, authority, expires, equipped: None, users: None };
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session.clone());
         Ok(session)
     }
@@ -373,6 +379,15 @@ impl Reconciler for GuestOperator {
         };
         self.context.reports.conclude(&target.identity, |reports| &mut reports.guest, look)
     }
+}
+
+/// What the guest's objects say of its authorities, while they are rotated.
+async fn published(client: &Client, pki: Option<&Report<PkiFacts>>, silent: usize) -> Option<Published> {
+    let going = pki.and_then(Report::facts)?.rotation.as_ref()?.going.as_ref()?;
+    let tended = renew::tend(client, going, silent).await;
+    tended
+        .inspect_err(|error| warn!(error = chain(error), "it is not known which authorities the guest publishes"))
+        .ok()
 }
 
 async fn ensure_right<K>(api: &Api<K>, applier: &Applier, owner: &Owner, right: &K) -> Result<(), Error>

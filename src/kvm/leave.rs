@@ -18,6 +18,7 @@ use crate::{
     api::names,
     cluster::{Identity, Report},
     context::Target,
+    pki::Turning,
     rollout::{Gate, Leaving, Why, gate},
     runtime::{CallError, apply, call, events::Weight},
 };
@@ -35,6 +36,14 @@ impl KvmOperator {
     ) -> Result<Option<State>, Error> {
         let node = pod.node();
         let failed = |source| Error::Leave { node: node.to_owned(), source };
+        let is_known = || {
+            let told = self.context.reports.of(&target.identity).pki.is_some();
+            told && self.turning(&target.identity) != Turning::Unknown
+        };
+        if !pod.is_worker() && !is_known() {
+            // After a start, a pause or a failure: it is not known yet whether another one turns.
+            return Ok(None);
+        }
         let what = if survey.wants(node) { "replaced" } else { "removed" };
         let (why, rest) = if let Some(leaving) = pod.leaving() {
             let rest = self.go_on(target, survey, pod, &leaving).await.map_err(failed)?;
@@ -97,6 +106,14 @@ impl KvmOperator {
             Some([]) => String::new(),
             Some(pods) => format!("; still there: {}", shown(pods)),
         };
+        // Asked after the intent was written: whoever began to turn before has said so by now, and nobody begins after it.
+        match self.turning(&target.identity) {
+            Turning::Node(other) if !pod.is_worker() && other != node => {
+                return Ok(format!("; waits for node {other}, whose etcd is started anew"));
+            }
+            Turning::Unknown if !pod.is_worker() => return Ok("; waits for what its authorities are at".into()),
+            _ => {}
+        }
         match gate(leaving.since, drained, survey.now, timeout) {
             Gate::Closed(_) => return Ok(left),
             Gate::Open => info!(node, why = leaving.why, "its VM is powered off"),

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     api::names,
-    cluster::{Identity, Valid, valid::NodePool},
+    cluster::{Identity, Report, Valid, valid::NodePool},
+    pki::Turning,
     rollout::{self, Fit, Gate, Node, Plan, Vm, wish},
 };
 
@@ -110,10 +111,14 @@ impl KvmOperator {
         }
         let workers = plan::workers(valid, &known);
         let unwanted = plan::unwanted(&workers, &known);
+        let turning = self.turning(identity);
         let vm = |name: &str, wish: &str| {
             let pod = pods.iter().find(|pod| pod.node() == name)?;
             let lost = is_dead(name) || known.iter().any(|known| known.lost && known.node == name);
-            Some(self.vm(pod, wish, lost))
+            let vm = self.vm(pod, wish, lost);
+            // One whose etcd is started anew is away, whatever it says in between.
+            let ready = vm.ready && !matches!(&turning, Turning::Node(node) if node == name);
+            Some(Vm { ready, ..vm })
         };
         let wish = wish::control_plane(valid);
         let master = |index| {
@@ -147,6 +152,13 @@ impl KvmOperator {
         let next = pods.iter().flat_map(|pod| [self.drains_in(pod, now), self.dies_in(pod, now)]).flatten().min();
         let next = next.map(|left| Duration::try_from(left).unwrap_or_default().max(SHORTEST));
         Survey { masters, workers, unwanted, known, nodes, rollout, trouble, now, next }
+    }
+
+    /// The node of the control plane whose etcd and API server are started anew for other authorities.
+    pub(super) fn turning(&self, identity: &Identity) -> Turning {
+        let (reports, namespace) = (self.context.reports.of(identity), self.context.namespace(identity));
+        let noted = namespace.as_ref().and_then(|namespace| namespace.metadata.annotations.as_ref());
+        Turning::of(noted, reports.pki.as_ref().and_then(Report::facts))
     }
 
     fn vm(&self, pod: &VmPod, wish: &str, lost: bool) -> Vm {

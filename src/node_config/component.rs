@@ -89,8 +89,10 @@ pub(super) fn unit_path(component: &str) -> String {
 /// The target that wants every component.
 pub(super) fn target(components: &[Component]) -> File {
     let wants: Vec<_> = components.iter().map(|component| format!("{}.service", component.name)).collect();
-    let text =
-        format!("[Unit]\nDescription=A node of a guest cluster\nWants=giantnetes-pki.timer {}\n", wants.join(" "));
+    let text = format!(
+        "[Unit]\nDescription=A node of a guest cluster\nWants=giantnetes-pki.timer giantnetes-turn.timer {}\n",
+        wants.join(" ")
+    );
     File::new(format!("/etc/systemd/system/{TARGET}"), text)
 }
 

@@ -18,6 +18,7 @@ mod pki_mount;
 
 pub use etcd::Blank;
 use ipnet::Ipv4Net;
+pub use pki_mount::TURN_LINE;
 
 use crate::{
     api::names,
@@ -29,7 +30,7 @@ use crate::{
 };
 
 /// Revision of what this module renders. Nodes keep the revision that they were made with until they are rolled.
-pub const RENDER_REVISION: u32 = 4;
+pub const RENDER_REVISION: u32 = 5;
 
 /// A file of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]

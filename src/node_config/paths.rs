@@ -22,6 +22,12 @@ pub const SERVICE_ACCOUNT_PUB: &str = "sa.pub";
 /// The API server's `EncryptionConfiguration`.
 pub const ENCRYPTION: &str = "encryption.yaml";
 
+/// Units that are to be started anew for other authorities, `UNIT=MARK` a line; only while they are rotated.
+pub const TURN: &str = "turn";
+
+/// How far the node is in a rotation of authorities; only while they are rotated.
+pub const MARK: &str = "authorities";
+
 /// Certificate file of a leaf, such as `apiserver.crt`.
 pub fn certificate(leaf: &str) -> String {
     format!("{leaf}.crt")

@@ -65,13 +65,25 @@ fn make<T>(what: impl Into<String>, result: Result<T, rcgen::Error>) -> Result<T
 /// [`PkiError`]
 pub fn root(name: &str, owner: &str, now: Timestamp, ttl: Duration) -> Result<Pair, PkiError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = subject(&format!("{name} CA of {owner}"), &[]);
+    params.distinguished_name = subject(&common_name_of_root(name, owner), &[]);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, now, end_of(now, ttl)?)?;
     let key = make(name, KeyPair::generate())?;
     let certificate = make(name, params.self_signed(&key))?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem().into() })
+}
+
+/// Whether a root's certificate (PEM) has the name that [`root`] gives to one.
+pub fn is_root_named(certificate: &str, name: &str, owner: &str) -> bool {
+    let Ok((_, pem)) = parse_x509_pem(certificate.as_bytes()) else { return false };
+    let Ok(parsed) = pem.parse_x509() else { return false };
+    let names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    names.eq([common_name_of_root(name, owner).as_str()])
+}
+
+fn common_name_of_root(name: &str, owner: &str) -> String {
+    format!("{name} CA of {owner}")
 }
 
 /// When a certificate (PEM) expires.

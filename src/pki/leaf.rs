@@ -1,6 +1,6 @@
 //! Subjects, names, usages and lifetimes of every certificate of a guest.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,16 @@ pub enum Authority {
 impl Authority {
     /// All authorities of a guest.
     pub const ALL: [Self; 3] = [Self::Kubernetes, Self::Etcd, Self::FrontProxy];
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Etcd => "etcd",
+            Self::FrontProxy => "front-proxy",
+        })
+    }
 }
 
 /// What a certificate is good for.

@@ -26,6 +26,7 @@ impl PkiOperator {
             front_proxy: self.make_authority(cluster, Authority::FrontProxy, now).await?,
             service_account: embedded::key_pair()?,
             encryption: embedded::encryption_config()?,
+            rotated_for: cluster.pki.rotate,
         })
     }
 
@@ -33,11 +34,11 @@ impl PkiOperator {
     pub(super) async fn store_roots(&self, identity: &Identity, world: &World, roots: &Roots) -> Result<(), Error> {
         let secret = Secret {
             immutable: Some(true),
-            ..secret(identity, &identity.namespace, roots::SECRET, roots.fingerprints(), roots.data())
+            ..secret(identity, &identity.namespace, roots::SECRET, roots.annotations(), roots.data())
         };
         match self.keys.create(&secret).await {
             // Ours, if the cache lags behind or somebody took its labels; else it stands in the way.
-            Err(Error::Call(error)) if error.status() == Some(409) => self.mark_roots(identity, &world.records).await,
+            Err(Error::Call(error)) if error.status() == Some(409) => self.mark_roots(identity, world).await,
             Err(error) => Err(error),
             Ok(()) => {
                 info!("roots stored");

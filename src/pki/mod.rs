@@ -3,22 +3,28 @@
 //! - [`plan`]: what is to be made, issued or renewed; pure
 //! - [`leaf`]: subjects, names, usages of every certificate
 //! - [`roots`]: what is made once in a guest's life, and the Secret of the guest's namespace that has it
+//! - [`generations`]: the one or two generations of them, and what is handed out of each; pure
+//! - [`rotation`]: how others take their place: who goes on when; pure
+//! - [`turnover`]: what is to be made, recorded and removed for that; pure
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen
 //! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
 //! - [`authority`]: which of the two signs for a guest
+//! - [`clients`]: who signs for clients of a guest's API, and whom they trust
 //! - [`kubeconfig`]: the administrator's kubeconfig
 //! - [`escrow`]: roots outside of a guest: sealed bundles, and what is checked of those that come back
 //! - `import`: roots of a new guest that come from such a bundle
 //! - [`request`]: what users and kubelets of a guest ask to have signed; pure
 //! - `secrets`: how all of it lies in Secrets
 //! - [`store`]: how they are stored, and looked at again
-//! - `make`, `issue`, [`reconcile`]: the effects
+//! - `make`, `issue`, `rotate`, [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
 
 pub mod authority;
+pub mod clients;
 pub mod embedded;
 pub mod escrow;
+pub mod generations;
 mod import;
 mod issue;
 pub mod kubeconfig;
@@ -28,11 +34,17 @@ pub mod plan;
 pub mod reconcile;
 pub mod request;
 pub mod roots;
+mod rotate;
+pub mod rotation;
 pub(crate) mod secrets;
 pub mod store;
+pub mod turnover;
 pub mod vault;
 
-use crate::api::VaultPlace;
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::rotation::Mark;
+use crate::api::{RotationStatus, VaultPlace, names};
 
 /// What the pki operator tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,4 +55,86 @@ pub struct PkiFacts {
     pub end_at: Option<String>,
     /// Where the authorities are to be, if it is Vault.
     pub vault: Option<VaultPlace>,
+    /// How authorities are rotated, if they were or are.
+    pub rotation: Option<RotationFacts>,
+}
+
+/// What the pki operator tells of a rotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RotationFacts {
+    /// For the Cluster's status.
+    pub status: RotationStatus,
+    /// What goes on, if something does.
+    pub going: Option<Going>,
+}
+
+/// A rotation that goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Going {
+    /// The phase of the foremost node.
+    pub mark: Mark,
+    /// Certificates that extensions of the guest's API are to trust no more, as their SHA-256.
+    pub kept_out: BTreeSet<String>,
+    /// The control-plane node that turns.
+    pub turning: Option<String>,
+    /// Whether that is known: the nodes were looked at, or all had been before users' time began.
+    pub is_known: bool,
+}
+
+/// Who of a guest's control plane starts etcd and its API server anew for other authorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turning {
+    /// Nobody.
+    Nobody,
+    /// This node.
+    Node(String),
+    /// Somebody may: a rotation is written down, and how far the nodes are is not known now.
+    Unknown,
+}
+
+impl Turning {
+    /// By the annotations of the guest's namespace, and by what the pki operator told last.
+    pub fn of(noted: Option<&BTreeMap<String, String>>, facts: Option<&PkiFacts>) -> Self {
+        let rotates = noted.is_some_and(|all| all.contains_key(names::ROTATION_ANNOTATION))
+            || !roots::next_fingerprints(noted).is_empty();
+        match facts.and_then(|facts| facts.rotation.as_ref()?.going.as_ref()) {
+            Some(Going { turning: Some(node), .. }) => Self::Node(node.clone()),
+            Some(going) if going.is_known => Self::Nobody,
+            _ if rotates => Self::Unknown,
+            _ => Self::Nobody,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{rotation::Phase, *};
+
+    #[test]
+    fn where_a_rotation_is_written_down_nobody_turns_if_that_was_seen_and_only_then() {
+        let facts = |going: Option<(Option<&str>, bool)>| {
+            let going = going.map(|(turning, is_known)| Going {
+                mark: Mark { generation: 2, phase: Phase::Trust },
+                kept_out: BTreeSet::new(),
+                turning: turning.map(Into::into),
+                is_known,
+            });
+            let rotation = RotationFacts { status: RotationStatus::default(), going };
+            PkiFacts { renew_at: None, end_at: None, vault: None, rotation: Some(rotation) }
+        };
+        let record = roots::Root::ALL[0].next_record();
+        for noted in [names::ROTATION_ANNOTATION, record.as_str()] {
+            let noted = BTreeMap::from([(noted.to_owned(), String::new())]);
+            let of = |facts: Option<PkiFacts>| Turning::of(Some(&noted), facts.as_ref());
+            // It failed, lost a root, or stands in a pause.
+            assert_eq!([of(None), of(Some(facts(None)))], [Turning::Unknown, Turning::Unknown]);
+            assert_eq!(of(Some(facts(Some((None, false))))), Turning::Unknown);
+            assert_eq!(of(Some(facts(Some((None, true))))), Turning::Nobody);
+            assert_eq!(of(Some(facts(Some((Some("master-1"), false))))), Turning::Node("master-1".into()));
+        }
+        assert_eq!(
+            [Turning::of(None, None), Turning::of(None, Some(&facts(None)))],
+            [Turning::Nobody, Turning::Nobody]
+        );
+    }
 }

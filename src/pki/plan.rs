@@ -10,8 +10,11 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{
+    generations::Standing,
     leaf::{self, Authority, Leaf},
     roots::{self, Root},
+    rotation::{Mark, Phase, Stage, users_get_new},
+    turnover::{self, Observed, Record, Rotating},
 };
 use crate::{
     api::names,
@@ -33,6 +36,10 @@ pub struct SecretMeta {
     pub fingerprints: BTreeMap<String, String>,
     /// The worker whose keys it holds.
     pub worker: Option<String>,
+    /// [`names::AUTHORITIES_ANNOTATION`]
+    pub mark: Option<Mark>,
+    /// [`names::ROTATED_FOR_ANNOTATION`]
+    pub rotated_for: u32,
 }
 
 /// What was observed.
@@ -54,9 +61,42 @@ pub struct World {
     pub provider: bool,
     /// VM pods that are there.
     pub vm_pods: BTreeSet<String>,
+    /// Generation of the recorded roots, if it is not the first.
+    pub generation: Option<u32>,
+    /// Fingerprints of the roots that are to take their place, by [`Root::record`], once they are recorded.
+    pub next_records: BTreeMap<String, String>,
+    /// What is written down of the rotation that goes on.
+    pub rotation: Option<Record>,
+    /// What is seen of it.
+    pub observed: Option<Observed>,
+    /// Whether nothing but renewing certificates is done.
+    pub paused: bool,
 }
 
 impl World {
+    /// Generation of the recorded roots.
+    pub fn generation(&self) -> u32 {
+        self.generation.unwrap_or(1)
+    }
+
+    /// The Secret of the recorded roots.
+    pub fn roots(&self) -> Option<&SecretMeta> {
+        self.secrets.get(&roots::secret_of(self.generation()))
+    }
+
+    fn has_roots(&self) -> bool {
+        self.secrets.keys().any(|name| roots::generation_of(name).is_some())
+    }
+
+    /// Workers that are wanted no more and have a VM still: in a rotation they go on with the others, whose API servers and whose
+    /// users reach them until they are gone.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = &String> {
+        let kept = self.secrets.values().filter_map(|secret| secret.worker.as_ref());
+        kept.filter(|node| {
+            !self.workers.contains(*node) && self.vm_pods.contains(*node) && self.places.contains_key(*node)
+        })
+    }
+
     /// Whether certificates were issued: then there were roots, whatever became of their records.
     fn has_issued(&self) -> bool {
         self.secrets.values().any(|secret| secret.hash.is_some())
@@ -76,6 +116,34 @@ pub enum Step {
     },
     /// Record the fingerprints of the roots that the guest was given.
     RecordRoots,
+    /// Make the roots that are to take the recorded ones' place.
+    MakeNext {
+        /// Their generation.
+        generation: u32,
+    },
+    /// Record their fingerprints.
+    RecordNext {
+        /// Their generation.
+        generation: u32,
+    },
+    /// Write down what the rotation is at.
+    NoteStage {
+        /// Generation of the roots that come.
+        generation: u32,
+        /// What it is at.
+        #[serde(skip)]
+        stage: Stage,
+    },
+    /// Record them instead of the former ones, which nobody needs any more.
+    Adopt {
+        /// Their generation.
+        generation: u32,
+    },
+    /// Delete the Secret of former roots.
+    RemoveRoots {
+        /// Their generation.
+        generation: u32,
+    },
     /// Issue all certificates of a node into its Secret.
     IssueNode {
         /// The node.
@@ -90,6 +158,9 @@ pub enum Step {
         /// Whether it is a worker: such a node gets no key but its own.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         worker: bool,
+        /// Where it is in a rotation.
+        #[serde(skip)]
+        standing: Option<Standing>,
     },
     /// Delete the Secret of a worker that is wanted no more, and whose VM pod is gone.
     RemoveWorker {
@@ -105,6 +176,9 @@ pub enum Step {
         ttl: Duration,
         /// Hash of this wish.
         hash: String,
+        /// The phase of the foremost node.
+        #[serde(skip)]
+        front: Phase,
     },
 }
 
@@ -127,6 +201,16 @@ pub struct Plan {
     pub waiting: Vec<String>,
     /// Whether a live guest seems to have lost its roots: they are not seen, or do not say that they are what is recorded.
     pub lost: bool,
+    /// The rotation that goes on.
+    #[serde(skip)]
+    pub rotating: Option<Rotating>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do and to wait for, but what a rotation waits for.
+    pub fn is_fulfilled(&self) -> bool {
+        self.steps.is_empty() && self.waiting.is_empty() && !self.lost
+    }
 }
 
 /// Decides what to do now.
@@ -136,8 +220,10 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         plan.waiting.push(format!("namespace {}", cluster.identity.namespace));
         return plan;
     }
-    match world.secrets.get(roots::SECRET).map(|secret| &secret.fingerprints) {
-        None if world.records.is_empty() && !world.has_issued() => plan.steps.push(first_roots(cluster)),
+    match world.roots().map(|secret| &secret.fingerprints) {
+        None if world.records.is_empty() && !world.has_issued() && !world.has_roots() => {
+            plan.steps.push(first_roots(cluster));
+        }
         Some(made) if roots::agree(made, &world.records) => {
             if *made != world.records {
                 plan.steps.push(Step::RecordRoots);
@@ -153,7 +239,9 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
         plan.waiting.push("the roots".into());
         return plan;
     }
-    leaves(cluster, world, now, &mut plan);
+    if turnover::plan(cluster, world, now, &mut plan) {
+        leaves(cluster, world, now, &mut plan);
+    }
     plan
 }
 
@@ -169,28 +257,57 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let ttl = cluster.pki.leaf_ttl;
     for index in 0..cluster.control_plane.replicas {
         let (node, leaves) = (names::master(index), leaf::of_master(cluster, index));
-        let hash = wish(json!({"leaves": leaves, "roots": world.records}), ttl);
+        let standing = standing(plan, cluster, &node);
+        let hash = of_node(json!({"leaves": leaves, "roots": world.records}), ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
-            plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false });
+            plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false, standing });
         }
     }
     workers(cluster, world, now, plan);
     match &world.endpoint {
         None => plan.waiting.push("the API's address".into()),
         Some(endpoint) => {
-            let hash = wish(json!({"leaf": leaf::administrator(), "endpoint": endpoint, "roots": world.records}), ttl);
+            let front = plan.rotating.as_ref().map_or(Phase::Before, |rotating| rotating.front);
+            let hash = of_kubeconfig(cluster, world, endpoint, front);
             if is_due(world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name)), &hash, now) {
-                plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), ttl, hash });
+                plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), ttl, hash, front });
             }
         }
     }
 }
 
+/// Where a node is in the rotation that goes on.
+fn standing(plan: &Plan, cluster: &Valid, node: &str) -> Option<Standing> {
+    let rotating = plan.rotating.as_ref()?;
+    let (phase, generation) = (rotating.phase_of(node), rotating.generation);
+    let control_plane = names::master_index(node).is_some();
+    let mark = Mark { generation, phase };
+    (phase > Phase::Before).then(|| Standing { mark, control_plane, alone: cluster.has_one_master() })
+}
+
+/// Hash of what a node wants. Outside a rotation nothing is in it that was not before there were any.
+fn of_node(mut wanted: Value, ttl: Duration, standing: Option<Standing>) -> String {
+    if let Some(standing) = standing {
+        // The shape decides on what a mark stands for.
+        wanted["authorities"] = json!([standing.mark.to_string(), standing.alone]);
+    }
+    wish(wanted, ttl)
+}
+
+/// Hash of the administrator's kubeconfig, where the foremost node is in this phase.
+pub(super) fn of_kubeconfig(cluster: &Valid, world: &World, endpoint: &str, front: Phase) -> String {
+    let mut wanted = json!({"leaf": leaf::administrator(), "endpoint": endpoint, "roots": world.records});
+    if users_get_new(front) {
+        wanted["authorities"] = json!(world.generation() + 1);
+    }
+    wish(wanted, cluster.pki.leaf_ttl)
+}
+
 fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let mut homeless = 0;
-    let mut wanted = BTreeSet::new();
-    for node in &world.workers {
-        wanted.insert(node);
+    let wanted: BTreeSet<_> = world.workers.iter().collect();
+    let leaving = world.leaving().filter(|node| standing(plan, cluster, node).is_some()).collect::<Vec<_>>();
+    for node in world.workers.iter().chain(leaving) {
         let Some(place) = world.places.get(node) else {
             homeless += 1;
             continue;
@@ -199,9 +316,10 @@ fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
         // Of the roots, a worker knows one.
         let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
         let ttl = cluster.pki.leaf_ttl;
-        let hash = wish(json!({"leaves": leaves, "root": root}), ttl);
+        let standing = standing(plan, cluster, node);
+        let hash = of_node(json!({"leaves": leaves, "root": root}), ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(node)), &hash, now) {
-            plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true });
+            plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true, standing });
         }
     }
     if homeless > 0 && world.provider {
@@ -288,6 +406,11 @@ mod tests {
                     assert!(world.secrets.insert(roots::SECRET.into(), made).is_none(), "they were made twice");
                 }
                 Step::RecordRoots => world.records = world.secrets[roots::SECRET].fingerprints.clone(),
+                Step::MakeNext { .. }
+                | Step::RecordNext { .. }
+                | Step::NoteStage { .. }
+                | Step::Adopt { .. }
+                | Step::RemoveRoots { .. } => panic!("nobody asked for other roots: {step:?}"),
                 Step::RemoveWorker { node } => {
                     assert!(world.secrets.remove(&names::node_secret(node)).is_some(), "{node}");
                 }

@@ -10,27 +10,28 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tracing::info;
 
 use super::{
-    PkiFacts,
-    authority::{self, Kept},
-    embedded::{self, Pair, PkiError},
+    PkiFacts, authority,
+    embedded::PkiError,
+    generations::Generations,
     import::{self, ImportError, Importing},
     issue::Issue,
-    leaf::{self, Authority},
-    plan::{self, Plan, Step, World},
-    roots::{self, Root, Roots},
+    plan::{self, Step, World},
+    roots::{self, Roots},
+    rotate,
     store::KeyStore,
+    turnover::{self, Record},
     vault::{self, VaultError},
 };
 use crate::{
     api::{PkiBackend, Reason, VaultPlace, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
-    runtime::{CallError, apply, cache, call, operator::Reconciler, queue::Outcome},
+    runtime::{CallError, cache, call, operator::Reconciler, queue::Outcome},
 };
 
 const MANAGER: &str = "giantnetes.pki";
@@ -122,18 +123,23 @@ impl PkiOperator {
         let Some(valid) = target.workable() else {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
-        let world =
-            self.observe(key, valid, target.cluster.status.as_ref().and_then(|status| status.endpoint.clone())).await?;
         let now = Timestamp::now();
+        let pinned = target.cluster.status.as_ref().and_then(|status| status.endpoint.clone());
+        let world = World { paused: target.paused(now).is_some(), ..self.observe(key, valid, pinned).await? };
+        let world = self.observe_rotation(valid, world, now).await?;
         let plan = plan::plan(valid, &world, now);
         if plan.lost {
-            self.mark_roots(&valid.identity, &world.records).await?;
+            self.mark_roots(&valid.identity, &world).await?;
         }
         let in_vault = valid.pki.backend == PkiBackend::Vault;
         let next_renewal = plan::next_renewal(&world);
         let text = |at: Timestamp| at.to_string();
-        let mut facts =
-            PkiFacts { renew_at: next_renewal.map(text), end_at: plan::first_end(&world).map(text), vault: None };
+        let mut facts = PkiFacts {
+            renew_at: next_renewal.map(text),
+            end_at: plan::first_end(&world).map(text),
+            vault: None,
+            rotation: rotate::facts(&world, &plan),
+        };
         if plan.steps.iter().any(|step| matches!(step, Step::MakeRoots | Step::ImportRoots { .. })) {
             if in_vault && target.vault().is_none() {
                 // The status remembers it longer than any other object of the guest.
@@ -148,11 +154,25 @@ impl PkiOperator {
         }
         // Read when the first step asks for them, and not again for the next.
         let roots = OnceCell::new();
+        let alone = valid.has_one_master();
+        if let Some(node) = plan.rotating.as_ref().and_then(|rotating| rotating.turns(alone)) {
+            // Said before it is done, so that no other is sent away meanwhile.
+            self.context.reports.update(&valid.identity, |reports| {
+                reports.pki = Some(Report::Waiting { what: format!("{node} to turn"), facts: Some(facts.clone()) });
+            });
+            if !self.may_turn(&valid.identity, node).await? {
+                let what = "the control plane to be replaced".into();
+                return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))));
+            }
+        }
         for step in &plan.steps {
             self.carry_out(valid, &world, &roots, step, now).await?;
         }
-        if plan == Plan::default() {
+        if plan.is_fulfilled() {
             let mut pause = plan::pause(next_renewal, now);
+            if let Some(rotating) = &plan.rotating {
+                pause = pause.min(rotate::pause(rotating, now));
+            }
             if in_vault {
                 self.look_into_vault(&valid.identity, &world).await?;
                 pause = pause.min(vault::SEEN_FOR);
@@ -171,7 +191,10 @@ impl PkiOperator {
         let identity = &valid.identity;
         let namespace = self.context.namespace(identity);
         let noted = namespace.as_ref().and_then(|namespace| namespace.metadata.annotations.as_ref());
-        let records = roots::fingerprints(noted);
+        let (records, next_records) = (roots::fingerprints(noted), roots::next_fingerprints(noted));
+        let noted = |name: &str| noted.and_then(|all| all.get(name));
+        let generation = noted(names::GENERATION_ANNOTATION).and_then(|text| text.parse().ok());
+        let rotation = noted(names::ROTATION_ANNOTATION).and_then(|text| Record::read(text));
         let kubeconfig = names::kubeconfig_secret(&key.name);
         let mut secrets = BTreeMap::new();
         let beside = cache::get(&self.context.cache.secrets, Some(&key.namespace), &kubeconfig);
@@ -181,7 +204,7 @@ impl PkiOperator {
             match identity.owner().owns(meta) {
                 true => drop(secrets.insert(name, self.keys.seen(meta).await?)),
                 // Not seen to be the roots, who may have lost their mark: their content tells.
-                false if name == roots::SECRET => {}
+                false if roots::generation_of(&name).is_some() => {}
                 false => return Err(Error::Foreign(name)),
             }
         }
@@ -193,14 +216,28 @@ impl PkiOperator {
         let workers = self.context.workers(valid).into_iter().map(|(_, node)| node).collect();
         let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
         let provider = self.context.settings.kvm.enabled;
-        Ok(World { namespace: namespace.is_some(), records, secrets, endpoint, workers, places, provider, vm_pods })
+        let generation = turnover::generation(generation, &secrets, &records);
+        Ok(World {
+            namespace: namespace.is_some(),
+            records,
+            secrets,
+            endpoint,
+            workers,
+            places,
+            provider,
+            vm_pods,
+            generation,
+            next_records,
+            rotation,
+            ..World::default()
+        })
     }
 
     async fn carry_out(
         &self,
         valid: &Valid,
         world: &World,
-        roots: &OnceCell<Roots>,
+        roots: &OnceCell<Generations>,
         step: &Step,
         now: Timestamp,
     ) -> Result<(), Error> {
@@ -212,20 +249,27 @@ impl PkiOperator {
             }
             Step::ImportRoots { secret } => {
                 let imported = self.import_roots(identity, secret, now).await?;
+                // They are what its wish stands for, else they would be rotated at once.
+                let imported = Roots { rotated_for: valid.pki.rotate, ..imported };
                 self.store_roots(identity, world, &imported).await
             }
             Step::RecordRoots => self.record_roots(identity, world).await,
-            Step::IssueNode { node, leaves, ttl, hash, worker } => {
+            Step::MakeNext { generation } => self.make_next(valid, world, *generation, now).await,
+            Step::RecordNext { generation } => self.record_next(identity, *generation).await,
+            Step::NoteStage { generation, stage } => self.note_stage(identity, *generation, *stage, now).await,
+            Step::Adopt { generation } => self.adopt(identity, world, *generation).await,
+            Step::RemoveRoots { generation } => self.remove_roots(identity, *generation).await,
+            Step::IssueNode { node, leaves, ttl, hash, worker, standing } => {
                 let issue = Issue { identity, world, roots, hash, ttl: *ttl, now };
                 if *worker {
-                    self.issue_worker(issue, node, leaves).await
+                    self.issue_worker(issue, node, leaves, *standing).await
                 } else {
-                    self.issue_master(issue, node, leaves).await
+                    self.issue_master(issue, node, leaves, *standing).await
                 }
             }
             Step::RemoveWorker { node } => self.remove_worker(valid, world, node).await,
-            Step::IssueKubeconfig { endpoint, ttl, hash } => {
-                self.issue_kubeconfig(Issue { identity, world, roots, hash, ttl: *ttl, now }, endpoint).await
+            Step::IssueKubeconfig { endpoint, ttl, hash, front } => {
+                self.issue_kubeconfig(Issue { identity, world, roots, hash, ttl: *ttl, now }, endpoint, *front).await
             }
         }
     }
@@ -236,59 +280,80 @@ impl PkiOperator {
         let object = format!("Namespace {}", identity.namespace);
         let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
         let records = roots::fingerprints(live.metadata.annotations.as_ref());
-        if records.is_empty() { Ok(()) } else { Err(lost(identity)) }
+        if records.is_empty() { Ok(()) } else { Err(lost(identity, 1)) }
     }
 
     async fn record_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
         // Of what it holds, not of what somebody may have written on it.
-        let records = self.roots(identity, world).await?.fingerprints();
-        let namespace = self.context.namespace(identity);
-        let object = format!("Namespace {}", identity.namespace);
-        let request = self.namespaces();
+        let (_, kept) = self.recorded(identity, world.generation(), &world.records).await?;
+        let records = kept.fingerprints();
         // The cache may lag behind our own record. What is recorded is never made another.
-        let live = call("get", object.clone(), request.get_metadata(&identity.namespace)).await?;
+        let object = format!("Namespace {}", identity.namespace);
+        let live = call("get", object, self.namespaces().get_metadata(&identity.namespace)).await?;
         let recorded = roots::fingerprints(live.metadata.annotations.as_ref());
         if !roots::agree(&records, &recorded) {
-            return Err(lost(identity));
+            return Err(lost(identity, world.generation()));
         }
-        if recorded == records {
-            return Ok(());
-        }
+        if recorded == records { Ok(()) } else { self.note(identity, json!(records)).await }
+    }
+
+    /// Writes annotations onto the guest's namespace.
+    pub(super) async fn note(&self, identity: &Identity, annotations: Value) -> Result<(), Error> {
+        let namespace = self.context.namespace(identity);
         let patch = json!({"metadata": {
             // A namesake with another UID is not ours to write to.
             "uid": namespace.and_then(|namespace| namespace.metadata.uid.clone()),
-            "annotations": records,
+            "annotations": annotations,
         }});
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let object = format!("Namespace {}", identity.namespace);
+        let request = self.namespaces();
         call("patch", object, request.patch_metadata(&identity.namespace, &params, &Patch::Merge(patch))).await?;
         Ok(())
     }
 
-    /// Reads the roots and compares them with their records.
-    pub(super) async fn roots(&self, identity: &Identity, world: &World) -> Result<Roots, Error> {
-        Ok(self.recorded(identity, &world.records).await?.1)
+    /// Reads the roots and compares them with their records; in a rotation those of both generations.
+    pub(super) async fn roots(&self, identity: &Identity, world: &World) -> Result<Generations, Error> {
+        let (_, current) = self.recorded(identity, world.generation(), &world.records).await?;
+        let next = match world.next_records.is_empty() {
+            true => None,
+            false => Some(self.recorded(identity, world.generation() + 1, &world.next_records).await?.1),
+        };
+        Ok(Generations { current, next })
     }
 
-    /// The roots' Secret and what it holds, which is what is recorded.
-    async fn recorded(
+    /// The Secret of a generation of roots and what it holds, which is what is recorded.
+    pub(super) async fn recorded(
         &self,
         identity: &Identity,
+        generation: u32,
         records: &BTreeMap<String, String>,
     ) -> Result<(Secret, Roots), Error> {
-        let found = read_roots(&self.keys.secrets(&identity.namespace)).await?;
-        found.filter(|(_, kept)| roots::agree(&kept.fingerprints(), records)).ok_or_else(|| lost(identity))
+        let found = read_roots(&self.keys.secrets(&identity.namespace), generation).await?;
+        let is_recorded = |kept: &Roots| roots::agree(&kept.fingerprints(), records);
+        found.filter(|(_, kept)| is_recorded(kept)).ok_or_else(|| lost(identity, generation))
     }
 
     /// Gives roots that are there and intact the labels and annotations back that somebody took from them: the cache does not see
     /// them without those. What is recorded is the guest's, whatever its Secret says; before that, anybody's Secret could stand there.
-    pub(super) async fn mark_roots(
+    pub(super) async fn mark_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
+        self.mark(identity, world.generation(), &world.records).await?;
+        // Which of two is lost is found out by looking at both.
+        match world.next_records.is_empty() {
+            true => Ok(()),
+            false => self.mark(identity, world.generation() + 1, &world.next_records).await,
+        }
+    }
+
+    async fn mark(
         &self,
         identity: &Identity,
+        generation: u32,
         records: &BTreeMap<String, String>,
     ) -> Result<(), Error> {
-        let (name, api) = (roots::SECRET, self.keys.secrets(&identity.namespace));
+        let (name, api) = (roots::secret_of(generation), self.keys.secrets(&identity.namespace));
         let owner = identity.owner();
-        let (mut found, kept) = match self.recorded(identity, records).await {
+        let (mut found, kept) = match self.recorded(identity, generation, records).await {
             Ok((found, kept)) if !records.is_empty() || owner.owns(&found.metadata) => (found, kept),
             Ok(_) => return Err(Error::Foreign(format!("{}/{name}", identity.namespace))),
             // Nothing is recorded yet that could be lost.
@@ -299,30 +364,14 @@ impl PkiOperator {
         let before = (meta.labels.clone(), meta.annotations.clone());
         meta.labels.get_or_insert_default().extend(identity.labels());
         let annotations = meta.annotations.get_or_insert_default();
-        annotations.extend(kept.fingerprints());
+        annotations.extend(kept.annotations());
         annotations.insert(owner.annotation.into(), owner.uid);
         if before == (meta.labels.clone(), meta.annotations.clone()) {
             // The cache lags behind.
             return Ok(());
         }
-        call("replace", format!("Secret {name}"), api.replace(name, &self.keys.post(), &found)).await?;
+        call("replace", format!("Secret {name}"), api.replace(&name, &self.keys.post(), &found)).await?;
         info!("labels and fingerprints of the roots were put right");
-        Ok(())
-    }
-
-    /// Looks from time to time whether the guest's authorities are in Vault, and the recorded ones: who restores Vault from an
-    /// older snapshot is to hear of what it lacks before a certificate has to be renewed.
-    async fn look_into_vault(&self, identity: &Identity, world: &World) -> Result<(), Error> {
-        let vault = authority::vault(&self.context)?;
-        let unseen: Vec<_> =
-            Authority::ALL.into_iter().filter(|of| !vault.is_seen(&vault.mount(identity, *of))).collect();
-        if unseen.is_empty() {
-            return Ok(());
-        }
-        let roots = self.roots(identity, world).await?;
-        for root in unseen.into_iter().filter_map(|of| roots.authority(of).in_vault()) {
-            vault.verify(root).await?;
-        }
         Ok(())
     }
 
@@ -343,67 +392,20 @@ impl PkiOperator {
         Ok((Report::waiting(waiting.join(", ")), Outcome::After(Duration::from_secs(2))))
     }
 
-    /// Deletes the kubeconfig beside the Cluster. Answers whether it is gone.
-    async fn delete_kubeconfig(&self, identity: &Identity) -> Result<bool, Error> {
-        let (api, owner) = (self.keys.secrets(&identity.key.namespace), identity.owner());
-        let mut left = apply::prune(&api, &identity.selector(), &owner, None, |_| false).await?;
-        // By its name, too: it may have lost its labels.
-        let name = names::kubeconfig_secret(&identity.key.name);
-        let named = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
-        if let Some(named) = named.filter(|named| owner.owns(&named.metadata)) {
-            if !left.contains(&name) {
-                apply::delete(&api, &named.metadata, None).await?;
-            }
-            left.push(name);
-        }
-        Ok(left.is_empty())
-    }
-
     fn namespaces(&self) -> Api<Namespace> {
         Api::all(self.context.client.clone())
     }
 }
 
-/// A short-lived client certificate with every right, for as long as a guest's RBAC is not set up. Never stored.
-///
-/// # Errors
-/// [`Error`] if the Kubernetes CA cannot be read or used.
-pub async fn bootstrap_credentials(
-    context: &Context,
-    identity: &Identity,
-    ttl: Duration,
-) -> Result<(String, Pair), Error> {
-    let ca = kubernetes_ca(context, identity).await?;
-    let client = authority::sign(context, &ca, "manager", &leaf::bootstrapper(), Timestamp::now(), ttl).await?;
-    Ok((ca.certificate().to_owned(), client))
-}
-
-/// The recorded fingerprint of the authority that signs a guest's clients, once it is recorded.
-pub fn kubernetes_authority(context: &Context, identity: &Identity) -> Option<String> {
-    let namespace = context.namespace(identity)?;
-    namespace.metadata.annotations.as_ref()?.get(&Root::Ca(Authority::Kubernetes).record()).cloned()
-}
-
-/// The authority that signs a guest's clients, if it is the recorded one.
-///
-/// # Errors
-/// [`Error::Lost`] if it is missing or another one; a call.
-pub async fn kubernetes_ca(context: &Context, identity: &Identity) -> Result<Kept, Error> {
-    let api = Api::<Secret>::namespaced(context.client.clone(), &identity.namespace);
-    let found = read_roots(&api).await?;
-    let ca = found.map(|(_, kept)| kept.kubernetes);
-    let recorded = kubernetes_authority(context, identity);
-    ca.filter(|ca| Some(embedded::fingerprint(ca.certificate())) == recorded).ok_or_else(|| lost(identity))
-}
-
-/// The roots' Secret of a guest's namespace and what it holds, if that is all of them.
-async fn read_roots(api: &Api<Secret>) -> Result<Option<(Secret, Roots)>, CallError> {
-    let found = call("get", format!("Secret {}", roots::SECRET), api.get_opt(roots::SECRET)).await?;
+/// The roots' Secret of a generation and what it holds, if that is all of them.
+pub(super) async fn read_roots(api: &Api<Secret>, generation: u32) -> Result<Option<(Secret, Roots)>, CallError> {
+    let name = roots::secret_of(generation);
+    let found = call("get", format!("Secret {name}"), api.get_opt(&name)).await?;
     Ok(found.and_then(|secret| Roots::of(&secret).map(|kept| (secret, kept))))
 }
 
-fn lost(identity: &Identity) -> Error {
-    Error::Lost(format!("{}/{}", identity.namespace, roots::SECRET))
+pub(super) fn lost(identity: &Identity, generation: u32) -> Error {
+    Error::Lost(format!("{}/{}", identity.namespace, roots::secret_of(generation)))
 }
 
 impl Reconciler for PkiOperator {

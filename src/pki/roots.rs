@@ -18,10 +18,24 @@ use crate::api::names;
 
 /// Name of the (immutable) Secret of their first generation.
 pub const SECRET: &str = "roots-1";
+const SECRET_PREFIX: &str = "roots-";
+
+/// Name of the (immutable) Secret of a generation of them.
+pub fn secret_of(generation: u32) -> String {
+    format!("{SECRET_PREFIX}{generation}")
+}
+
+/// The generation whose Secret has this name.
+pub fn generation_of(secret: &str) -> Option<u32> {
+    let generation = secret.strip_prefix(SECRET_PREFIX)?.parse().ok()?;
+    (secret_of(generation) == secret).then_some(generation)
+}
 
 const SERVICE_ACCOUNT_PUBLIC: &str = "service-account.pub";
 const SERVICE_ACCOUNT: &str = "service-account.key";
 const ENCRYPTION: &str = "encryption.yaml";
+/// Which wish for other authorities they were made for, if there was one.
+const ROTATED_FOR: &str = "rotated-for";
 
 /// Something that is made once in a guest's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -60,12 +74,23 @@ impl Root {
     pub fn record(self) -> String {
         format!("{}{}", names::CA_ANNOTATION_PREFIX, self.name())
     }
+
+    /// Annotation of the guest's namespace, which records the fingerprint of what is to take its place.
+    pub fn next_record(self) -> String {
+        format!("{}{}", names::NEXT_CA_ANNOTATION_PREFIX, self.name())
+    }
 }
 
 /// Fingerprints of roots among annotations, by [`Root::record`].
 pub fn fingerprints(annotations: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
     let found = |root: Root| annotations?.get_key_value(&root.record());
     Root::ALL.into_iter().filter_map(found).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Fingerprints of roots that are to take the recorded ones' place, by [`Root::record`].
+pub fn next_fingerprints(annotations: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    let found = |root: Root| Some((root.record(), annotations?.get(&root.next_record())?.clone()));
+    Root::ALL.into_iter().filter_map(found).collect()
 }
 
 /// Whether all roots were made, and are what is recorded of them so far.
@@ -87,6 +112,8 @@ pub struct Roots {
     pub service_account: Pair,
     /// The API server's `EncryptionConfiguration`.
     pub encryption: SecretString,
+    /// The `spec.pki.ca.rotate` that they were made for.
+    pub rotated_for: u32,
 }
 
 impl Roots {
@@ -109,6 +136,7 @@ impl Roots {
             front_proxy: authority(Authority::FrontProxy)?,
             service_account: Pair { certificate: text(SERVICE_ACCOUNT_PUBLIC)?, key: text(SERVICE_ACCOUNT)?.into() },
             encryption: text(ENCRYPTION)?.into(),
+            rotated_for: text(ROTATED_FOR).map_or(Some(0), |count| count.parse().ok())?,
         })
     }
 
@@ -119,6 +147,9 @@ impl Roots {
             (SERVICE_ACCOUNT.to_owned(), bytes(self.service_account.key.expose_secret())),
             (ENCRYPTION.to_owned(), bytes(self.encryption.expose_secret())),
         ]);
+        if self.rotated_for > 0 {
+            data.insert(ROTATED_FOR.to_owned(), bytes(&self.rotated_for.to_string()));
+        }
         for of in Authority::ALL {
             let kept = self.authority(of);
             data.insert(certificate_of(of), bytes(kept.certificate()));
@@ -137,6 +168,15 @@ impl Roots {
             Authority::Etcd => &self.etcd,
             Authority::FrontProxy => &self.front_proxy,
         }
+    }
+
+    /// What their Secret says of them.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        let mut annotations = self.fingerprints();
+        if self.rotated_for > 0 {
+            annotations.insert(names::ROTATED_FOR_ANNOTATION.to_owned(), self.rotated_for.to_string());
+        }
+        annotations
     }
 
     /// What identifies each, by [`Root::record`].
@@ -178,6 +218,7 @@ mod tests {
             front_proxy: Kept::Here(pair("front-proxy")),
             service_account: pair("service-account"),
             encryption: "encryption".to_owned().into(),
+            rotated_for: 3,
         }
     }
 
@@ -187,13 +228,14 @@ mod tests {
         let read = Roots::of(&secret).unwrap();
         assert_eq!(read.data(), roots().data());
         assert_eq!(read.fingerprints(), roots().fingerprints());
+        assert_eq!(read.annotations(), roots().annotations());
         assert_eq!(read.etcd.in_vault().map(|etcd| etcd.mount), Some("guests/a/etcd"));
         assert!(!secret.data.unwrap().contains_key("etcd.key"));
     }
 
     #[test]
     fn a_secret_that_lacks_anything_holds_no_roots() {
-        for key in roots().data().keys() {
+        for key in roots().data().keys().filter(|key| *key != ROTATED_FOR) {
             let (mut lacking, mut empty) = (roots().data(), roots().data());
             lacking.remove(key);
             empty.insert(key.clone(), bytes(""));
@@ -213,5 +255,30 @@ mod tests {
         other.encryption = "another".to_owned().into();
         let differing: Vec<_> = other.fingerprints().into_iter().filter(|(name, value)| all[name] != *value).collect();
         assert!(matches!(&differing[..], [(name, _)] if *name == Root::Encryption.record()), "{differing:?}");
+    }
+
+    #[test]
+    fn a_generation_has_one_name_and_what_was_made_for_no_wish_says_nothing_of_one() {
+        assert_eq!(secret_of(1), SECRET);
+        for generation in [1, 2, 17] {
+            assert_eq!(generation_of(&secret_of(generation)), Some(generation));
+        }
+        for name in ["roots-", "roots-x", "roots-01", "roots-+1", "other-1"] {
+            assert_eq!(generation_of(name), None, "{name}");
+        }
+        let plain = Roots { rotated_for: 0, ..roots() };
+        assert!(!plain.data().contains_key(ROTATED_FOR) && plain.annotations() == plain.fingerprints());
+        let read = Roots::of(&Secret { data: Some(plain.data()), ..Secret::default() }).unwrap();
+        assert_eq!(read.rotated_for, 0);
+    }
+
+    #[test]
+    fn what_is_to_take_their_place_is_recorded_beside_them() {
+        let recorded: BTreeMap<_, _> =
+            Root::ALL.into_iter().map(|root| (root.next_record(), root.name().into())).collect();
+        assert!(fingerprints(Some(&recorded)).is_empty());
+        let read = next_fingerprints(Some(&recorded));
+        assert_eq!(read.get(&Root::Encryption.record()).map(String::as_str), Some("encryption"));
+        assert_eq!(read.len(), Root::ALL.len());
     }
 }

@@ -56,6 +56,8 @@ pub(crate) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
         ends_at: annotation(names::ENDS_AT_ANNOTATION).and_then(|text| text.parse().ok()),
         fingerprints: roots::fingerprints(meta.annotations.as_ref()),
         worker: worker.and_then(|_| label(names::NODE_LABEL)),
+        mark: annotation(names::AUTHORITIES_ANNOTATION).and_then(|text| text.parse().ok()),
+        rotated_for: annotation(names::ROTATED_FOR_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
     }
 }
 

@@ -265,7 +265,7 @@ impl Asked {
 }
 
 /// An answer to its end. It has a word to say; whoever is root in the guest may say more.
-async fn read(body: Body) -> Option<Vec<u8>> {
+pub(super) async fn read(body: Body) -> Option<Vec<u8>> {
     let whole = Limited::new(body, ANSWER).collect().await.ok()?;
     Some(whole.to_bytes().to_vec())
 }

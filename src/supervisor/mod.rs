@@ -22,6 +22,7 @@
 //! - [`qemu`], [`qmp`]: arguments, process and monitor
 //! - [`proxy`]: the pod's API port, forwarded to the guest
 //! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
+//! - [`consumers`]: whose certificates the guest's components show and want, at `/authorities`
 //! - [`reach`]: what the pod reaches, at `/isolation`
 //! - [`scrape`]: what the guest's components count, at `/guest/<component>/metrics`
 //! - `kept`: what of it is passed on
@@ -31,6 +32,7 @@ pub mod accelerator;
 pub mod addons;
 pub mod client;
 pub mod config;
+pub mod consumers;
 pub mod disks;
 pub mod flannel;
 pub mod health;

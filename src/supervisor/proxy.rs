@@ -1,7 +1,12 @@
 //! The pod's API port, forwarded to the guest: a plain TCP proxy, so that the pod needs no IP forwarding.
 //! TLS ends in the guest.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use socket2::TcpKeepalive;
 use tokio::{
@@ -12,11 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a target that refused is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 /// A silent peer is asked after this time whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Forwards every connection on `listen` to `target` until `stop`, at most so many at a time: file descriptors are finite, and one
-/// client must not use up all of them for ever.
+/// client must not use up all of them for ever. A target that refuses is tried again for as long as `patience`: one that is started
+/// anew is back before anybody was told that it is away.
 ///
 /// # Errors
 /// If `listen` cannot be listened on.
@@ -24,6 +32,7 @@ pub async fn forward(
     listen: SocketAddr,
     target: SocketAddr,
     at_a_time: usize,
+    patience: Duration,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
@@ -40,7 +49,7 @@ pub async fn forward(
                 tokio::spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = one(client, target) => {}
+                        () = one(client, target, patience) => {}
                     }
                     drop(place);
                 });
@@ -54,11 +63,17 @@ pub async fn forward(
     }
 }
 
-async fn one(mut client: TcpStream, target: SocketAddr) {
-    let mut server = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
-        Ok(Ok(server)) => server,
-        Ok(Err(error)) => return debug!(%target, %error, "the guest does not answer"),
-        Err(_) => return debug!(%target, "the guest does not answer"),
+async fn one(mut client: TcpStream, target: SocketAddr, patience: Duration) {
+    let began = Instant::now();
+    let mut server = loop {
+        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
+            Ok(Ok(server)) => break server,
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused && began.elapsed() < patience => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            Ok(Err(error)) => return debug!(%target, %error, "the guest does not answer"),
+            Err(_) => return debug!(%target, "the guest does not answer"),
+        }
     };
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3);
     for stream in [&client, &server] {
@@ -89,7 +104,7 @@ mod tests {
         let listen = probe.local_addr().unwrap();
         drop(probe);
         let stop = CancellationToken::new();
-        let proxy = tokio::spawn(forward(listen, target, 16, stop.clone()));
+        let proxy = tokio::spawn(forward(listen, target, 16, Duration::ZERO, stop.clone()));
         let mut client = loop {
             if let Ok(stream) = TcpStream::connect(listen).await {
                 break stream;
@@ -102,5 +117,25 @@ mod tests {
         assert_eq!(&text, b"ping");
         stop.cancel();
         proxy.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_refuses_is_tried_again_for_a_while_and_no_longer() {
+        for (patience, answered) in [(Duration::from_secs(20), true), (Duration::ZERO, false)] {
+            let place = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let target = place.local_addr().unwrap();
+            drop(place);
+            let entry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(entry.local_addr().unwrap()).await.unwrap();
+            let (held, _) = entry.accept().await.unwrap();
+            let held = tokio::spawn(one(held, target, patience));
+            tokio::time::sleep(AGAIN / 2).await;
+            let server = TcpListener::bind(target).await.unwrap();
+            tokio::spawn(async move { server.accept().await.unwrap().0.write_all(b"here").await });
+            let mut text = Vec::new();
+            let _ = client.read_to_end(&mut text).await;
+            assert_eq!(text == b"here", answered, "{text:?}");
+            held.abort();
+        }
     }
 }

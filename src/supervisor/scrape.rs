@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// TCP port at which etcd serves its clients, in the VM.
-const ETCD_PORT: u16 = 2379;
+pub(super) const ETCD_PORT: u16 = 2379;
 /// How long a component may take for all of its answer. An emulated API server takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// An answer is given again for so long: several replicas of Prometheus cost the guest no more than one.

@@ -24,6 +24,7 @@ use super::{
     accelerator::{self, UP_LINE},
     addons,
     config::VmConfig,
+    consumers::{self, Started},
     disks,
     health::{Asked, Health},
     network,
@@ -44,6 +45,8 @@ const QEMU_PERIOD: Duration = Duration::from_secs(2);
 const POWER_OFF: Duration = Duration::from_secs(100);
 /// Connections to the API that are forwarded at a time.
 const API_CONNECTIONS: usize = 4096;
+/// How long a connection to an API server that refuses is held: as long as one that was ready counts as that.
+const API_AWAY: Duration = Duration::from_secs(20);
 /// Connections to each port of the ingress controller that are forwarded at a time: anybody may make them, and the pod's memory
 /// is the VM's.
 const INGRESS_CONNECTIONS: usize = 1024;
@@ -77,14 +80,22 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let asked = if vm.api_address.is_some() { Asked::Kubelet(vm.node.clone()) } else { Asked::Api };
     let api = SocketAddr::from((vm.api_address.unwrap_or(guest), API_PORT));
     let scraped = scrape::routes(&vm.node, vm.api_address.is_some(), guest);
+    let started = Started::default();
+    let authorities = consumers::routes(&vm.node, vm.api_address.is_some(), guest, started.clone());
     let paths_to_peers = Paths::default();
     let reached = reach::routes(Some(network::INTERFACE)).merge(paths_to_peers.routes());
-    let routes = health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped);
+    let routes = health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
-    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, stop.clone()));
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, API_AWAY, stop.clone()));
     // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.
     for (_, _, port) in INGRESS_PORTS {
-        let forwarding = proxy::forward(pod(port), SocketAddr::from((guest, port)), INGRESS_CONNECTIONS, stop.clone());
+        let forwarding = proxy::forward(
+            pod(port),
+            SocketAddr::from((guest, port)),
+            INGRESS_CONNECTIONS,
+            Duration::ZERO,
+            stop.clone(),
+        );
         tokio::spawn(async move {
             if let Err(error) = forwarding.await {
                 warn!(port, %error, "nothing is forwarded to the guest's ingress controller");
@@ -113,7 +124,7 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
 
     let (mut qemu, socket) = qemu::start(&vm, choice.accel, disks, network)?;
     if let Some(console) = qemu.stdout.take() {
-        tokio::spawn(show_console(console, health.clone()));
+        tokio::spawn(show_console(console, health.clone(), started));
     }
     let socket = UnixStream::from_std(socket).map_err(io("use the monitor's socket"))?;
     let mut monitor = Monitor::open(socket).await?;
@@ -165,7 +176,7 @@ async fn ask(monitor: &mut Monitor, health: &Health) {
 }
 
 /// Copies the guest's console to our standard output: `kubectl logs` shows it.
-async fn show_console(console: ChildStdout, health: Health) {
+async fn show_console(console: ChildStdout, health: Health, started: Started) {
     let mut console = BufReader::new(console);
     loop {
         let mut line = Vec::new();
@@ -178,6 +189,7 @@ async fn show_console(console: ChildStdout, health: Health) {
         if line.contains(UP_LINE) {
             health.guest_is_up();
         }
+        started.read(line.trim_end());
         println!("{CONSOLE_PREFIX}{}", line.trim_end());
     }
 }

@@ -33,6 +33,7 @@ mod proxy;
 mod ranges;
 mod rights;
 mod rollout;
+mod rotation;
 mod servers;
 mod steady;
 mod strangers;

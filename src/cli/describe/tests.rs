@@ -112,6 +112,16 @@ fn a_healthy_cluster() {
 }
 
 #[test]
+fn authorities_that_are_rotated_are_told_with_the_time_that_users_have() {
+    let rotation = json!({
+        "carriedOut": 0, "generation": 2, "stage": "Overlap", "until": "2026-11-23T12:00:00Z", "waitsFor": "users",
+    });
+    let drawn = drawn(&observed(json!({}), json!({"rotation": rotation})));
+    let told = "authorities: generation 2: Overlap, users have time until 2026-11-23T12:00:00Z, waits for users\n";
+    assert!(drawn.contains(told), "{drawn}");
+}
+
+#[test]
 fn a_cluster_that_is_being_made() {
     let spec = json!({"nodePools": [{"name": "a", "replicas": 1}]});
     let waits = "waits for VM pod master-0: the guest's API to answer";

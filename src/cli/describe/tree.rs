@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 
 use super::{draw::Branch, observe::Observed};
 use crate::{
-    api::{ClusterStatus, Condition, ConditionType, names},
+    api::{ClusterStatus, Condition, ConditionType, RotationStatus, names},
     cli::events,
     kvm::vm_pod::VmPod,
 };
@@ -48,6 +48,7 @@ fn facts(observed: &Observed, status: &ClusterStatus) -> Vec<Branch> {
         ("VNI", status.vni.map(|vni| vni.to_string())),
         ("next certificate is renewed", status.certificates_renew_at.clone()),
         ("first certificate ends", status.certificates_end_at.clone()),
+        ("authorities", status.rotation.as_ref().and_then(RotationStatus::going_on)),
         ("namespace", status.id.as_deref().map(names::guest_namespace)),
         ("nodes Ready", status.nodes.clone()),
     ];

@@ -65,13 +65,14 @@ pub(super) async fn export(args: &ExportArgs) -> Result<(), Failure> {
     if let Some(place) = cluster.status.as_ref().and_then(|status| status.vault.as_ref()) {
         return Err(in_vault(&identity, &place.to_string()).into());
     }
-    let roots = roots_of(&client, &cluster, &identity, now).await?;
+    let secret = secret_of(&cluster)?;
+    let roots = roots_of(&client, &cluster, &secret, &identity, now).await?;
     let bundle = Bundle { cluster: identity.key.to_string(), exported_at: now, roots };
     let sealed = seal::seal(&bundle.write()?, &recipients)?;
-    say(&client, &cluster, &args.recipients, now).await.map_err(|error| nothing_left(&identity, &error))?;
-    count(&client, &identity)
+    say(&client, &cluster, &args.recipients, now).await.map_err(|error| nothing_left(&identity, &secret, &error))?;
+    count(&client, &identity, &secret)
         .await
-        .map_err(|error| format!("{}; its event is there, though", nothing_left(&identity, &error)))?;
+        .map_err(|error| format!("{}; its event is there, though", nothing_left(&identity, &secret, &error)))?;
     match &args.output {
         Some(output) => write(output, &sealed),
         None => Ok(std::io::stdout().write_all(sealed.as_bytes())?),
@@ -87,29 +88,48 @@ fn in_vault(identity: &Identity, place: &str) -> String {
     )
 }
 
-fn nothing_left(identity: &Identity, error: &CallError) -> String {
-    format!("{}; nothing was exported{}", chain(error), rights(identity, error))
+fn nothing_left(identity: &Identity, secret: &str, error: &CallError) -> String {
+    format!("{}; nothing was exported{}", chain(error), rights(identity, secret, error))
 }
 
 /// What a person needs who was refused.
-fn rights(identity: &Identity, error: &CallError) -> String {
+fn rights(identity: &Identity, secret: &str, error: &CallError) -> String {
     if error.status() != Some(403) {
         return String::new();
     }
     format!(
-        ". To export takes the rights to get and patch Secret {}/{}, and to create events.events.k8s.io in namespace {}",
-        identity.namespace,
-        roots::SECRET,
-        identity.key.namespace
+        ". To export takes the rights to get and patch Secret {}/{secret}, and to create events.events.k8s.io in namespace {}",
+        identity.namespace, identity.key.namespace
     )
 }
 
+/// The Secret of the roots that the guest lives by, as its status has it. While they are rotated it lives by two.
+fn secret_of(cluster: &Cluster) -> Result<String, String> {
+    let rotation = cluster.status.as_ref().and_then(|status| status.rotation.as_ref());
+    if rotation.is_some_and(|rotation| rotation.stage.is_some()) {
+        return Err(format!(
+            "the authorities of Cluster {}/{} are being rotated, and none of those that it has now will do for it alone; export \
+             when status.rotation.stage is gone",
+            cluster.namespace().unwrap_or_default(),
+            cluster.name_any()
+        ));
+    }
+    let generation = rotation.and_then(|rotation| u32::try_from(rotation.generation).ok());
+    Ok(roots::secret_of(generation.unwrap_or(1)))
+}
+
 /// The guest's roots, if they are those that it lives by and could be imported again.
-async fn roots_of(client: &Client, cluster: &Cluster, identity: &Identity, now: Timestamp) -> Result<Roots, Failure> {
-    let object = format!("Secret {}/{}", identity.namespace, roots::SECRET);
+async fn roots_of(
+    client: &Client,
+    cluster: &Cluster,
+    name: &str,
+    identity: &Identity,
+    now: Timestamp,
+) -> Result<Roots, Failure> {
+    let object = format!("Secret {}/{name}", identity.namespace);
     let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
-    let found = call("get", &object, api.get_opt(roots::SECRET)).await;
-    let found = found.map_err(|error| format!("{}{}", chain(&error), rights(identity, &error)))?;
+    let found = call("get", &object, api.get_opt(name)).await;
+    let found = found.map_err(|error| format!("{}{}", chain(&error), rights(identity, name, &error)))?;
     let Some(secret) = found else {
         let told = cluster.status.as_ref().and_then(|status| status.message.clone());
         let told = told.unwrap_or_else(|| "nothing is said of it yet".into());
@@ -176,19 +196,19 @@ fn event(cluster: &Cluster, who: &str, recipients: &[String], now: Timestamp) ->
 }
 
 /// Counts the export at the roots' Secret: there it stays for as long as the guest does.
-async fn count(client: &Client, identity: &Identity) -> Result<(), CallError> {
+async fn count(client: &Client, identity: &Identity, name: &str) -> Result<(), CallError> {
     let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
-    let object = format!("Secret {}/{}", identity.namespace, roots::SECRET);
+    let object = format!("Secret {}/{name}", identity.namespace);
     let mut left = ATTEMPTS;
     loop {
-        let meta = call("get", &object, api.get_metadata(roots::SECRET)).await?.metadata;
+        let meta = call("get", &object, api.get_metadata(name)).await?.metadata;
         let count = exports::written_down(&meta).saturating_add(1);
         let patch = Patch::Merge(json!({"metadata": {
             // Of two that count at a time one is refused.
             "uid": meta.uid, "resourceVersion": meta.resource_version,
             "annotations": {names::EXPORTS_ANNOTATION: count.to_string()},
         }}));
-        match call("patch", &object, api.patch_metadata(roots::SECRET, &PatchParams::default(), &patch)).await {
+        match call("patch", &object, api.patch_metadata(name, &PatchParams::default(), &patch)).await {
             Err(error) if error.status() == Some(409) && left > 1 => left -= 1,
             other => return other.map(drop),
         }
@@ -218,6 +238,19 @@ mod tests {
     fn stored(roots: &Roots, identity: &Identity) -> Secret {
         let data = roots.data();
         crate::pki::secrets::secret(identity, &identity.namespace, roots::SECRET, roots.fingerprints(), data)
+    }
+
+    #[test]
+    fn the_roots_that_count_are_exported_and_none_while_they_are_rotated() {
+        let with = |rotation: serde_json::Value| {
+            let mut cluster = cluster(json!({}));
+            cluster.status = serde_json::from_value(json!({"rotation": rotation})).unwrap();
+            secret_of(&cluster)
+        };
+        assert_eq!(secret_of(&cluster(json!({}))).as_deref(), Ok("roots-1"));
+        assert_eq!(with(json!({"carriedOut": 5, "generation": 3})).as_deref(), Ok("roots-3"));
+        let going = with(json!({"carriedOut": 5, "generation": 4, "stage": "Trust"})).unwrap_err();
+        assert!(going.contains("are being rotated"), "{going}");
     }
 
     #[test]

@@ -183,7 +183,7 @@ async fn unwanted(client: &Client, identity: &Identity, steps: &[Step]) -> Resul
             let namespace = Some(identity.namespace.clone());
             let object =
                 steps::Object { resource: resource.clone(), namespace, name: live.name_any(), in_guest: false };
-            let roots = object.name == roots::SECRET;
+            let roots = roots::generation_of(&object.name).is_some();
             if roots || !identity.owner().owns(&live.metadata) || steps.iter().any(|step| step.object == object) {
                 continue;
             }
@@ -240,9 +240,12 @@ async fn pki_states(
         return Ok(BTreeMap::new());
     };
     let identity = &valid.identity;
+    let noted = namespace.metadata.annotations.as_ref();
     let mut world = World {
         namespace: true,
-        records: roots::fingerprints(namespace.metadata.annotations.as_ref()),
+        records: roots::fingerprints(noted),
+        generation: noted.and_then(|all| all.get(names::GENERATION_ANNOTATION)?.parse().ok()),
+        next_records: roots::next_fingerprints(noted),
         workers: kvm::plan::workers(valid, &known.workers).into_iter().map(|(_, node)| node).collect(),
         places: known.places().collect(),
         endpoint: known.endpoint.contains('<').then_some(()).map_or_else(|| Some(known.endpoint.clone()), |()| None),
@@ -259,11 +262,12 @@ async fn pki_states(
         world.secrets.insert(name, meta(&secret.metadata));
     }
     let plan = pki::plan(valid, &world, now);
+    let current = roots::secret_of(world.generation());
     let mut states: BTreeMap<_, _> = world.secrets.keys().map(|name| (name.clone(), State::Unchanged)).collect();
     for step in &plan.steps {
         if *step == pki::Step::RecordRoots {
             let recorded_next = State::Unknown("was made, and is recorded on the namespace next".into());
-            states.insert(roots::SECRET.into(), recorded_next);
+            states.insert(current.clone(), recorded_next);
         }
         if let Some((_, name)) = steps::secret_of(valid, step) {
             let state = if world.secrets.contains_key(&name) { State::Changed } else { State::Created };
@@ -272,7 +276,7 @@ async fn pki_states(
     }
     if plan.lost {
         let lost = State::Unknown("is lost, and never made anew: restore it from a backup".into());
-        states.insert(roots::SECRET.into(), lost);
+        states.insert(current, lost);
     }
     Ok(states)
 }
@@ -283,6 +287,8 @@ fn meta(meta: &ObjectMeta) -> SecretMeta {
         hash: annotation(names::HASH_ANNOTATION),
         renew_at: annotation(names::RENEW_AT_ANNOTATION).and_then(|at| at.parse().ok()),
         fingerprints: roots::fingerprints(meta.annotations.as_ref()),
+        mark: annotation(names::AUTHORITIES_ANNOTATION).and_then(|text| text.parse().ok()),
+        rotated_for: annotation(names::ROTATED_FOR_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
         ..SecretMeta::default()
     }
 }

@@ -243,6 +243,11 @@ fn pki_step(valid: &Valid, wish: &pki::Step, namespace: &str) -> Option<Step> {
     let (place, name) = secret_of(valid, wish)?;
     let (purpose, waits_for) = match wish {
         pki::Step::MakeRoots | pki::Step::RecordRoots => ("the roots, made once", vec![namespace.to_owned()]),
+        pki::Step::MakeNext { .. } => ("the roots that take the others' place", vec!["the roots".into()]),
+        pki::Step::RecordNext { .. }
+        | pki::Step::NoteStage { .. }
+        | pki::Step::Adopt { .. }
+        | pki::Step::RemoveRoots { .. } => return None,
         pki::Step::ImportRoots { secret } => {
             let imported = format!("Secret {}/{secret}", valid.identity.key.namespace);
             ("the roots, imported once", vec![namespace.to_owned(), imported])
@@ -280,7 +285,13 @@ pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> Option<(String, Stri
         pki::Step::MakeRoots | pki::Step::ImportRoots { .. } => {
             Some((identity.namespace.clone(), roots::SECRET.to_owned()))
         }
-        pki::Step::RecordRoots | pki::Step::RemoveWorker { .. } => None,
+        pki::Step::MakeNext { generation } => Some((identity.namespace.clone(), roots::secret_of(*generation))),
+        pki::Step::RecordRoots
+        | pki::Step::RecordNext { .. }
+        | pki::Step::NoteStage { .. }
+        | pki::Step::Adopt { .. }
+        | pki::Step::RemoveRoots { .. }
+        | pki::Step::RemoveWorker { .. } => None,
         pki::Step::IssueNode { node, .. } => Some((identity.namespace.clone(), names::node_secret(node))),
         pki::Step::IssueKubeconfig { .. } => {
             Some((identity.key.namespace.clone(), names::kubeconfig_secret(&identity.key.name)))

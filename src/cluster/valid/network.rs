@@ -41,6 +41,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub const DEFAULT_CA_TTL: Duration = Duration::from_secs(87_600 * 3600);
 /// Default lifetime of every other certificate.
 pub const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(2160 * 3600);
+/// How long users have in a rotation of authorities, if nothing else is said.
+const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 3600);
+/// As the CRD has it.
+const MOST_ROTATIONS: u32 = 1_000_000;
 
 const fn net(address: [u8; 4], prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(address[0], address[1], address[2], address[3]), prefix)
@@ -123,6 +127,10 @@ pub struct Pki {
     pub ca_ttl: Duration,
     /// Lifetime of every other certificate.
     pub leaf_ttl: Duration,
+    /// The wish for other authorities: they are rotated when it is raised.
+    pub rotate: u32,
+    /// How long users have in a rotation.
+    pub overlap: Duration,
     /// What else the API answers to.
     pub alt_names: Vec<SubjectName>,
 }
@@ -300,6 +308,18 @@ impl Check {
         if leaf_ttl > ca_ttl {
             self.fail("spec.pki.leaf.ttl", "must be at most ca.ttl: no certificate outlives what signed it");
         }
+        let rotate = u32::try_from(spec.ca.rotate.unwrap_or_default()).unwrap_or_else(|_| {
+            self.fail("spec.pki.ca.rotate", "must not be negative");
+            0
+        });
+        if rotate > MOST_ROTATIONS {
+            self.fail("spec.pki.ca.rotate", "must be at most 1000000");
+        }
+        if rotate > 0 && spec.backend == PkiBackend::Vault {
+            self.fail("spec.pki.ca.rotate", "must be 0 with backend Vault, whose authorities are not rotated yet");
+        }
+        let range = 10 * MINUTE..=8760 * HOUR;
+        let overlap = self.lifetime("spec.pki.ca.overlap", spec.ca.overlap.as_deref(), DEFAULT_OVERLAP, range);
         let import_from = spec.import_from.as_ref().map(|import| import.secret_name.clone());
         if let Some(name) = &import_from {
             let field = "spec.pki.importFrom.secretName";
@@ -322,7 +342,7 @@ impl Check {
         if alt_names.windows(2).any(|two| two[0] == two[1]) {
             self.fail(field, "has a name twice");
         }
-        Pki { backend: spec.backend, import_from, ca_ttl, leaf_ttl, alt_names }
+        Pki { backend: spec.backend, import_from, ca_ttl, leaf_ttl, rotate, overlap, alt_names }
     }
 
     fn lifetime(

@@ -23,7 +23,7 @@ static EXPORTS: Declared<IntCounter> = Declared::counter(Metric {
     kind: Kind::Counter,
     labels: &[],
     help: "Exports of guests' keys by `giantnetes pki export` that this replica saw while it ran; of which guest, its Event \
-           `PKIExport` says, and how many in all, annotation `giantnetes.io/pki-exports` of its Secret `roots-1`",
+           `PKIExport` says, and how many in all, annotation `giantnetes.io/pki-exports` of its Secret `roots-<generation>`",
 });
 
 /// The metrics of exports.
@@ -58,7 +58,8 @@ impl Exports {
 
     /// How many exports were added since it was last seen. What was there when it was seen first was added at another time.
     fn added(&self, meta: &ObjectMeta, change: Change) -> u64 {
-        let (Some(uid), Some(roots::SECRET)) = (&meta.uid, meta.name.as_deref()) else { return 0 };
+        let generation = meta.name.as_deref().and_then(roots::generation_of);
+        let (Some(uid), Some(_)) = (&meta.uid, generation) else { return 0 };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if change == Change::Gone {
             seen.remove(uid);
@@ -89,6 +90,8 @@ mod tests {
         assert_eq!((is("b", Some("7")), is("b", Some("8"))), (0, 1));
         // Somebody's edit.
         assert_eq!((is("b", Some("x")), is("b", Some("1"))), (0, 1));
+        let later = |count| exports.added(&meta("roots-2", "d", count), Change::Is);
+        assert_eq!((later(None), later(Some("1"))), (0, 1));
         assert_eq!(exports.added(&meta("other", "c", None), Change::Is), 0);
         assert_eq!(exports.added(&meta("other", "c", Some("5")), Change::Is), 0);
         assert_eq!(exports.added(&meta(roots::SECRET, "a", None), Change::Gone), 0);

@@ -1,0 +1,375 @@
+//! Effects of a rotation of authorities: the roots that come, their records, and what VM pods say of the nodes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use futures::{StreamExt as _, future::join_all, stream};
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
+};
+use kube::{Api, api::ListParams};
+use serde_json::{Value, json};
+use tracing::{debug, info};
+
+use super::{
+    Going, RotationFacts,
+    authority::Kept,
+    embedded,
+    leaf::Authority,
+    plan::{Plan, World},
+    reconcile::{Error, PkiOperator, lost, read_roots},
+    roots::{self, Root, Roots},
+    rotation::{Mark, Phase, Stage, is_turn},
+    secrets::secret,
+    turnover::{Observed, Record, Rotating},
+};
+use crate::{
+    api::{RotationStatus, names},
+    cluster::{Identity, Report, Valid},
+    kvm::vm_pod::VmPod,
+    node_config::paths,
+    runtime::{apply, call, chain},
+    supervisor::{client::Question, consumers},
+};
+
+/// Pause between two looks while nodes go on, and while users have time.
+const PERIOD: Duration = Duration::from_secs(5);
+const OVERLAP_PERIOD: Duration = Duration::from_secs(60);
+/// VM pods that are asked at a time, how long one may take (longer than it takes itself), and bytes that its answer may have.
+const AT_A_TIME: usize = 16;
+const TIMEOUT: Duration = Duration::from_secs(20);
+const ANSWER: usize = 16 << 10;
+/// How long workers are asked in one look. Who was not asked by then is waited for, as one that does not answer is.
+const WORKERS_TIME: Duration = Duration::from_secs(40);
+
+/// When a rotation is looked at again.
+pub(super) fn pause(rotating: &Rotating, now: Timestamp) -> Duration {
+    if rotating.decision.stage != Stage::Overlap {
+        return PERIOD;
+    }
+    let left = rotating.until.map(|until| Duration::try_from(until.duration_since(now)).unwrap_or_default());
+    left.unwrap_or(PERIOD).clamp(PERIOD, OVERLAP_PERIOD)
+}
+
+/// What there is to tell of rotations, if there was one or is one.
+pub(super) fn facts(world: &World, plan: &Plan) -> Option<RotationFacts> {
+    let carried_out = world.roots().map_or(0, |roots| roots.rotated_for);
+    let generation = world.generation();
+    let going = plan.rotating.as_ref();
+    if going.is_none() && carried_out == 0 && generation == 1 {
+        return None;
+    }
+    let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
+    let stage = going.map(|rotating| rotating.record.as_ref().map_or(rotating.decision.stage, |record| record.stage));
+    let status = RotationStatus {
+        carried_out: number(carried_out),
+        generation: number(going.map_or(generation, |rotating| rotating.generation)),
+        stage: stage.map(|stage| stage.name().to_owned()),
+        since: going.and_then(|rotating| Some(rotating.record.as_ref()?.since.to_string())),
+        // It is counted from when the overlap began: what is at another stage began later, and users have no time any more.
+        until: going.filter(|_| stage == Some(Stage::Overlap)).and_then(|rotating| Some(rotating.until?.to_string())),
+        waits_for: going.and_then(|rotating| rotating.decision.waits.clone()),
+    };
+    let going = going.map(|rotating| {
+        let forgets = rotating.front == Phase::Drop;
+        let old = &rotating.both.old.certificates;
+        let former = [Authority::Kubernetes, Authority::FrontProxy].into_iter().filter_map(|of| old.get(&of));
+        let kept_out = former.filter(|_| forgets).cloned().collect();
+        Going {
+            mark: rotating.mark(),
+            kept_out,
+            turning: rotating.decision.turning.clone(),
+            is_known: rotating.is_known,
+        }
+    });
+    Some(RotationFacts { status, going })
+}
+
+impl Rotating {
+    /// The control-plane node that is to start etcd and its API server anew now.
+    pub(super) fn turns(&self, alone: bool) -> Option<&str> {
+        let turning = self.decision.turning.as_deref()?;
+        let phase = self.decision.enter.get(turning)?;
+        is_turn(*phase, alone).then_some(turning)
+    }
+}
+
+impl PkiOperator {
+    /// Looks at the nodes, if there are two generations of roots.
+    pub(super) async fn observe_rotation(
+        &self,
+        cluster: &Valid,
+        mut world: World,
+        now: Timestamp,
+    ) -> Result<World, Error> {
+        let next = world.generation() + 1;
+        if world.next_records.is_empty() || !world.secrets.contains_key(&roots::secret_of(next)) {
+            return Ok(world);
+        }
+        self.recover_marks(cluster, &mut world, next).await?;
+        let users_have_time =
+            world.rotation.as_ref().and_then(|record| record.users_until(next, cluster.pki.overlap, now)).is_some();
+        // All were seen before the overlap began, and will be after it.
+        if world.paused || users_have_time {
+            return Ok(world);
+        }
+        let identity = &cluster.identity;
+        let both = match self.roots(identity, &world).await {
+            Ok(roots) => roots.told()?.unwrap_or_default(),
+            // Which is told as what it is, by the plan.
+            Err(Error::Lost(_)) => return Ok(world),
+            Err(error) => return Err(error),
+        };
+        let pods = self.context.vm_pods(identity);
+        let ours: Vec<_> = pods.iter().filter(|pod| identity.owner().owns(&pod.metadata)).collect();
+        let running = ours.iter().filter(|pod| pod.started_at().is_some() && !pod.is_finished());
+        let running: BTreeSet<_> = running.map(|pod| pod.node().to_owned()).collect();
+        let asked = ours
+            .iter()
+            .filter(|pod| running.contains(pod.node()) && !pod.is_going())
+            .filter_map(|pod| Some((pod.node().to_owned(), pod.status.pod_ip?)));
+        let answers = all_answers(asked, WORKERS_TIME, ask).await;
+        let reports = self.context.reports.of(identity);
+        let published = reports.guest.as_ref().and_then(Report::facts).and_then(|facts| facts.published.clone());
+        let changes = reports.kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.changing);
+        let away = |pod: &&&std::sync::Arc<VmPod>| !pod.is_worker() && (pod.leaving().is_some() || pod.is_going());
+        let away = ours.iter().find(away).map(|pod| format!("control-plane node {} to be replaced", pod.node()));
+        let busy = away.or_else(|| changes.then(|| "the control plane to be replaced".to_owned()));
+        world.observed = Some(Observed { both, answers, running, published, busy });
+        Ok(world)
+    }
+
+    /// Reads the phase of nodes whose Secrets do not say it from what they hold: somebody may have taken the annotation, and a node
+    /// never goes back.
+    async fn recover_marks(&self, cluster: &Valid, world: &mut World, next: u32) -> Result<(), Error> {
+        let api = self.keys.secrets(&cluster.identity.namespace);
+        let is_marked = |mark: &Option<Mark>| mark.is_some_and(|mark| mark.generation == next);
+        // Before the first is marked none needs to be.
+        if world.rotation.is_none() && !world.secrets.values().any(|secret| is_marked(&secret.mark)) {
+            return Ok(());
+        }
+        let masters = (0..cluster.control_plane.replicas).map(names::master);
+        let workers: Vec<_> = world.workers.iter().chain(world.leaving()).cloned().collect();
+        for node in masters.chain(workers) {
+            let name = names::node_secret(&node);
+            let Some(seen) = world.secrets.get_mut(&name).filter(|seen| !is_marked(&seen.mark)) else { continue };
+            let found = call("get", format!("Secret {name}"), api.get_opt(&name)).await?;
+            let held = found.as_ref().and_then(|secret| secret.data.as_ref()?.get(paths::MARK));
+            let mark = held.and_then(|text| std::str::from_utf8(&text.0).ok()?.parse::<Mark>().ok());
+            // Issued again where it is, which writes it down for all who do not look into it.
+            if let Some(mark) = mark {
+                (seen.mark, seen.hash) = (Some(mark), None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no node of the control plane is on its way out, as the server knows it: another operator may have begun a moment ago.
+    pub(super) async fn may_turn(&self, identity: &Identity, node: &str) -> Result<bool, Error> {
+        let api = Api::<Pod>::namespaced(self.context.client.clone(), &identity.namespace);
+        let params = ListParams::default().labels(&identity.selector());
+        let live = call("list", "VM pods", api.list_metadata(&params)).await?;
+        let is_master =
+            |meta: &ObjectMeta| meta.name.as_deref().is_some_and(|name| names::master_index(name).is_some());
+        let leaves = |meta: &ObjectMeta| {
+            let marked = meta.annotations.as_ref().is_some_and(|all| all.contains_key(names::LEAVING_SINCE_ANNOTATION));
+            is_master(meta) && (marked || meta.deletion_timestamp.is_some())
+        };
+        let may = !live.items.iter().any(|pod| leaves(&pod.metadata));
+        if may {
+            info!(node, "its etcd and its API server are to be started anew");
+        }
+        Ok(may)
+    }
+
+    /// Makes the roots that are to take the recorded ones' place. Their Secret has one name, so they are made once.
+    pub(super) async fn make_next(
+        &self,
+        cluster: &Valid,
+        world: &World,
+        generation: u32,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let identity = &cluster.identity;
+        let (_, current) = self.recorded(identity, world.generation(), &world.records).await?;
+        if current.rotated_for >= cluster.pki.rotate {
+            // Somebody took what the Secret says of it; what it holds counts.
+            return self.mark_roots(identity, world).await;
+        }
+        let owner = identity.key.to_string();
+        let make = |of| -> Result<Kept, Error> {
+            let name = name_of_next(of, &owner, generation, current.authority(of).certificate());
+            Ok(Kept::Here(embedded::root(&name, &owner, now, cluster.pki.ca_ttl)?))
+        };
+        let made = Roots {
+            kubernetes: make(Authority::Kubernetes)?,
+            etcd: make(Authority::Etcd)?,
+            front_proxy: make(Authority::FrontProxy)?,
+            rotated_for: cluster.pki.rotate,
+            ..current.clone()
+        };
+        let name = roots::secret_of(generation);
+        let secret = Secret {
+            immutable: Some(true),
+            ..secret(identity, &identity.namespace, &name, made.annotations(), made.data())
+        };
+        match self.keys.create(&secret).await {
+            // The cache lags behind, or it is somebody else's.
+            Err(Error::Call(error)) if error.status() == Some(409) => {
+                let api = self.keys.secrets(&identity.namespace);
+                let live = call("get", format!("Secret {name}"), api.get_metadata_opt(&name)).await?;
+                let ours = live.is_some_and(|live| identity.owner().owns(&live.metadata));
+                if ours { Ok(()) } else { Err(Error::Foreign(format!("{}/{name}", identity.namespace))) }
+            }
+            Err(error) => Err(error),
+            Ok(()) => {
+                info!(generation, "other roots made, as it was wished");
+                Ok(())
+            }
+        }
+    }
+
+    /// Records them, before anything is made with them.
+    pub(super) async fn record_next(&self, identity: &Identity, generation: u32) -> Result<(), Error> {
+        let found = read_roots(&self.keys.secrets(&identity.namespace), generation).await?;
+        let (_, kept) = found.ok_or_else(|| lost(identity, generation))?;
+        let all = kept.fingerprints();
+        let record = |root: Root| Some((root.next_record(), json!(all.get(&root.record())?)));
+        self.note(identity, Root::ALL.into_iter().filter_map(record).collect()).await
+    }
+
+    /// Writes down what a rotation is at.
+    pub(super) async fn note_stage(
+        &self,
+        identity: &Identity,
+        generation: u32,
+        stage: Stage,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        info!(generation, stage = stage.name(), "rotation of authorities");
+        let record = Record { generation, stage, since };
+        self.note(identity, json!({names::ROTATION_ANNOTATION: record.write()})).await
+    }
+
+    /// Records them instead of the former ones: in one write, so that there are never none.
+    pub(super) async fn adopt(&self, identity: &Identity, world: &World, generation: u32) -> Result<(), Error> {
+        let (_, kept) = self.recorded(identity, generation, &world.next_records).await?;
+        let mut annotations: serde_json::Map<String, Value> =
+            kept.fingerprints().into_iter().map(|(name, value)| (name, json!(value))).collect();
+        annotations.extend(Root::ALL.into_iter().map(|root| (root.next_record(), Value::Null)));
+        annotations.insert(names::GENERATION_ANNOTATION.into(), json!(generation.to_string()));
+        annotations.insert(names::ROTATION_ANNOTATION.into(), Value::Null);
+        info!(generation, "the former authorities are needed no more");
+        let former = self.recorded(identity, world.generation(), &world.records).await;
+        self.note(identity, annotations.into()).await?;
+        match former {
+            // By its name: without its labels nobody would find it any more, and its keys would stay.
+            Ok((former, _)) => {
+                apply::delete(&self.keys.secrets(&identity.namespace), &former.metadata, None).await?;
+                Ok(())
+            }
+            // It is another one, or gone.
+            Err(Error::Lost(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes former roots, and with them the keys of their authorities.
+    pub(super) async fn remove_roots(&self, identity: &Identity, generation: u32) -> Result<(), Error> {
+        let name = roots::secret_of(generation);
+        let meta = self.context.meta(&self.context.cache.secrets, &identity.namespace, &name);
+        if let Some(meta) = meta.filter(|meta| identity.owner().owns(meta)) {
+            apply::delete(&self.keys.secrets(&identity.namespace), &meta, None).await?;
+            info!(generation, "former roots removed");
+        }
+        Ok(())
+    }
+}
+
+/// Name of an authority that comes: of its generation, and another one than the former's, since both are told apart by it. Imported
+/// ones are of the generation that they were exported in.
+fn name_of_next(of: Authority, owner: &str, generation: u32, former: &str) -> String {
+    let name = |generation| format!("{}-{generation}", Root::Ca(of).name());
+    let is_formers = embedded::is_root_named(former, &name(generation), owner);
+    if is_formers { format!("{}-next", name(generation)) } else { name(generation) }
+}
+
+/// What VM pods say, anew at every look: what was said before says nothing of what was written since. Those of the control plane are
+/// asked last, and together: whether one of them may turn depends on whether the others are well now.
+async fn all_answers<F, T>(
+    asked: impl Iterator<Item = (String, IpAddr)>,
+    workers_time: Duration,
+    ask: impl Fn(String, IpAddr) -> F,
+) -> BTreeMap<String, T>
+where
+    F: Future<Output = Option<(String, T)>>,
+{
+    let (masters, workers): (Vec<_>, Vec<_>) = asked.partition(|(node, _)| names::master_index(node).is_some());
+    let of = |(node, address)| ask(node, address);
+    let answers = stream::iter(workers).map(of).buffer_unordered(AT_A_TIME).filter_map(std::future::ready);
+    let mut answers: BTreeMap<_, _> = answers.take_until(tokio::time::sleep(workers_time)).collect().await;
+    answers.extend(join_all(masters.into_iter().map(of)).await.into_iter().flatten());
+    answers
+}
+
+/// What a VM pod says of its node's authorities, by the node's name.
+async fn ask(node: String, address: IpAddr) -> Option<(String, consumers::Answer)> {
+    let question = Question { address, path: consumers::PATH, answer: ANSWER, timeout: TIMEOUT };
+    match question.json().await {
+        Ok(answer) => Some((node, answer)),
+        Err(error) => {
+            debug!(node, error = chain(&error), "a VM pod does not say what its components trust");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[test]
+    fn an_authority_that_comes_has_a_name_of_its_own() {
+        let of = Authority::Etcd;
+        let made =
+            |name: &str| embedded::root(name, "a/b", Timestamp::now(), Duration::from_secs(3600)).unwrap().certificate;
+        assert_eq!(name_of_next(of, "a/b", 2, &made("etcd")), "etcd-2");
+        // One that was exported after a rotation, and imported.
+        assert_eq!(name_of_next(of, "a/b", 2, &made("etcd-2")), "etcd-2-next");
+        assert_eq!(name_of_next(of, "a/b", 2, &made("etcd-2-next")), "etcd-2");
+        assert_eq!(name_of_next(of, "a/c", 2, &made("etcd-2")), "etcd-2", "the owner is in it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_control_plane_is_asked_last_and_silent_workers_take_a_bounded_time() {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let masters = ["master-0", "master-1", "master-2"].map(|node| (node.to_owned(), address));
+        let workers = (0..500).map(|n| (format!("a-{n}"), address));
+        let (began, asked_at) = (Instant::now(), Mutex::new(BTreeMap::new()));
+        let ask = |node: String, _| {
+            asked_at.lock().unwrap().insert(node.clone(), began.elapsed());
+            async move {
+                let silent = !node.starts_with('m') && node != "a-0";
+                sleep(if silent { TIMEOUT } else { Duration::from_secs(1) }).await;
+                (!silent).then_some((node, ()))
+            }
+        };
+        let answers = all_answers(masters.into_iter().chain(workers), WORKERS_TIME, ask).await;
+        assert_eq!(answers.into_keys().collect::<Vec<_>>(), ["a-0", "master-0", "master-1", "master-2"]);
+        assert!(began.elapsed() <= WORKERS_TIME + TIMEOUT, "{:?}", began.elapsed());
+        let asked_at = asked_at.into_inner().unwrap();
+        let last = asked_at.iter().filter(|(node, _)| node.starts_with('a')).map(|(_, at)| *at).max().unwrap();
+        let of_masters: Vec<_> = asked_at.iter().filter(|(node, _)| node.starts_with('m')).map(|(_, at)| *at).collect();
+        assert!(of_masters.iter().all(|at| *at >= last && *at == of_masters[0]), "{of_masters:?} {last:?}");
+    }
+}

@@ -1,0 +1,236 @@
+//! What is made, recorded and removed when other authorities take the place of a guest's. Pure.
+//!
+//! ```text
+//!  spec.pki.ca.rotate is raised
+//!   ─► Secret roots-2 ─► recorded beside the others ─► nodes go on, phase by phase ─► recorded in their place ─► roots-1 is deleted
+//! ```
+//!
+//! How far it is follows from what is there: roots with records, and the phase that each node's Secret was made for. What is noted
+//! beside that (the stage, and since when) is for people, and for the time that users have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{
+    plan::{Plan, SecretMeta, Step, World, is_due, of_kubeconfig},
+    roots::{self, agree},
+    rotation::{
+        Both, Decision, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, unpublished,
+        waits_for_users,
+    },
+};
+use crate::{
+    api::{PkiBackend, names},
+    cluster::Valid,
+    supervisor::consumers::Answer,
+};
+
+/// What is written down of a rotation on the guest's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Generation of the roots that come.
+    pub generation: u32,
+    /// What it is at.
+    pub stage: Stage,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Record {
+    /// As an annotation.
+    pub fn write(&self) -> String {
+        format!("{} {} {}", self.generation, self.stage.name(), self.since)
+    }
+
+    /// Until when users have time from now on, in the rotation to this generation. None: they have none, or not yet.
+    pub fn users_until(&self, generation: u32, overlap: Duration, now: Timestamp) -> Option<Timestamp> {
+        let overlaps = self.generation == generation && self.stage == Stage::Overlap;
+        Some(ends(self.since, overlap)).filter(|until| overlaps && now < *until)
+    }
+
+    /// What an annotation says. None: nothing that can be read.
+    pub fn read(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let generation = words.next()?.parse().ok()?;
+        let name = words.next()?;
+        let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name)?;
+        Some(Self { generation, stage, since: words.next()?.parse().ok()? })
+    }
+}
+
+/// What is seen of a rotation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// How both generations are told.
+    pub both: Both,
+    /// What supervisors say, by node.
+    pub answers: BTreeMap<String, Answer>,
+    /// Nodes whose VM pod runs.
+    pub running: BTreeSet<String>,
+    /// What the guest's own objects say.
+    pub published: Option<Published>,
+    /// Who of the control plane is being replaced.
+    pub busy: Option<String>,
+}
+
+/// A rotation that goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotating {
+    /// Generation of the roots that come.
+    pub generation: u32,
+    /// The phase of the foremost node.
+    pub front: Phase,
+    /// Phases of the nodes that have one, after this look.
+    pub phases: BTreeMap<String, Phase>,
+    /// Who goes on, and why nobody does.
+    pub decision: Decision,
+    /// What is written down of it.
+    pub record: Option<Record>,
+    /// Until when users have time.
+    pub until: Option<Timestamp>,
+    /// How both generations are told.
+    pub both: Both,
+    /// Whether it is known who turns: the nodes were looked at, or all had been before users' time began.
+    pub is_known: bool,
+}
+
+impl Rotating {
+    /// The phase that a node is to be in. One that comes is where the foremost is: that fits all others.
+    pub fn phase_of(&self, node: &str) -> Phase {
+        self.phases.get(node).copied().unwrap_or(self.front)
+    }
+
+    /// The phase of the foremost node, as a mark.
+    pub fn mark(&self) -> Mark {
+        Mark { generation: self.generation, phase: self.front }
+    }
+}
+
+/// The generation of the recorded roots: what is written down, or else whose Secret holds what is recorded. Where nothing is recorded
+/// any more, that of the roots that are there; of two the latter if every node trusts it alone, and the former else.
+pub(super) fn generation(
+    noted: Option<u32>,
+    secrets: &BTreeMap<String, SecretMeta>,
+    records: &BTreeMap<String, String>,
+) -> Option<u32> {
+    let recorded = |secret: &SecretMeta| !records.is_empty() && agree(&secret.fingerprints, records);
+    let held = secrets.iter().filter(|(_, secret)| recorded(secret));
+    let held = || held.filter_map(|(name, _)| roots::generation_of(name)).max();
+    noted.or_else(held).or_else(|| if records.is_empty() { unrecorded(secrets) } else { None })
+}
+
+fn unrecorded(secrets: &BTreeMap<String, SecretMeta>) -> Option<u32> {
+    let there: BTreeSet<_> = secrets.keys().filter_map(|name| roots::generation_of(name)).collect();
+    let (first, last) = (*there.first()?, *there.last()?);
+    let last_alone = Mark { generation: last, phase: Phase::Drop };
+    let mut nodes = secrets.iter().filter(|(name, secret)| secret.hash.is_some() && names::is_node_secret(name));
+    let nodes_trust = nodes.clone().next().is_some() && nodes.all(|(_, secret)| secret.mark == Some(last_alone));
+    Some(if nodes_trust { last } else { first })
+}
+
+/// Decides on the steps of a rotation. The recorded roots are there. Answers whether certificates may be issued now.
+pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) -> bool {
+    let (current, next) = (world.generation(), world.generation() + 1);
+    let former = world.secrets.keys().filter_map(|name| roots::generation_of(name)).filter(|made| *made < current);
+    plan.steps.extend(former.map(|generation| Step::RemoveRoots { generation }));
+    let Some(made) = world.secrets.get(&roots::secret_of(next)) else {
+        // Recorded, or handed out: others of that generation would not fit.
+        let marked = world.secrets.values().any(|secret| secret.mark.is_some_and(|mark| mark.generation == next));
+        plan.lost = marked || !world.next_records.is_empty();
+        let carried_out = world.roots().map_or(0, |roots| roots.rotated_for);
+        let asked = cluster.pki.rotate > carried_out && cluster.pki.backend == PkiBackend::Embedded;
+        if asked && !plan.lost && !world.paused {
+            plan.steps.push(Step::MakeNext { generation: next });
+        }
+        return !plan.lost;
+    };
+    if !agree(&made.fingerprints, &world.next_records) {
+        plan.lost = true;
+        return false;
+    }
+    if made.fingerprints != world.next_records {
+        plan.steps.push(Step::RecordNext { generation: next });
+        return false;
+    }
+    let rotating = rotating(cluster, world, next, now);
+    let stage = rotating.decision.stage;
+    if rotating.decision.is_over {
+        plan.steps.push(Step::Adopt { generation: next });
+    } else if world.observed.is_some() && rotating.record.as_ref().is_none_or(|record| record.stage < stage) {
+        plan.steps.push(Step::NoteStage { generation: next, stage });
+    }
+    plan.rotating = Some(rotating);
+    true
+}
+
+/// The nodes that should be there, by name, and workers that are still there.
+fn nodes<'a>(cluster: &Valid, world: &'a World) -> impl Iterator<Item = String> + use<'a> {
+    let placed = world.workers.iter().filter(|node| world.places.contains_key(*node));
+    (0..cluster.control_plane.replicas).map(names::master).chain(placed.chain(world.leaving()).cloned())
+}
+
+fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> Rotating {
+    let alone = cluster.has_one_master();
+    let secret_of = |node: &str| world.secrets.get(&names::node_secret(node));
+    let phase_of = |secret: &SecretMeta| match secret.mark {
+        Some(mark) if mark.generation == generation => mark.phase,
+        _ => Phase::Before,
+    };
+    let record = world.rotation.clone().filter(|record| record.generation == generation);
+    let mut phases: BTreeMap<_, _> =
+        nodes(cluster, world).filter_map(|node| Some((node.clone(), phase_of(secret_of(&node)?)))).collect();
+    let front = front(phases.values().copied().map(Some));
+    let users_until = record.as_ref().and_then(|record| record.users_until(generation, cluster.pki.overlap, now));
+    let had_time = record.as_ref().filter(|record| record.stage >= Stage::Overlap);
+    let until = had_time.map(|record| ends(record.since, cluster.pki.overlap));
+    let mark = Mark { generation, phase: front };
+    let decision = match &world.observed {
+        Some(observed) if !world.paused => {
+            let member = |node: String| {
+                let (control_plane, phase) = (names::master_index(&node).is_some(), phases.get(&node).copied());
+                let mark = Mark { generation, phase: phase.unwrap_or_default() };
+                // A worker whose VM does not run starts with what its Secret holds then.
+                let runs = observed.running.contains(&node);
+                let counts = control_plane || runs;
+                let seen = observed.answers.get(&node);
+                let lacks = counts.then(|| lacks(&node, mark, alone, &observed.both, seen)).flatten();
+                Member { node, control_plane, runs, phase, lacks }
+            };
+            let members: Vec<_> = nodes(cluster, world).map(member).collect();
+            let kubeconfig = world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name));
+            let issued = |endpoint: &String| !is_due(kubeconfig, &of_kubeconfig(cluster, world, endpoint, front), now);
+            let situation = Situation {
+                members: &members,
+                alone,
+                unpublished: unpublished(mark, alone, &observed.both, observed.published.as_ref()),
+                issued: world.endpoint.as_ref().is_some_and(issued),
+                // Only of an overlap that is written down: a stage that began a moment ago says nothing of it.
+                until,
+                busy: observed.busy.clone(),
+            };
+            decide(&situation, now)
+        }
+        _ => Decision {
+            stage: record.as_ref().map_or(Stage::Trust, |record| record.stage),
+            enter: BTreeMap::new(),
+            turning: None,
+            waits: Some(match users_until {
+                _ if world.paused => "the pause to end".to_owned(),
+                Some(until) => waits_for_users(until),
+                None => "the nodes to be looked at".into(),
+            }),
+            is_over: false,
+        },
+    };
+    phases.extend(decision.enter.iter().map(|(node, phase)| (node.clone(), *phase)));
+    let both = world.observed.as_ref().map(|observed| observed.both.clone()).unwrap_or_default();
+    let is_known = !world.paused && (world.observed.is_some() || users_until.is_some());
+    Rotating { generation, front, phases, decision, record, until, both, is_known }
+}
+
+#[cfg(test)]
+mod tests;
