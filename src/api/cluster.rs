@@ -90,4 +90,9 @@ impl Cluster {
     pub fn rotations_asked(&self) -> i32 {
         self.spec.pki.ca.rotate.unwrap_or_default()
     }
+
+    /// Whether keys of authorities that are in Vault are written down there for escrow officers.
+    pub fn has_exportable_keys(&self) -> bool {
+        self.spec.pki.exportable.unwrap_or_default()
+    }
 }

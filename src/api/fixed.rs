@@ -26,6 +26,8 @@ pub enum Unset {
     Text(&'static str),
     /// This number.
     Number(i64),
+    /// No.
+    False,
     /// This amount of bytes; `1Gi` equals `1024Mi`.
     Size(&'static str),
     /// This lifetime; `1h` equals `60m`.
@@ -37,7 +39,7 @@ const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
 }
 
 /// What is fixed for a Cluster's whole life. (There is one provider, so its kind is fixed without a rule.)
-pub const FIXED: [Fixed; 11] = [
+pub const FIXED: [Fixed; 12] = [
     fixed(&["kubernetes", "podCIDR"], Unset::Text("10.200.0.0/16")),
     fixed(&["kubernetes", "serviceCIDR"], Unset::Text("10.96.0.0/16")),
     fixed(&["network", "overlay", "backend"], Unset::Text("Native")),
@@ -49,6 +51,9 @@ pub const FIXED: [Fixed; 11] = [
     fixed(&["pki", "backend"], Unset::Text("Embedded")).because(
         "is immutable: keys that were made in Vault never leave it, and a guest lives by the authorities that it began with; make \
          a new Cluster",
+    ),
+    fixed(&["pki", "exportable"], Unset::False).because(
+        "is immutable: whether the keys of authorities can be exported is decided when they are made; make a new Cluster",
     ),
     fixed(&["pki", "importFrom", "secretName"], Unset::Text("")).because(
         "is immutable: a guest lives by the authorities that it began with; make a new Cluster",
@@ -78,6 +83,7 @@ impl Fixed {
             match self.unset {
                 Unset::Text(text) => format!("({given} : '{text}')"),
                 Unset::Number(number) => format!("({given} : {number})"),
+                Unset::False => format!("({given} : false)"),
                 Unset::Size(size) => format!("quantity({given} : '{size}')"),
                 Unset::Lifetime(lifetime) => format!("duration({given} : '{lifetime}')"),
             }
@@ -95,6 +101,7 @@ impl Fixed {
             (Some(value), _) => value.clone(),
             (None, Unset::Text(text) | Unset::Size(text) | Unset::Lifetime(text)) => json!(text),
             (None, Unset::Number(number)) => json!(number),
+            (None, Unset::False) => json!(false),
         }
     }
 }

@@ -12,13 +12,18 @@ use super::rules;
 #[x_kube(
     validation = rules::leaf_outlives_no_root(),
     validation = rules::rotates_embedded(),
-    validation = rules::imported_roots_are_embedded(),
+    validation = rules::exportable_is_of_vault(),
 )]
 pub struct PkiSpec {
     /// Who keeps the certificate authorities. Default: `Embedded`. Changing it: immutable.
     #[serde(default, skip_serializing_if = "PkiBackend::is_default")]
     pub backend: PkiBackend,
-    /// Roots that were exported from another guest, for a Cluster that is to take its place. With backend `Embedded` alone.
+    /// Whether keys of authorities in Vault can be exported. They are made by the controller manager then, written down in Vault
+    /// where it cannot read them, and imported; else they are made in Vault and never leave it. With backend `Vault` alone; embedded
+    /// ones can be exported in any case. Default: false. Changing it: immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exportable: Option<bool>,
+    /// Roots that were exported from another guest, for a Cluster that is to take its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import_from: Option<ImportSpec>,
     /// The certificate authorities.
@@ -38,7 +43,7 @@ pub enum PkiBackend {
     /// The controller manager, in Secrets of the guest's namespace.
     #[default]
     Embedded,
-    /// Vault, in PKI mounts of the guest's own; the keys of the authorities never leave it.
+    /// Vault, in PKI mounts of the guest's own; the keys of the authorities never leave it, unless they are `exportable`.
     Vault,
 }
 

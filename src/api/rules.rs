@@ -105,11 +105,11 @@ pub(super) fn rotates_embedded() -> Rule {
     .field_path(".ca.rotate")
 }
 
-/// Vault makes its keys itself.
-pub(super) fn imported_roots_are_embedded() -> Rule {
-    Rule::new("!has(self.importFrom) || !has(self.backend) || self.backend == 'Embedded'")
-        .message("needs backend Embedded: Vault makes its keys itself")
-        .field_path(".importFrom")
+/// What is embedded can be exported in any case.
+pub(super) fn exportable_is_of_vault() -> Rule {
+    Rule::new("!has(self.exportable) || !self.exportable || has(self.backend) && self.backend == 'Vault'")
+        .message("needs backend Vault; with Embedded, keys can be exported in any case")
+        .field_path(".exportable")
 }
 
 pub(super) fn odd_replicas() -> Rule {

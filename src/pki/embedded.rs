@@ -241,11 +241,16 @@ pub fn key_pair() -> Result<Pair, PkiError> {
 pub fn encryption_config() -> Result<SecretString, PkiError> {
     let mut key = [0_u8; 32];
     rustls::crypto::ring::default_provider().secure_random.fill(&mut key).map_err(|_| PkiError::Random)?;
-    Ok(format!(
+    Ok(encryption_config_of(&key))
+}
+
+/// The API server's `EncryptionConfiguration` with this key.
+pub fn encryption_config_of(key: &[u8; 32]) -> SecretString {
+    format!(
         "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      - {{name: key1, secret: {}}}\n  - identity: {{}}\n",
         STANDARD.encode(key)
     )
-    .into())
+    .into()
 }
 
 /// SHA-256 of what identifies a root: its certificate, its public key, or (for a bare key) the key itself.

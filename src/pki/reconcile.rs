@@ -88,7 +88,7 @@ impl Blames for Error {
         match self {
             Self::Foreign(_) => Reason::ForeignObject,
             Self::Lost(_) => Reason::CALost,
-            Self::Import(_) => Reason::ImportFailed,
+            Self::Import(_) | Self::Vault(vault::Error::Occupied(_)) => Reason::ImportFailed,
             Self::Vault(vault::Error::Foreign(_)) => Reason::ForeignObject,
             Self::Vault(vault::Error::Exchanged(_) | vault::Error::Vault(VaultError::NoMount(_))) => Reason::CALost,
             Self::Vault(vault::Error::Vault(VaultError::Denied { .. })) => Reason::VaultDenied,
@@ -251,9 +251,10 @@ impl PkiOperator {
                 let imported = self.import_roots(identity, secret, now).await?;
                 // They are what its wish stands for, else they would be rotated at once.
                 let imported = Roots { rotated_for: valid.pki.rotate, ..imported };
+                let imported = self.bring_roots(valid, imported).await?;
                 self.store_roots(identity, world, &imported).await
             }
-            Step::RecordRoots => self.record_roots(identity, world).await,
+            Step::RecordRoots => self.record_roots(valid, world).await,
             Step::MakeNext { generation } => self.make_next(valid, world, *generation, now).await,
             Step::RecordNext { generation } => self.record_next(identity, *generation).await,
             Step::NoteStage { generation, stage } => self.note_stage(identity, *generation, *stage, now).await,
@@ -283,7 +284,8 @@ impl PkiOperator {
         if records.is_empty() { Ok(()) } else { Err(lost(identity, 1)) }
     }
 
-    async fn record_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
+    async fn record_roots(&self, valid: &Valid, world: &World) -> Result<(), Error> {
+        let identity = &valid.identity;
         // Of what it holds, not of what somebody may have written on it.
         let (_, kept) = self.recorded(identity, world.generation(), &world.records).await?;
         let records = kept.fingerprints();
@@ -293,6 +295,9 @@ impl PkiOperator {
         let recorded = roots::fingerprints(live.metadata.annotations.as_ref());
         if !roots::agree(&records, &recorded) {
             return Err(lost(identity, world.generation()));
+        }
+        if recorded.is_empty() && valid.pki.import_from.is_some() {
+            self.are_nobody_elses(identity, &records).await?;
         }
         if recorded == records { Ok(()) } else { self.note(identity, json!(records)).await }
     }

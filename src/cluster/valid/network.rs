@@ -121,6 +121,8 @@ pub struct IngressController {
 pub struct Pki {
     /// Who keeps the authorities.
     pub backend: PkiBackend,
+    /// Whether keys of authorities in Vault are written down there, for escrow officers.
+    pub exportable: bool,
     /// The Secret beside the Cluster that a new guest's roots are taken from, if they are not made.
     pub import_from: Option<String>,
     /// Lifetime of an authority.
@@ -320,13 +322,14 @@ impl Check {
         }
         let range = 10 * MINUTE..=8760 * HOUR;
         let overlap = self.lifetime("spec.pki.ca.overlap", spec.ca.overlap.as_deref(), DEFAULT_OVERLAP, range);
+        let exportable = spec.exportable.unwrap_or_default();
+        if exportable && spec.backend != PkiBackend::Vault {
+            self.fail("spec.pki.exportable", "needs backend Vault; with Embedded, keys can be exported in any case");
+        }
         let import_from = spec.import_from.as_ref().map(|import| import.secret_name.clone());
         if let Some(name) = &import_from {
             let field = "spec.pki.importFrom.secretName";
             self.text(field, name, text::is_object_name(name), "must be the name of a Secret");
-            if spec.backend != PkiBackend::Embedded {
-                self.fail("spec.pki.importFrom", "needs backend Embedded: Vault makes its keys itself");
-            }
         }
         let field = "spec.pki.apiServer.altNames";
         let names = &spec.api_server.alt_names;
@@ -342,7 +345,7 @@ impl Check {
         if alt_names.windows(2).any(|two| two[0] == two[1]) {
             self.fail(field, "has a name twice");
         }
-        Pki { backend: spec.backend, import_from, ca_ttl, leaf_ttl, rotate, overlap, alt_names }
+        Pki { backend: spec.backend, exportable, import_from, ca_ttl, leaf_ttl, rotate, overlap, alt_names }
     }
 
     fn lifetime(
