@@ -147,7 +147,23 @@ impl VaultServer {
         Ok(token.trim().to_owned())
     }
 
-    /// PKI mounts that are there.
+    /// A token of an escrow officer's, with the policy of the chart and no other.
+    ///
+    /// # Errors
+    /// What Vault says.
+    pub fn officers_token(&self) -> Result<String> {
+        let policy = super::root().join("charts/giantnetes/files/vault-escrow-policy.hcl");
+        self.root(&["policy", "write", "giantnetes-escrow", &policy.display().to_string()])?;
+        self.root(&["token", "create", "-policy=giantnetes-escrow", "-no-default-policy", "-field=token"])
+    }
+
+    /// What Vault's own client asks it by, as variables; the token among them.
+    pub fn variables(&self, token: &str) -> [String; 3] {
+        let authority = pki::file(&self.paths, "ca.crt");
+        [format!("VAULT_ADDR={}", self.address()), format!("VAULT_CACERT={authority}"), format!("VAULT_TOKEN={token}")]
+    }
+
+    /// Mounts of guests that are there.
     ///
     /// # Errors
     /// What Vault says.
