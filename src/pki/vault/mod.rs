@@ -5,6 +5,7 @@
 //! - [`check`]: whether what was signed is what was asked for; pure
 //! - [`client`]: Vault's HTTP API
 //! - `bring`: roots that come from elsewhere, or are made here to be exported
+//! - `mounts`: a guest's mounts
 //! - [`escrow`]: where keys of those lie that can be exported
 //! - [`breaker`]: leaves a Vault alone that does not serve
 
@@ -13,6 +14,7 @@ mod bring;
 pub mod check;
 pub mod client;
 pub mod escrow;
+mod mounts;
 pub mod role;
 
 use std::{
@@ -23,7 +25,7 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use tracing::{info, warn};
+use tracing::info;
 use x509_parser::pem::parse_x509_pem;
 
 pub use self::client::VaultError;
@@ -180,30 +182,6 @@ impl Vault {
         self.root(&mount).await?.ok_or_else(|| VaultError::NoMount(mount).into())
     }
 
-    /// Makes an authority's mount, if there is none. Answers its path, and its root if there is one.
-    async fn mounted(
-        &self,
-        identity: &Identity,
-        authority: Authority,
-        ttl: Duration,
-    ) -> Result<(String, Option<String>), Error> {
-        let mount = self.mount(identity, authority);
-        match self.owned(identity, &mount).await? {
-            Some(true) => {}
-            Some(false) => return Err(Error::Foreign(mount)),
-            None => self.enable(identity, &mount, ttl).await?,
-        }
-        let root = self.root(&mount).await?;
-        if root.is_none() {
-            // What Vault keeps of certificates goes three days after they have expired.
-            let tidy = json!({
-                "enabled": true, "tidy_cert_store": true, "tidy_revoked_certs": true, "safety_buffer": "72h",
-            });
-            self.connection.ask(Action::Write, &format!("{mount}/config/auto-tidy"), tidy).await?;
-        }
-        Ok((mount, root))
-    }
-
     /// Signs a leaf for `holder`. However long it is meant to live, it does not outlive the root. Until [`Self::stored`] says
     /// that it is stored, whoever asks for the same again gets the same.
     ///
@@ -314,66 +292,6 @@ impl Vault {
             lock(&self.roles).remove(&path);
         }
         Ok(())
-    }
-
-    /// Removes a guest's authorities, and their keys after them. Answers the mounts that were still there.
-    ///
-    /// # Errors
-    /// [`VaultError`]
-    pub async fn remove(&self, identity: &Identity) -> Result<Vec<String>, VaultError> {
-        let mut left = Vec::new();
-        let authorities = Authority::ALL.into_iter().map(|authority| self.mount(identity, authority));
-        for mount in authorities.chain([escrow::mount(&self.settings.prefix, identity)]) {
-            match self.owned(identity, &mount).await? {
-                None => {}
-                Some(true) => {
-                    self.connection.ask(Action::Delete, &format!("sys/mounts/{mount}"), Value::Null).await?;
-                    info!(mount, "removed");
-                    left.push(mount);
-                }
-                Some(false) => warn!(mount, "left alone: its description says that it is not this Cluster's"),
-            }
-        }
-        if left.is_empty() {
-            let guest = format!("{}/", self.place(identity).path);
-            lock(&self.roles).retain(|path, _| !path.starts_with(&guest));
-            lock(&self.seen).retain(|path, _| !path.starts_with(&guest));
-            lock(&self.signed).retain(|path, _| !path.starts_with(&guest));
-            lock(&self.made).retain(|mount, _| !mount.starts_with(&guest));
-        }
-        Ok(left)
-    }
-
-    /// Whether a mount is this guest's. None: there is none.
-    async fn owned(&self, identity: &Identity, mount: &str) -> Result<Option<bool>, VaultError> {
-        let path = format!("sys/mounts/{mount}");
-        match self.connection.ask(Action::Read, &path, Value::Null).await {
-            Ok(answer) => {
-                let lacks = VaultError::Answer { action: Action::Read.name(), path, lacks: "description" };
-                let description = answer["data"]["description"].as_str().ok_or(lacks)?;
-                Ok(Some(description == role::description(identity)))
-            }
-            Err(error) if error.says(400, "No secret engine mount at") => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn enable(&self, identity: &Identity, mount: &str, ttl: Duration) -> Result<(), VaultError> {
-        let config = json!({"default_lease_ttl": seconds(ttl), "max_lease_ttl": seconds(ttl)});
-        let body = json!({"type": "pki", "description": role::description(identity), "config": config});
-        self.connection.ask(Action::Write, &format!("sys/mounts/{mount}"), body).await?;
-        Ok(())
-    }
-
-    /// A mount's root (PEM), if one was made in it.
-    async fn root(&self, mount: &str) -> Result<Option<String>, Error> {
-        // The certificate of a mount without issuers is an error of its own in each version; their list is not found in all.
-        match self.connection.ask(Action::List, &format!("{mount}/issuers"), Value::Null).await {
-            Ok(_) => {}
-            Err(error) if error.says(404, "") => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        certificate(&self.connection, mount).await.map(Some)
     }
 
     /// Writes a role, unless this process did.
