@@ -477,11 +477,9 @@ async fn is_nowhere(world: &World, managers: &[&Manager], keys: &[String]) {
     managers.iter().for_each(|manager| text.push_str(&manager.log_text()));
     for key in keys {
         let (_, key) = key.split_once("-----BEGIN PRIVATE KEY-----").unwrap();
-        let words = key_words(key);
-        assert!(
-            !words.is_empty() && words.iter().all(|word| !text.contains(word)),
-            "a key is in Kubernetes or in a log"
-        );
+        // The end of it is of the public key, which certificates have, too.
+        let words = &key_words(key)[..2];
+        assert!(words.iter().all(|word| !text.contains(word)), "a key is in Kubernetes or in a log");
     }
 }
 
