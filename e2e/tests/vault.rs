@@ -18,7 +18,7 @@ use giantnetes::{
         request::{Signer, Unfit},
         roots::Root,
         vault::{
-            InVault, Request, Vault,
+            self, InVault, Request, Vault, VaultError,
             client::{Address, Connection},
             escrow, role,
         },
@@ -445,6 +445,7 @@ fn keys_that_can_be_exported_are_written_once_and_read_by_officers_alone() {
         let vault = client_of(&server);
         signs_what_is_planned(&vault, &one).await;
         neither_does_more_than_it_has_to(&server, &one.identity);
+        a_lost_mount_comes_back_of_its_key(&server, &one, &roots).await;
         a_death_between_writing_down_and_importing_leaves_one_authority(&server, &two).await;
         what_comes_from_elsewhere_is_brought_once(&server, &three).await;
         // Somebody else's mount is not written into, and stays.
@@ -533,6 +534,36 @@ fn neither_does_more_than_it_has_to(server: &VaultServer, identity: &Identity) {
     ] {
         is_refused(server, &officer, &refused);
     }
+}
+
+/// As docs/vault.md says it.
+async fn a_lost_mount_comes_back_of_its_key(server: &VaultServer, cluster: &Valid, roots: &[(Authority, String)]) {
+    let (vault, guest) = (client_of(server), format!("giantnetes/{}", cluster.identity.id));
+    let (mount, entry) = (format!("{guest}/etcd"), written_down(server, &cluster.identity, "etcd").remove(0));
+    let (_, root) = roots.iter().find(|(authority, _)| *authority == Authority::Etcd).unwrap();
+    let authority = InVault { mount: &mount, certificate: root };
+    vault.verify(authority).await.unwrap();
+    server.root(&["secrets", "disable", &mount]).unwrap();
+    assert!(matches!(
+        vault.verify(authority).await,
+        Err(vault::Error::Vault(VaultError::NoMount(_)) | vault::Error::Exchanged(_))
+    ));
+    let (escrow, path) = entry.split_once("/data/").unwrap();
+    let get = |field: &str| {
+        server.root(&["kv", "get", &format!("-mount={escrow}"), &format!("-field={field}"), path]).unwrap()
+    };
+    let file = server.folder().join("etcd.pem");
+    std::fs::write(&file, format!("{}\n{}\n", get("key"), get("certificate"))).unwrap();
+    let description = format!("-description=giantnetes: team/one {}", cluster.identity.uid);
+    let enable = ["secrets", "enable", &format!("-path={mount}"), "-max-lease-ttl=8760h", &description, "pki"];
+    server.root(&enable).unwrap();
+    let bundle = format!("pem_bundle=@{}", file.display());
+    server.root(&["write", &format!("{mount}/issuers/import/bundle"), &bundle]).unwrap();
+    vault.verify(authority).await.unwrap();
+    let (_, leaf) = planned(cluster).into_iter().find(|(_, leaf)| leaf.authority == Authority::Etcd).unwrap();
+    let now = Timestamp::now();
+    let pair = client_of(server).sign(authority, "master-0", &leaf, now, DAY).await.unwrap();
+    is_as_planned(root, &leaf, &pair, now, DAY);
 }
 
 /// As if it died there: what it wrote down is of no use, and the next one makes another, whose key is there as well.
