@@ -16,12 +16,14 @@ tools=$here/../e2e/tools/build.sh
 # The Kubernetes that node disk and VM image carry: a product of e2e/tools.
 kubernetes=${GIANTNETES_KUBERNETES:-kubernetes}
 binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
+# The version that the binary was released as, if it was: its images are called by it, and lie beside those of now.
+release=${GIANTNETES_RELEASE:+-$GIANTNETES_RELEASE}
 # To be raised when this script itself changes what it makes.
 recipe=3
 # Bytes that the controller image may have: a host that takes over has to get it first. A debug build, which the tests use, is
 # larger than what users get.
 controller_limit=60000000
-[[ $binary != */debug/giantnetes ]] || controller_limit=75000000
+[[ $binary != */debug/giantnetes && -z $release ]] || controller_limit=75000000
 names=(base base-vm pause toolbox nettools calico coredns traefik etcd node vm controller)
 # Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
 preloaded=(pause toolbox calico coredns traefik)
@@ -56,7 +58,9 @@ kubernetes_version() { tool_version "$kubernetes"; }
 # folder NAME: where its results lie. Another Kubernetes' have a folder of their own, or they would push each other out.
 folder() {
   case $1 in
-    node | vm) echo "$cache/images/$1${kubernetes#kubernetes}" ;;
+    node) echo "$cache/images/$1${kubernetes#kubernetes}" ;;
+    vm) echo "$cache/images/$1${kubernetes#kubernetes}$release" ;;
+    controller) echo "$cache/images/$1$release" ;;
     *) echo "$cache/images/$1" ;;
   esac
 }
@@ -68,7 +72,7 @@ ref() {
     base-vm) echo debian:trixie-slim ;;
     pause | toolbox | nettools) echo "giantnetes/$1:1" ;;
     calico | coredns | traefik | etcd) echo "giantnetes/$1:$(tool_version "$1")" ;;
-    vm) echo "giantnetes/vm:$(kubernetes_version)" ;;
+    vm) echo "giantnetes/vm:$(kubernetes_version)$release" ;;
     # Its content: a changed one must be rolled out.
     controller) echo "giantnetes/controller:$(hash_of controller)" ;;
     *) die "$1 has no reference" ;;

@@ -31,6 +31,7 @@ mod people;
 mod pools;
 mod proxy;
 mod ranges;
+mod release;
 mod rights;
 mod rollout;
 mod rotation;

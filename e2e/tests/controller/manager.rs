@@ -44,6 +44,8 @@ pub struct Options {
     pub vault: Option<serde_json::Value>,
     /// `settings.network.flannel`.
     pub flannel: Option<serde_json::Value>,
+    /// Another program than the one of now.
+    pub program: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             gateway: false,
             vault: None,
             flannel: None,
+            program: None,
         }
     }
 }
@@ -113,7 +116,7 @@ impl Manager {
             std::fs::write(&kubeconfig, config.to_string()).unwrap();
         }
         let (listen, log) = (free_port().unwrap(), folder.join(format!("{name}.log")));
-        let mut command = Command::new(giantnetes());
+        let mut command = Command::new(options.program.unwrap_or_else(giantnetes));
         command
             .env("KUBECONFIG", &kubeconfig)
             // As the chart has it.
