@@ -4,11 +4,13 @@
 //! - [`role`]: what may be signed for whom, and where; pure
 //! - [`check`]: whether what was signed is what was asked for; pure
 //! - [`client`]: Vault's HTTP API
+//! - [`nodes`]: what nodes find that log in by themselves
 //! - [`breaker`]: leaves a Vault alone that does not serve
 
 mod breaker;
 pub mod check;
 pub mod client;
+mod nodes;
 pub mod role;
 
 use std::{
