@@ -8,6 +8,7 @@ It reads questions, a line of JSON each, and answers likewise; it ends when its 
 import base64
 import datetime
 import http.server
+import ipaddress
 import json
 import pathlib
 import secrets
@@ -58,9 +59,13 @@ class Account:
 class Instance:
     def __init__(self, account, made):
         self.account, self.id, self.address = account, made["InstanceId"], made["PrivateIpAddress"]
-        self.zone, self.tokens = made["Placement"]["AvailabilityZone"], set()
+        self.zone, self.tokens, self.tags = made["Placement"]["AvailabilityZone"], set(), made["Tags"]
         subnet = account.ec2.describe_subnets(SubnetIds=[made["SubnetId"]])["Subnets"][0]
         self.subnet = subnet["CidrBlock"]
+        # ministack makes addresses up that are not in the subnet. The first four of a subnet are AWS's own.
+        net = ipaddress.ip_network(self.subnet)
+        if ipaddress.ip_address(self.address) not in net:
+            self.address = str(net[4])
         self.mac = "0a:" + ":".join(f"{int(part):02x}" for part in self.address.split(".")) + ":01"
         group = next(it for it in account.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
                      if any(one["InstanceId"] == self.id for one in it["Instances"]))
@@ -92,10 +97,27 @@ class Instance:
         return json.dumps({"instanceId": self.id, "privateIp": self.address, "availabilityZone": self.zone, "region": peers.REGION,
                            "accountId": peers.ACCOUNT, "instanceType": "m7i.large", "architecture": "x86_64"})
 
+    def lasting(self):
+        """What its node has that outlives it: Ethernet addresses of interfaces, addresses, and ids of volumes, in pairs."""
+        tags = {it["Key"]: it["Value"] for it in self.tags}
+        if "giantnetes.io/node" not in tags:
+            return []
+        wanted = [{"Name": f"tag:{key}", "Values": [tags[key]]} for key in ("giantnetes.io/cluster-uid", "giantnetes.io/node")]
+        interfaces = self.account.ec2.describe_network_interfaces(Filters=wanted)["NetworkInterfaces"]
+        volumes = [it for it in self.account.ec2.describe_volumes(Filters=wanted)["Volumes"] if it["Size"] == 8]
+        return [(one["MacAddress"], one["PrivateIpAddress"], other["VolumeId"]) for one, other in zip(interfaces, volumes, strict=True)]
+
+    def attached(self):
+        """Interfaces that it attached to itself, as its metadata shows them."""
+        found = self.account.ec2.describe_network_interfaces()["NetworkInterfaces"]
+        return {it["MacAddress"]: {"device-number": "1", "interface-id": it["NetworkInterfaceId"], "mac": it["MacAddress"],
+                                   "local-ipv4s": it["PrivateIpAddress"], "subnet-ipv4-cidr-block": self.subnet}
+                for it in found if it.get("Attachment", {}).get("InstanceId") == self.id}
+
     def tree(self):
         """Everything below an API's version. What a folder lists is there: cloud-init reads it all."""
         host = "ip-" + self.address.replace(".", "-") + f".{peers.REGION}.compute.internal"
-        interface = {"device-number": "0", "interface-id": "eni-0", "local-hostname": host, "local-ipv4s": self.address, "mac": self.mac,
+        first = {"device-number": "0", "interface-id": "eni-0", "local-hostname": host, "local-ipv4s": self.address, "mac": self.mac,
                      "subnet-ipv4-cidr-block": self.subnet}
         return {
             "dynamic": {"instance-identity": {"document": self.document}},
@@ -104,7 +126,7 @@ class Instance:
                 "ami-id": "ami-0123456789abcdef0", "ami-launch-index": "0", "hostname": host, "instance-id": self.id,
                 "instance-type": "m7i.large", "local-hostname": host, "local-ipv4": self.address, "mac": self.mac,
                 "iam": {"security-credentials": {self.role: lambda: json.dumps(self.keys())}},
-                "network": {"interfaces": {"macs": {self.mac: interface}}},
+                "network": {"interfaces": {"macs": {self.mac: first, **self.attached()}}},
                 "placement": {"availability-zone": self.zone, "region": peers.REGION},
                 "services": {"domain": "amazonaws.com", "partition": "aws"},
             },
@@ -201,7 +223,7 @@ def main():
                 instance = account.instance(question["tag"], question["value"])
                 serve_metadata(instance)
                 answer = {"id": instance.id, "address": instance.address, "arn": instance.arn, "mac": instance.mac,
-                          "subnet": instance.subnet, "userData": base64.b64encode(instance.user_data).decode()}
+                          "subnet": instance.subnet, "lasting": instance.lasting(), "userData": base64.b64encode(instance.user_data).decode()}
             print(json.dumps(answer), flush=True)
 
 

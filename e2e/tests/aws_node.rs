@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Stdio},
     thread,
@@ -36,7 +36,7 @@ use giantnetes::{
         embedded,
         leaf::{self, Authority, Leaf},
         roots::Roots,
-        vault::{InVault, Vault, client::Address},
+        vault::{Vault, client::Address},
     },
     settings::VaultSettings,
 };
@@ -66,11 +66,6 @@ const AWS_PORT: u16 = 8080;
 /// Every network of AWS's has its resolver and its metadata service there.
 const RESOLVER: &str = "169.254.169.253";
 const METADATA: &str = "169.254.169.254";
-
-/// Seconds that an emulated machine is given.
-fn patience() -> Duration {
-    Duration::from_secs(std::env::var("PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(900))
-}
 
 /// Runs a test in a network namespace of its own, with what a network of AWS's has.
 fn in_a_network(test: impl FnOnce() + Send) {
@@ -113,8 +108,8 @@ struct Instance {
     subnet: Ipv4Net,
     /// What its launch template says, as base64.
     user_data: String,
-    /// Interfaces and volumes that are to be attached to it: their Ethernet addresses, and ids.
-    lasting: Vec<(String, String)>,
+    /// What it has to attach to itself: an interface's Ethernet address and address, and a volume's id.
+    lasting: Vec<(String, String, String)>,
 }
 
 impl Around {
@@ -194,8 +189,8 @@ impl World {
         let identity = &cluster.identity;
         let owner = Owner { uid: identity.uid.clone(), id: identity.id.clone(), name: format!("a/{name}") };
         let settings: VaultSettings = serde_json::from_value(server.settings(&server.app_role()))?;
-        let vault = Vault::new(settings, None)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let vault = runtime.block_on(async { Vault::new(settings, None) })?;
         let kept = |of| -> Result<Kept> {
             let certificate = runtime.block_on(vault.make(identity, of, YEAR))?;
             Ok(Kept::InVault { certificate, mount: vault.mount(identity, of) })
@@ -254,7 +249,7 @@ impl World {
     /// A certificate of the guest's, signed in Vault, as files.
     fn sign(&self, leaf: &Leaf) -> [String; 2] {
         let authority = self.roots.authority(leaf.authority).in_vault().unwrap();
-        let signed = self.vault.sign(authority_of(&authority), "test", leaf, Timestamp::now(), DAY);
+        let signed = self.vault.sign(authority, "test", leaf, Timestamp::now(), DAY);
         let pair = self.runtime.block_on(signed).unwrap();
         let [certificate, key] = ["crt", "key"].map(|end| self.folder().join(format!("{}.{end}", leaf.name)));
         fs::write(&certificate, &pair.certificate).unwrap();
@@ -322,10 +317,6 @@ impl World {
     }
 }
 
-fn authority_of<'a>(kept: &InVault<'a>) -> InVault<'a> {
-    *kept
-}
-
 fn machine(user_data: Vec<u8>) -> Machine {
     Machine { image: "ami-0123456789abcdef0".into(), instance_type: "m7i.large".into(), disk: 20, user_data }
 }
@@ -338,9 +329,9 @@ struct Vm {
 }
 
 impl Vm {
-    /// Starts the image for EC2. What comes to the instance's address at these ports gets to it.
+    /// Starts the image for EC2. What comes to the loopback address at these ports gets to it.
     fn start(folder: &Path, instance: &Instance, ports: &[u16]) -> Self {
-        let image = support::image("ami");
+        let image = support::image_path("ami");
         let at = |name: &str| folder.join(name).display().to_string();
         let overlay = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
         let disk = image.join("disk.qcow2").display().to_string();
@@ -350,7 +341,7 @@ impl Vm {
         let uuid = format!("ec2{:0>5}-6f3e-4a39-9e0b-000000000001", std::process::id() % 100_000);
         let (host, dns) = (nth(instance.subnet, 1), nth(instance.subnet, 2));
         let forwarded: String =
-            ports.iter().map(|port| format!(",hostfwd=tcp:{0}:{port}-{0}:{port}", instance.address)).collect();
+            ports.iter().map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-{}:{port}", instance.address)).collect();
         let mut command = tied("qemu-system-x86_64");
         let words = "-nodefaults -no-user-config -display none -vga none \
             -machine q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off,i8042=off,graphics=off \
@@ -371,7 +362,7 @@ impl Vm {
         );
         let card = format!("virtio-net-pci,netdev=first,mac={},romfile=", instance.mac);
         command.args(["-netdev", &network, "-device", &card]);
-        for (index, (mac, volume)) in instance.lasting.iter().enumerate() {
+        for (index, (mac, _, volume)) in instance.lasting.iter().enumerate() {
             let (disk, serial) = (at(&format!("volume-{index}.raw")), volume.replace('-', ""));
             File::create(&disk).unwrap().set_len(8 << 30).unwrap();
             let drive = format!("if=none,id=volume{index},format=raw,cache=unsafe,file={disk}");
@@ -390,7 +381,7 @@ impl Vm {
 
     /// Waits for something that the machine is to come to.
     fn comes_to<T>(&self, what: &str, look: impl FnMut() -> Result<T>) -> T {
-        let came = wait_for(patience(), what, look).unwrap_or_else(|error| {
+        let came = wait_for(support::patience(), what, look).unwrap_or_else(|error| {
             let console = self.console();
             let end: Vec<_> = console.lines().rev().take(60).collect();
             panic!("{error:#}\n{}", end.into_iter().rev().collect::<Vec<_>>().join("\n"))
@@ -425,12 +416,15 @@ fn a_worker_boots_and_joins_by_what_its_launch_template_says() {
         world.resolve(&[(BALANCER, ec2.api())]).unwrap();
         let serving = leaf::of_master_on_ec2(&world.cluster, 0, &ec2, [127, 0, 0, 1].into()).remove(0);
         let [certificate, key] = world.sign(&serving);
-        let api = ApiServer::start_trusting(
+        let api = ApiServer::start_at(
             "aws-node",
             port,
-            &world.authority_file(),
+            Some(&world.authority_file()),
             &[
-                "--authorization-mode=Node,RBAC",
+                // There is no route by which it could find out.
+                &format!("--advertise-address={BALANCER}"),
+                // Beside RBAC.
+                "--authorization-mode=Node",
                 "--enable-admission-plugins=NodeRestriction",
                 &format!("--tls-sni-cert-key={certificate},{key}:{}", ec2.api()),
             ],
@@ -452,7 +446,6 @@ fn a_worker_boots_and_joins_by_what_its_launch_template_says() {
         println!("    {} at {}, {} bytes of user data", instance.id, instance.address, user_data.len());
 
         println!("--- the machine");
-        Run::new("ip").args(["addr", "add", &format!("{}/32", instance.address), "dev", "lo"]).output().unwrap();
         let vm = Vm::start(world.folder(), &instance, &[names::KUBELET_PORT]);
         // The manager sees an instance of the pool, and lets its name in. The login is the one of the user data.
         let group = world.guest().pool("web", Some(&outputs["RoleArn"]), std::slice::from_ref(&instance.id));
@@ -467,17 +460,18 @@ fn a_worker_boots_and_joins_by_what_its_launch_template_says() {
         assert_eq!(node["spec"]["providerID"], format!("aws:///eu-central-1a/{}", instance.id));
         let labels = &node["metadata"]["labels"];
         assert_eq!((&labels[names::POOL_LABEL], &labels["example.com/disk"]), (&json!("web"), &json!("fast")));
-        assert_eq!(node["status"]["nodeInfo"]["kubeletVersion"], world.cluster.version.kubernetes.as_str());
+        assert_eq!(node["status"]["nodeInfo"]["kubeletVersion"], world.cluster.version.name);
         let addresses = node["status"]["addresses"].as_array().unwrap();
         assert!(addresses.contains(&json!({"type": "InternalIP", "address": instance.address})), "{addresses:?}");
         // Its kubelet serves by a certificate of the guest's authority, for the address that the instance has.
         vm.comes_to("its kubelet's certificate", || {
-            let target = format!("{}:{}", instance.address, names::KUBELET_PORT);
+            let target = format!("127.0.0.1:{}", names::KUBELET_PORT);
             let authority = world.authority_file().display().to_string();
-            let said = Run::new("openssl")
-                .args(["s_client", "-brief", "-verify_return_error", "-CAfile", &authority, "-connect", &target])
-                .args(["-verify_ip", &instance.address])
-                .output_of_all()?;
+            let address = &instance.address;
+            let ask = format!(
+                "openssl s_client -brief -verify_return_error -CAfile {authority} -verify_ip {address} -connect {target} 2>&1 </dev/null"
+            );
+            let said = Run::new("sh").args(["-c", &ask]).output()?;
             ensure!(said.contains("Verification: OK"), "{said}");
             ensure!(said.contains(&format!("system:node:{}", instance.id)), "{said}");
             Ok(())
@@ -489,6 +483,71 @@ fn a_worker_boots_and_joins_by_what_its_launch_template_says() {
             ensure!(said.contains("cni plugin not initialized") || said.contains("posting ready status"), "{said}");
             Ok(())
         });
+        world.tells_no_secret(&vm.console());
+    });
+}
+
+#[test]
+fn a_control_plane_node_boots_with_what_outlives_it_and_serves_its_api() {
+    in_a_network(|| {
+        let mut world = World::new("master", &json!({}), support::processes::free_port().unwrap()).unwrap();
+        let ec2 = world.guest().ec2();
+        println!("--- its stack");
+        let login = world.admit(&world.guest().control_plane(None));
+        let user_data = world.guest().user_data_of_master(0, Blank::Forms, &login, &world.roots).unwrap();
+        let body = world.cluster_stack(user_data.clone());
+        let outputs = world.around.make(&body).unwrap();
+        let instance = world.around.instance(names::NODE_LABEL, "master-0").unwrap();
+        assert_eq!(instance.arn, outputs["MasterRoleArn"]);
+        assert_eq!(decoded(&instance.user_data), user_data, "the launch template has other user data");
+        let [(_, lasting, volume)] = instance.lasting.as_slice() else { panic!("{:?}", instance.lasting) };
+        println!(
+            "    {} at {}, lasting {lasting} and {volume}, {} bytes",
+            instance.id,
+            instance.address,
+            user_data.len()
+        );
+        world.resolve(&[(BALANCER, ec2.api()), (lasting, ec2.master(0))]).unwrap();
+
+        println!("--- the machine");
+        let vm = Vm::start(world.folder(), &instance, &[names::API_PORT]);
+        assert_eq!(world.admit(&world.guest().control_plane(Some(&outputs["MasterRoleArn"]))), login);
+        vm.comes_to("its kernel", || {
+            ensure!(vm.console().contains("giantnetes: guest is up"));
+            Ok(())
+        });
+        let [certificate, key] = world.sign(&leaf::bootstrapper());
+        let authority = world.authority_file().display().to_string();
+        let kubectl = |args: &[&str]| {
+            Run::new(support::tool("kubernetes").join("kubectl"))
+                .args(["--kubeconfig=/dev/null".to_owned(), format!("--server=https://127.0.0.1:{}", names::API_PORT)])
+                .args([format!("--certificate-authority={authority}"), format!("--client-certificate={certificate}")])
+                .args([format!("--client-key={key}"), "--request-timeout=20s".to_owned()])
+                .args(args.iter().copied())
+                .timeout(Duration::from_secs(30))
+        };
+        vm.comes_to("its API", || {
+            let said = kubectl(&["get", "--raw", "/readyz"]).output()?;
+            ensure!(said.trim() == "ok", "{said}");
+            Ok(())
+        });
+        let node: Value = vm.comes_to("its Node", || {
+            Ok(serde_json::from_str(&kubectl(&["get", "node", "master-0", "-o", "json"]).output()?)?)
+        });
+        assert_eq!(node["spec"]["providerID"], format!("aws:///eu-central-1a/{}", instance.id));
+        // It signs tokens by the key that Vault has for it: the API calls that by its hash.
+        let file = world.folder().join("sa.pub");
+        fs::write(&file, &world.roots.service_account.certificate).unwrap();
+        let hash = format!(
+            "openssl pkey -pubin -in {} -outform DER | openssl dgst -sha256 -binary | base64 | tr '+/' '-_' | tr -d '=\n'",
+            file.display()
+        );
+        let hash = Run::new("sh").args(["-c", &hash]).output().unwrap();
+        let keys = kubectl(&["get", "--raw", "/openid/v1/jwks"]).output().unwrap();
+        assert!(keys.contains(&format!("\"kid\":\"{hash}\"")), "{hash} is not in {keys}");
+        // Its etcd has the volume: that is no blank file any more.
+        let blocks = fs::metadata(world.folder().join("volume-0.raw")).unwrap().blocks();
+        assert!(blocks > 0, "nothing was written to {volume}");
         world.tells_no_secret(&vm.console());
     });
 }

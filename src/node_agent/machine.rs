@@ -110,11 +110,12 @@ async fn attach(attached: &Attached, instance: &Instance, metadata: &Metadata) -
     Ok(())
 }
 
-/// What networkd is told of the lasting interface. EC2's router has the first address of a subnet.
+/// What networkd is told of the lasting interface: both interfaces are in one subnet, and only what comes from its address may leave
+/// by this one. EC2's router has the first address of a subnet.
 fn network(mac: &str, address: std::net::Ipv4Addr, subnet: Ipv4Net) -> String {
     let router = crate::network::addresses::nth(subnet, 1);
     format!(
-        "[Match]\nMACAddress={mac}\n\n[Network]\nAddress={address}/{}\nLinkLocalAddressing=no\n\n[Route]\nDestination={subnet}\nTable={TABLE}\n\n[Route]\nGateway={router}\nTable={TABLE}\n\n[RoutingPolicyRule]\nFrom={address}\nTable={TABLE}\n",
+        "[Match]\nMACAddress={mac}\n\n[Network]\nLinkLocalAddressing=no\n\n[Address]\nAddress={address}/{}\nAddPrefixRoute=no\n\n[Route]\nDestination={subnet}\nTable={TABLE}\n\n[Route]\nGateway={router}\nTable={TABLE}\n\n[RoutingPolicyRule]\nFrom={address}\nTable={TABLE}\n",
         subnet.prefix_len()
     )
 }

@@ -25,6 +25,8 @@ pub struct ApiServer {
     port: u16,
     etcd_port: u16,
     args: Vec<String>,
+    /// A further authority whose clients it knows.
+    trusted: Option<PathBuf>,
     etcd: Option<Process>,
     apiserver: Option<Process>,
 }
@@ -35,6 +37,14 @@ impl ApiServer {
     /// # Errors
     /// If one of them does not come up in time; the end of its log is in the message.
     pub fn start(name: &str, args: &[&str]) -> Result<Self> {
+        Self::start_at(name, free_port()?, None, args)
+    }
+
+    /// As [`Self::start`], at this port of the loopback address, for clients of a further authority (a file, PEM), too.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_at(name: &str, port: u16, trusted: Option<&Path>, args: &[&str]) -> Result<Self> {
         let tools = Tools::locate()?;
         for program in [tools.etcd.join("etcd"), tools.kubernetes.join("kube-apiserver")] {
             ensure!(program.is_file(), "{} is missing: `make tools` builds it", program.display());
@@ -46,9 +56,10 @@ impl ApiServer {
         let mut server = Self {
             paths,
             tools,
-            port: free_port()?,
+            port,
             etcd_port: free_port()?,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            trusted: trusted.map(ToOwned::to_owned),
             etcd: None,
             apiserver: None,
         };
@@ -159,6 +170,11 @@ impl ApiServer {
             format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
             "--profiling=false".into(),
         ];
+        if let Some(trusted) = &self.trusted {
+            let both = std::fs::read_to_string(pki("ca.crt"))? + &std::fs::read_to_string(trusted)?;
+            lab::paths::write_whole(&self.folder().join("clients.crt"), &both, 0o644)?;
+            args.push(format!("--client-ca-file={}", self.folder().join("clients.crt").display()));
+        }
         args.extend(self.args.iter().cloned());
         self.apiserver = Some(self.spawn("kube-apiserver", &self.tools.kubernetes, &args)?);
         wait_for(START, "kube-apiserver to be ready", || {
