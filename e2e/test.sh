@@ -17,6 +17,7 @@
 #   release          a guest of the released version (e2e/release.txt) while the chart is upgraded, rolled back and uninstalled; builds
 #                    its images
 #   mistakes         Clusters that cannot be made, and such as are deleted half-way
+#   aws-node         a node on AWS boots: the image for EC2 by the user data of a stack on ministack; builds that image
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
 #   images           builds all images a second time, compares, lists what they are made of; but in CI, the controller manager's of
 #                    an optimised build, which has a limit; checkov judges the chart, cargo-deny what the product is built on
@@ -39,7 +40,7 @@ started=$SECONDS
 lab=$target/debug/lab
 groups=(demo quick-start guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
 # Not in the rotation: they take longer than CI has beside the fast tests and a cold cache, or were not seen green yet.
-long_groups=(survival masters rotation scaling flannel throughput upgrade release)
+long_groups=(aws-node survival masters rotation scaling flannel throughput upgrade release)
 
 step() {
   local began=$SECONDS
@@ -126,6 +127,11 @@ if $fast || [[ $chosen == controller ]]; then
 fi
 
 if [[ $part == all || $chosen == mutants ]]; then step e2e/mutants.py; fi
+# Without a lab, too: a Vault, an API server and ministack of its own, and one machine at a time.
+if runs aws-node; then
+  step images/build.sh ami
+  e2e aws_node
+fi
 
 # All images once more, from the same tools and binary: what differs must be expected.
 compare_images() {

@@ -16,21 +16,25 @@
 //! - [`progress`]: what a stack's events tell people
 //! - [`tags`]: what tells our stacks and resources from others'
 //! - [`identity`]: by what nodes are known to Vault, and what it signs for them
+//! - [`nodes`]: what a guest's nodes are handed, and what of certificates and keys is theirs
 //! - [`user_data`]: what an instance is handed when it boots, without secrets
 //!
 //! What acts:
 //! - [`calls`]: each call, paced, within a time, counted and understood
 //! - [`accounts`]: what guests in one account and region share: tokens, and looks at its stacks
 //! - [`deploy`]: the driver's steps, one at a time
+//! - [`admission`]: lets nodes into Vault
 //!
 //! The micro-operator comes around them.
 
 pub mod accounts;
+pub mod admission;
 pub mod calls;
 pub mod change_set;
 pub mod deploy;
 pub mod driver;
 pub mod identity;
+pub mod nodes;
 pub mod progress;
 pub mod status;
 pub mod tags;

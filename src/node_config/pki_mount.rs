@@ -24,7 +24,9 @@ pub(super) const MOUNT: &str = "etc-kubernetes-pki.mount";
 /// The unit after which they are there.
 pub(super) const SERVICE: &str = "giantnetes-pki.service";
 /// The unit that has them looked at again.
-pub(super) const TIMER: &str = "giantnetes-pki.timer";
+const TIMER: &str = "giantnetes-pki.timer";
+/// All units that are wanted of these.
+pub(super) const TIMERS: &str = "giantnetes-pki.timer giantnetes-turn.timer";
 
 pub(super) fn files() -> Vec<File> {
     vec![

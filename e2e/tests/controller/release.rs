@@ -25,7 +25,7 @@ use crate::{
     on_servers,
     rollout::Guest,
     servers::{Servers, rights_of},
-    support::{Release, apiserver::ApiServer, root},
+    support::{Release, apiserver::ApiServer, processes::free_port, root},
     world::{SECOND, World, eventually},
 };
 
@@ -77,7 +77,7 @@ impl GuestApi {
         ];
         let authority = String::from_utf8(keys["ca.crt"].0.clone()).unwrap();
         let args = args.each_ref().map(String::as_str);
-        let server = ApiServer::start_trusting("release-guest", &args, &authority).unwrap();
+        let server = ApiServer::start_at("release-guest", free_port().unwrap(), &authority, &args).unwrap();
         Run::new("ip").args(["addr", "replace", &format!("{address}/32"), "dev", "lo"]).output().unwrap();
         let listener = TcpListener::bind((address, 6443)).await.unwrap();
         let port: u16 = server.url().rsplit(':').next().unwrap().parse().unwrap();

@@ -38,14 +38,14 @@ impl ApiServer {
     /// # Errors
     /// If one of them does not come up in time; the end of its log is in the message.
     pub fn start(name: &str, args: &[&str]) -> Result<Self> {
-        Self::start_trusting(name, args, "")
+        Self::start_at(name, free_port()?, "", args)
     }
 
-    /// The same, with a further authority (PEM) whose clients are let in.
+    /// As [`Self::start`], at this port of the loopback address, for clients of a further authority (PEM), too.
     ///
     /// # Errors
-    /// Likewise.
-    pub fn start_trusting(name: &str, args: &[&str], authority: &str) -> Result<Self> {
+    /// As [`Self::start`].
+    pub fn start_at(name: &str, port: u16, authority: &str, args: &[&str]) -> Result<Self> {
         let tools = Tools::locate()?;
         for program in [tools.etcd.join("etcd"), tools.kubernetes.join("kube-apiserver")] {
             ensure!(program.is_file(), "{} is missing: `make tools` builds it", program.display());
@@ -59,7 +59,7 @@ impl ApiServer {
         let mut server = Self {
             paths,
             tools,
-            port: free_port()?,
+            port,
             etcd_port: free_port()?,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             etcd: None,

@@ -7,6 +7,7 @@
 //! - `bring`: roots that come from elsewhere, or are made here to be exported
 //! - `mounts`: a guest's mounts
 //! - [`escrow`]: where keys of those lie that can be exported
+//! - [`nodes`]: what nodes find that log in by themselves
 //! - [`breaker`]: leaves a Vault alone that does not serve
 
 mod breaker;
@@ -15,6 +16,7 @@ pub mod check;
 pub mod client;
 pub mod escrow;
 mod mounts;
+mod nodes;
 pub mod role;
 
 use std::{
