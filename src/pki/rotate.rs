@@ -112,7 +112,7 @@ fn queued(cluster: &Valid, world: &World, going: Option<&Rotating>) -> Vec<Strin
 /// What is to be stored anew inside the guest, once all of its API servers encrypt with the new key.
 fn rewrites(world: &World, rotating: &Rotating) -> Vec<String> {
     let stored = world.observed.as_ref().and_then(|observed| observed.keys.stored.as_ref());
-    let due = rotating.subject == Subject::EncryptionKey && rotating.decision.stage == Stage::Overlap;
+    let due = rotating.subject == Subject::EncryptionKey && rotating.decision.stage >= Stage::Overlap;
     stored.filter(|_| due).map(|stored| stored.named.clone()).unwrap_or_default()
 }
 
