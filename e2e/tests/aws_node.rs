@@ -200,7 +200,7 @@ impl World {
             etcd: kept(Authority::Etcd)?,
             front_proxy: kept(Authority::FrontProxy)?,
             service_account: embedded::key_pair()?,
-            encryption: embedded::encryption_config()?,
+            encryption: embedded::encryption_config("key1")?,
             rotated_for: 0,
         };
         Ok(Self { around, server, vault, cluster, owner, roots, runtime, _resolver: None })

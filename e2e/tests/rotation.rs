@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "rotation/keys.rs"]
+mod keys;
 mod support;
 
 use std::sync::Arc;
@@ -29,12 +31,15 @@ fn a_guest_of_two_nodes_gets_other_authorities() {
     let lab = installed();
     let spec = "{pki: {ca: {overlap: 10m}}, nodePools: [{name: default, replicas: 1}]}";
     let guest = Guest::create(&lab, "e2e-rotation", "pair", spec);
-    let steps: [(&str, Step); 4] = [
+    let steps: [(&str, Step); 7] = [
         ("two nodes become Ready, and pods run", become_ready),
         ("everybody learns of the others, and the API is away once, for a minute at most", |lab, guest| {
             begins(lab, guest, AWAY)
         }),
         ("when users have had their time, the former ones are dropped", is_over),
+        ("a pod asks with its token", keys::prepare),
+        ("the service-account key is rotated, and no pod refused", keys::service_account_key),
+        ("the encryption key is rotated, and no Secret lost", keys::encryption_key),
         ("deleting it leaves nothing", leaves_nothing),
     ];
     in_steps(&steps, |step| step(&lab, &guest));
@@ -45,10 +50,13 @@ fn a_control_plane_of_three_gets_other_authorities_and_refuses_nobody() {
     let lab = installed();
     let spec = "{pki: {ca: {overlap: 10m}}, controlPlane: {replicas: 3, machine: {memory: 3Gi}}}";
     let guest = Guest::create(&lab, "e2e-rotation-three", "trio", spec);
-    let steps: [(&str, Step); 4] = [
+    let steps: [(&str, Step); 7] = [
         ("three nodes become Ready, and pods run", become_ready),
         ("everybody learns of the others, and no request fails", |lab, guest| begins(lab, guest, Duration::ZERO)),
         ("when users have had their time, the former ones are dropped", is_over),
+        ("a pod asks with its token", keys::prepare),
+        ("the service-account key is rotated, and no pod refused", keys::service_account_key),
+        ("the encryption key is rotated, and no Secret lost", keys::encryption_key),
         ("deleting it leaves nothing", leaves_nothing),
     ];
     in_steps(&steps, |step| step(&lab, &guest));

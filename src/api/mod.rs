@@ -29,7 +29,10 @@ pub use machines::{
 };
 pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
 pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
-pub use pki::{ApiServerCertificateSpec, CaSpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec};
+pub use pki::{
+    ApiServerCertificateSpec, CaSpec, EncryptionKeySpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec,
+    ServiceAccountKeySpec,
+};
 pub use rules::RESERVED;
 pub use status::{ClusterStatus, NodeCounts, RotationStatus, VaultPlace};
 

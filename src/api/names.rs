@@ -46,6 +46,10 @@ pub const GENERATION_ANNOTATION: &str = "giantnetes.io/authorities-generation";
 pub const ROTATION_ANNOTATION: &str = "giantnetes.io/rotation";
 /// Annotation on the Secret of a generation of roots: the `spec.pki.ca.rotate` that it was made for, if it is not 0.
 pub const ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/rotated-for";
+/// Annotation on the Secret of a generation of roots: the `spec.pki.serviceAccountKey.rotate` that it was made for, if it is not 0.
+pub const SERVICE_ACCOUNT_KEY_ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/service-account-key-rotated-for";
+/// Annotation on the Secret of a generation of roots: the `spec.pki.encryptionKey.rotate` that it was made for, if it is not 0.
+pub const ENCRYPTION_KEY_ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/encryption-key-rotated-for";
 /// Annotation on a node's Secret while authorities are rotated, and on add-ons' pods inside the guest: the generation and the
 /// phase that it was made for, such as `2.trust`.
 pub const AUTHORITIES_ANNOTATION: &str = "giantnetes.io/authorities";

@@ -29,6 +29,12 @@ pub struct PkiSpec {
     /// The certificate authorities.
     #[serde(default)]
     pub ca: CaSpec,
+    /// The key that signs service-account tokens.
+    #[serde(default, skip_serializing_if = "ServiceAccountKeySpec::is_default")]
+    pub service_account_key: ServiceAccountKeySpec,
+    /// The key that Secrets are encrypted with in etcd.
+    #[serde(default, skip_serializing_if = "EncryptionKeySpec::is_default")]
+    pub encryption_key: EncryptionKeySpec,
     /// Every other certificate.
     #[serde(default)]
     pub leaf: LeafSpec,
@@ -83,6 +89,46 @@ pub struct CaSpec {
     #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
     #[x_kube(validation = rules::lifetime("10m", "8760h"))]
     pub overlap: Option<String>,
+}
+
+/// The key that signs service-account tokens.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountKeySpec {
+    /// Raising it puts a new key in the place of the guest's, once, whatever it is raised by; `status.rotation` tells how far that is.
+    /// Default: 0. Changing it: in place; it must not become less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub rotate: Option<i32>,
+    /// How long tokens of the former key are good for in a rotation, in hours or minutes, after every new one is of the new key: 1h to
+    /// 8760h. Kubelets renew those of pods within 24 hours. Default: 25h. Changing it: in place, also while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
+    #[x_kube(validation = rules::lifetime("1h", "8760h"))]
+    pub overlap: Option<String>,
+}
+
+impl ServiceAccountKeySpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The key that Secrets are encrypted with in etcd.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EncryptionKeySpec {
+    /// Raising it puts a new key in the place of the guest's, once, whatever it is raised by, and has every Secret stored anew;
+    /// `status.rotation` tells how far that is. Default: 0. Changing it: in place; it must not become less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub rotate: Option<i32>,
+}
+
+impl EncryptionKeySpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Certificates that are no authority.

@@ -256,12 +256,14 @@ pub(super) fn of_spec() -> Vec<ValidationRule> {
         "must not be fewer than before",
         Some(".controlPlane.replicas"),
     ));
-    let rotate = |whose: &str| format!("({} : 0)", given(whose, &["pki", "ca", "rotate"]));
-    rules.push(rule(
-        &format!("{} >= {}", rotate("self"), rotate("oldSelf")),
-        "must not be less than before",
-        Some(".pki.ca.rotate"),
-    ));
+    for what in ["ca", "serviceAccountKey", "encryptionKey"] {
+        let rotate = |whose: &str| format!("({} : 0)", given(whose, &["pki", what, "rotate"]));
+        rules.push(rule(
+            &format!("{} >= {}", rotate("self"), rotate("oldSelf")),
+            "must not be less than before",
+            Some(&format!(".pki.{what}.rotate")),
+        ));
+    }
     rules.extend(FIXED.iter().map(|fixed| rule(&fixed.cel(), fixed.why, Some(&fixed.field_path()))));
     rules
 }

@@ -25,8 +25,9 @@ impl PkiOperator {
             etcd: self.make_authority(cluster, Authority::Etcd, now).await?,
             front_proxy: self.make_authority(cluster, Authority::FrontProxy, now).await?,
             service_account: embedded::key_pair()?,
-            encryption: embedded::encryption_config()?,
+            encryption: embedded::encryption_config("key1")?,
             rotated_for: cluster.pki.rotate,
+            keys_for: cluster.pki.keys,
         })
     }
 

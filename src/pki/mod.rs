@@ -5,6 +5,7 @@
 //! - [`roots`]: what is made once in a guest's life, and the Secret of the guest's namespace that has it
 //! - [`generations`]: the one or two generations of them, and what is handed out of each; pure
 //! - [`rotation`]: how others take their place: who goes on when; pure
+//! - [`keys`]: the same of the keys of service-account tokens and of encryption at rest; pure
 //! - [`turnover`]: what is to be made, recorded and removed for that; pure
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen
 //! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
@@ -16,7 +17,7 @@
 //! - [`request`]: what users and kubelets of a guest ask to have signed; pure
 //! - `secrets`: how all of it lies in Secrets
 //! - [`store`]: how they are stored, and looked at again
-//! - `make`, `issue`, `rotate`, [`reconcile`]: the effects
+//! - `make`, `issue`, `rotate`, `rotate_keys`, [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
 
@@ -27,6 +28,7 @@ pub mod escrow;
 pub mod generations;
 mod import;
 mod issue;
+pub mod keys;
 pub mod kubeconfig;
 pub mod leaf;
 mod make;
@@ -35,6 +37,7 @@ pub mod reconcile;
 pub mod request;
 pub mod roots;
 mod rotate;
+mod rotate_keys;
 pub mod rotation;
 pub(crate) mod secrets;
 pub mod store;
@@ -43,7 +46,7 @@ pub mod vault;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::rotation::Mark;
+use self::{keys::Subject, rotation::Mark};
 use crate::api::{RotationStatus, VaultPlace, names};
 
 /// What the pki operator tells the others.
@@ -73,6 +76,10 @@ pub struct RotationFacts {
 pub struct Going {
     /// The phase of the foremost node.
     pub mark: Mark,
+    /// What is rotated.
+    pub subject: Subject,
+    /// Secrets of the guest (`namespace/name`) that its API servers are to store anew, since all of them encrypt with another key.
+    pub rewrites: Vec<String>,
     /// Certificates that extensions of the guest's API are to trust no more, as their SHA-256.
     pub kept_out: BTreeSet<String>,
     /// The control-plane node that turns.
@@ -115,6 +122,8 @@ mod tests {
         let facts = |going: Option<(Option<&str>, bool)>| {
             let going = going.map(|(turning, is_known)| Going {
                 mark: Mark { generation: 2, phase: Phase::Trust },
+                subject: Subject::Authorities,
+                rewrites: Vec::new(),
                 kept_out: BTreeSet::new(),
                 turning: turning.map(Into::into),
                 is_known,

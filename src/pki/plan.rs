@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     generations::Standing,
+    keys::{Subject, Wishes},
     leaf::{self, Authority, Leaf},
     roots::{self, Root},
     rotation::{Mark, Phase, Stage, users_get_new},
@@ -40,6 +41,8 @@ pub struct SecretMeta {
     pub mark: Option<Mark>,
     /// [`names::ROTATED_FOR_ANNOTATION`]
     pub rotated_for: u32,
+    /// How often keys had been asked to be rotated when it was made, if it has roots.
+    pub keys_for: Wishes,
 }
 
 /// What was observed.
@@ -84,6 +87,11 @@ impl World {
         self.secrets.get(&roots::secret_of(self.generation()))
     }
 
+    /// What is rotated, as the records have it.
+    pub(super) fn rotated(&self) -> Subject {
+        Subject::of(&self.records, &self.next_records)
+    }
+
     fn has_roots(&self) -> bool {
         self.secrets.keys().any(|name| roots::generation_of(name).is_some())
     }
@@ -120,6 +128,8 @@ pub enum Step {
     MakeNext {
         /// Their generation.
         generation: u32,
+        /// Which of them are others.
+        subject: Subject,
     },
     /// Record their fingerprints.
     RecordNext {
@@ -267,7 +277,9 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     match &world.endpoint {
         None => plan.waiting.push("the API's address".into()),
         Some(endpoint) => {
-            let front = plan.rotating.as_ref().map_or(Phase::Before, |rotating| rotating.front);
+            // Clients of the API hold none of the keys.
+            let of_authorities = plan.rotating.as_ref().filter(|rotating| rotating.subject == Subject::Authorities);
+            let front = of_authorities.map_or(Phase::Before, |rotating| rotating.front);
             let hash = of_kubeconfig(cluster, world, endpoint, front);
             if is_due(world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name)), &hash, now) {
                 plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), ttl, hash, front });
@@ -281,8 +293,10 @@ fn standing(plan: &Plan, cluster: &Valid, node: &str) -> Option<Standing> {
     let rotating = plan.rotating.as_ref()?;
     let (phase, generation) = (rotating.phase_of(node), rotating.generation);
     let control_plane = names::master_index(node).is_some();
-    let mark = Mark { generation, phase };
-    (phase > Phase::Before).then(|| Standing { mark, control_plane, alone: cluster.has_one_master() })
+    let has_part = control_plane || rotating.subject == Subject::Authorities;
+    let (mark, subject) = (Mark { generation, phase }, rotating.subject);
+    let standing = Standing { mark, subject, control_plane, alone: cluster.has_one_master() };
+    (phase > Phase::Before && has_part).then_some(standing)
 }
 
 /// Hash of what a node wants. Outside a rotation nothing is in it that was not before there were any.

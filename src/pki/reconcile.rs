@@ -138,7 +138,7 @@ impl PkiOperator {
             renew_at: next_renewal.map(text),
             end_at: plan::first_end(&world).map(text),
             vault: None,
-            rotation: rotate::facts(&world, &plan),
+            rotation: rotate::facts(valid, &world, &plan),
         };
         if plan.steps.iter().any(|step| matches!(step, Step::MakeRoots | Step::ImportRoots { .. })) {
             if in_vault && target.vault().is_none() {
@@ -250,12 +250,12 @@ impl PkiOperator {
             Step::ImportRoots { secret } => {
                 let imported = self.import_roots(identity, secret, now).await?;
                 // They are what its wish stands for, else they would be rotated at once.
-                let imported = Roots { rotated_for: valid.pki.rotate, ..imported };
+                let imported = Roots { rotated_for: valid.pki.rotate, keys_for: valid.pki.keys, ..imported };
                 let imported = self.bring_roots(valid, imported).await?;
                 self.store_roots(identity, world, &imported).await
             }
             Step::RecordRoots => self.record_roots(valid, world).await,
-            Step::MakeNext { generation } => self.make_next(valid, world, *generation, now).await,
+            Step::MakeNext { generation, subject } => self.make_next(valid, world, *generation, *subject, now).await,
             Step::RecordNext { generation } => self.record_next(identity, *generation).await,
             Step::NoteStage { generation, stage } => self.note_stage(identity, *generation, *stage, now).await,
             Step::Adopt { generation } => self.adopt(identity, world, *generation).await,

@@ -20,13 +20,15 @@ use super::{
     Going, RotationFacts,
     authority::Kept,
     embedded,
+    keys::{self, Subject},
     leaf::Authority,
-    plan::{Plan, World},
+    plan::{Plan, SecretMeta, World},
     reconcile::{Error, PkiOperator, lost, read_roots},
     roots::{self, Root, Roots},
-    rotation::{Mark, Phase, Stage, is_turn},
+    rotate_keys,
+    rotation::{Both, Mark, Phase, Stage, is_turn},
     secrets::secret,
-    turnover::{Observed, Record, Rotating},
+    turnover::{Observed, Record, Rotating, overlap},
 };
 use crate::{
     api::{RotationStatus, names},
@@ -57,22 +59,29 @@ pub(super) fn pause(rotating: &Rotating, now: Timestamp) -> Duration {
 }
 
 /// What there is to tell of rotations, if there was one or is one.
-pub(super) fn facts(world: &World, plan: &Plan) -> Option<RotationFacts> {
-    let carried_out = world.roots().map_or(0, |roots| roots.rotated_for);
+pub(super) fn facts(cluster: &Valid, world: &World, plan: &Plan) -> Option<RotationFacts> {
+    let (carried_out, keys_for) =
+        world.roots().map_or_else(Default::default, |roots| (roots.rotated_for, roots.keys_for));
     let generation = world.generation();
     let going = plan.rotating.as_ref();
-    if going.is_none() && carried_out == 0 && generation == 1 {
+    if going.is_none() && carried_out == 0 && keys_for == keys::Wishes::default() && generation == 1 {
         return None;
     }
     let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     let stage = going.map(|rotating| rotating.record.as_ref().map_or(rotating.decision.stage, |record| record.stage));
     let status = RotationStatus {
         carried_out: number(carried_out),
+        service_account_key_carried_out: number(keys_for.service_account),
+        encryption_key_carried_out: number(keys_for.encryption),
         generation: number(going.map_or(generation, |rotating| rotating.generation)),
-        stage: stage.map(|stage| stage.name().to_owned()),
+        subject: going.map(|rotating| rotating.subject.name().to_owned()),
+        queued: queued(cluster, world, going),
+        stage: going.zip(stage).map(|(rotating, stage)| rotating.subject.stage(stage).to_owned()),
         since: going.and_then(|rotating| Some(rotating.record.as_ref()?.since.to_string())),
         // It is counted from when the overlap began: what is at another stage began later, and users have no time any more.
-        until: going.filter(|_| stage == Some(Stage::Overlap)).and_then(|rotating| Some(rotating.until?.to_string())),
+        until: going
+            .filter(|rotating| stage == Some(Stage::Overlap) && rotating.subject != Subject::EncryptionKey)
+            .and_then(|rotating| Some(rotating.until?.to_string())),
         waits_for: going.and_then(|rotating| rotating.decision.waits.clone()),
     };
     let going = going.map(|rotating| {
@@ -82,6 +91,8 @@ pub(super) fn facts(world: &World, plan: &Plan) -> Option<RotationFacts> {
         let kept_out = former.filter(|_| forgets).cloned().collect();
         Going {
             mark: rotating.mark(),
+            subject: rotating.subject,
+            rewrites: rewrites(world, rotating),
             kept_out,
             turning: rotating.decision.turning.clone(),
             is_known: rotating.is_known,
@@ -90,12 +101,27 @@ pub(super) fn facts(world: &World, plan: &Plan) -> Option<RotationFacts> {
     Some(RotationFacts { status, going })
 }
 
+/// What is asked for and waits until what is rotated now is.
+fn queued(cluster: &Valid, world: &World, going: Option<&Rotating>) -> Vec<String> {
+    let Some(going) = going else { return Vec::new() };
+    // What goes on was asked for, and is not carried out yet.
+    let others = keys::asked(cluster, world.roots()).into_iter().filter(|subject| *subject != going.subject);
+    others.map(|subject| subject.name().to_owned()).collect()
+}
+
+/// What is to be stored anew inside the guest, once all of its API servers encrypt with the new key.
+fn rewrites(world: &World, rotating: &Rotating) -> Vec<String> {
+    let stored = world.observed.as_ref().and_then(|observed| observed.keys.stored.as_ref());
+    let due = rotating.subject == Subject::EncryptionKey && rotating.decision.stage >= Stage::Overlap;
+    stored.filter(|_| due).map(|stored| stored.named.clone()).unwrap_or_default()
+}
+
 impl Rotating {
     /// The control-plane node that is to start etcd and its API server anew now.
     pub(super) fn turns(&self, alone: bool) -> Option<&str> {
         let turning = self.decision.turning.as_deref()?;
         let phase = self.decision.enter.get(turning)?;
-        is_turn(*phase, alone).then_some(turning)
+        (self.subject != Subject::Authorities || is_turn(*phase, alone)).then_some(turning)
     }
 }
 
@@ -112,15 +138,20 @@ impl PkiOperator {
             return Ok(world);
         }
         self.recover_marks(cluster, &mut world, next).await?;
-        let users_have_time =
-            world.rotation.as_ref().and_then(|record| record.users_until(next, cluster.pki.overlap, now)).is_some();
+        let subject = world.rotated();
+        let users_have_time = world
+            .rotation
+            .as_ref()
+            .and_then(|record| record.users_until(next, overlap(cluster, subject), now))
+            .is_some();
         // All were seen before the overlap began, and will be after it.
         if world.paused || users_have_time {
             return Ok(world);
         }
         let identity = &cluster.identity;
-        let both = match self.roots(identity, &world).await {
-            Ok(roots) => roots.told()?.unwrap_or_default(),
+        let (both, keys) = match self.roots(identity, &world).await {
+            Ok(roots) if subject == Subject::Authorities => (roots.told()?.unwrap_or_default(), None),
+            Ok(roots) => (Both::default(), Some(roots)),
             // Which is told as what it is, by the plan.
             Err(Error::Lost(_)) => return Ok(world),
             Err(error) => return Err(error),
@@ -132,15 +163,22 @@ impl PkiOperator {
         let asked = ours
             .iter()
             .filter(|pod| running.contains(pod.node()) && !pod.is_going())
+            .filter(|pod| subject == Subject::Authorities || !pod.is_worker())
             .filter_map(|pod| Some((pod.node().to_owned(), pod.status.pod_ip?)));
-        let answers = all_answers(asked, WORKERS_TIME, ask).await;
+        let asked: Vec<_> = asked.collect();
         let reports = self.context.reports.of(identity);
+        // First, so that what is seen of nodes is later than what is seen of what they stored.
+        let keys = match keys {
+            Some(roots) => rotate_keys::look(&world, &roots, subject, &asked, reports.guest.as_ref()).await?,
+            None => keys::decide::Seen::default(),
+        };
+        let answers = all_answers(asked.into_iter(), WORKERS_TIME, ask).await;
         let published = reports.guest.as_ref().and_then(Report::facts).and_then(|facts| facts.published.clone());
         let changes = reports.kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.changing);
         let away = |pod: &&&std::sync::Arc<VmPod>| !pod.is_worker() && (pod.leaving().is_some() || pod.is_going());
         let away = ours.iter().find(away).map(|pod| format!("control-plane node {} to be replaced", pod.node()));
         let busy = away.or_else(|| changes.then(|| "the control plane to be replaced".to_owned()));
-        world.observed = Some(Observed { both, answers, running, published, busy });
+        world.observed = Some(Observed { both, answers, running, published, busy, keys });
         Ok(world)
     }
 
@@ -154,7 +192,9 @@ impl PkiOperator {
             return Ok(());
         }
         let masters = (0..cluster.control_plane.replicas).map(names::master);
-        let workers: Vec<_> = world.workers.iter().chain(world.leaving()).cloned().collect();
+        // Where keys are rotated, workers have no phase.
+        let has_part = world.rotated() == Subject::Authorities;
+        let workers: Vec<_> = world.workers.iter().chain(world.leaving()).filter(|_| has_part).cloned().collect();
         for node in masters.chain(workers) {
             let name = names::node_secret(&node);
             let Some(seen) = world.secrets.get_mut(&name).filter(|seen| !is_marked(&seen.mark)) else { continue };
@@ -193,11 +233,13 @@ impl PkiOperator {
         cluster: &Valid,
         world: &World,
         generation: u32,
+        subject: Subject,
         now: Timestamp,
     ) -> Result<(), Error> {
         let identity = &cluster.identity;
         let (_, current) = self.recorded(identity, world.generation(), &world.records).await?;
-        if current.rotated_for >= cluster.pki.rotate {
+        let meta = SecretMeta { rotated_for: current.rotated_for, keys_for: current.keys_for, ..SecretMeta::default() };
+        if !keys::asked(cluster, Some(&meta)).contains(&subject) {
             // Somebody took what the Secret says of it; what it holds counts.
             return self.mark_roots(identity, world).await;
         }
@@ -206,12 +248,15 @@ impl PkiOperator {
             let name = name_of_next(of, &owner, generation, current.authority(of).certificate());
             Ok(Kept::Here(embedded::root(&name, &owner, now, cluster.pki.ca_ttl)?))
         };
-        let made = Roots {
-            kubernetes: make(Authority::Kubernetes)?,
-            etcd: make(Authority::Etcd)?,
-            front_proxy: make(Authority::FrontProxy)?,
-            rotated_for: cluster.pki.rotate,
-            ..current.clone()
+        let made = match subject {
+            Subject::Authorities => Roots {
+                kubernetes: make(Authority::Kubernetes)?,
+                etcd: make(Authority::Etcd)?,
+                front_proxy: make(Authority::FrontProxy)?,
+                rotated_for: cluster.pki.rotate,
+                ..current.clone()
+            },
+            subject => rotate_keys::next_roots(&current, subject, cluster.pki.keys, generation)?,
         };
         let name = roots::secret_of(generation);
         let secret = Secret {
@@ -228,7 +273,7 @@ impl PkiOperator {
             }
             Err(error) => Err(error),
             Ok(()) => {
-                info!(generation, "other roots made, as it was wished");
+                info!(generation, subject = subject.name(), "other roots made, as it was wished");
                 Ok(())
             }
         }
@@ -252,7 +297,7 @@ impl PkiOperator {
         now: Timestamp,
     ) -> Result<(), Error> {
         let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
-        info!(generation, stage = stage.name(), "rotation of authorities");
+        info!(generation, stage = stage.name(), "rotation");
         let record = Record { generation, stage, since };
         self.note(identity, json!({names::ROTATION_ANNOTATION: record.write()})).await
     }
@@ -265,7 +310,7 @@ impl PkiOperator {
         annotations.extend(Root::ALL.into_iter().map(|root| (root.next_record(), Value::Null)));
         annotations.insert(names::GENERATION_ANNOTATION.into(), json!(generation.to_string()));
         annotations.insert(names::ROTATION_ANNOTATION.into(), Value::Null);
-        info!(generation, "the former authorities are needed no more");
+        info!(generation, subject = world.rotated().name(), "the former ones are needed no more");
         let former = self.recorded(identity, world.generation(), &world.records).await;
         self.note(identity, annotations.into()).await?;
         match former {
@@ -302,7 +347,7 @@ fn name_of_next(of: Authority, owner: &str, generation: u32, former: &str) -> St
 
 /// What VM pods say, anew at every look: what was said before says nothing of what was written since. Those of the control plane are
 /// asked last, and together: whether one of them may turn depends on whether the others are well now.
-async fn all_answers<F, T>(
+pub(super) async fn all_answers<F, T>(
     asked: impl Iterator<Item = (String, IpAddr)>,
     workers_time: Duration,
     ask: impl Fn(String, IpAddr) -> F,

@@ -1,7 +1,7 @@
 //! What is made, recorded and removed when other authorities take the place of a guest's. Pure.
 //!
 //! ```text
-//!  spec.pki.ca.rotate is raised
+//!  spec.pki.ca.rotate is raised, or another of the wishes of `keys`
 //!   ─► Secret roots-2 ─► recorded beside the others ─► nodes go on, phase by phase ─► recorded in their place ─► roots-1 is deleted
 //! ```
 //!
@@ -16,18 +16,14 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
+    keys::{self, Subject, decide::waits_until},
     plan::{Plan, SecretMeta, Step, World, is_due, of_kubeconfig},
     roots::{self, agree},
     rotation::{
         Both, Decision, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, unpublished,
-        waits_for_users,
     },
 };
-use crate::{
-    api::{PkiBackend, names},
-    cluster::Valid,
-    supervisor::consumers::Answer,
-};
+use crate::{api::names, cluster::Valid, supervisor::consumers::Answer};
 
 /// What is written down of a rotation on the guest's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +71,8 @@ pub struct Observed {
     pub published: Option<Published>,
     /// Who of the control plane is being replaced.
     pub busy: Option<String>,
+    /// What is seen of keys, where these are rotated.
+    pub keys: keys::decide::Seen,
 }
 
 /// A rotation that goes on.
@@ -82,6 +80,8 @@ pub struct Observed {
 pub struct Rotating {
     /// Generation of the roots that come.
     pub generation: u32,
+    /// What is rotated.
+    pub subject: Subject,
     /// The phase of the foremost node.
     pub front: Phase,
     /// Phases of the nodes that have one, after this look.
@@ -141,11 +141,8 @@ pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Pl
         // Recorded, or handed out: others of that generation would not fit.
         let marked = world.secrets.values().any(|secret| secret.mark.is_some_and(|mark| mark.generation == next));
         plan.lost = marked || !world.next_records.is_empty();
-        let carried_out = world.roots().map_or(0, |roots| roots.rotated_for);
-        let asked = cluster.pki.rotate > carried_out && cluster.pki.backend == PkiBackend::Embedded;
-        if asked && !plan.lost && !world.paused {
-            plan.steps.push(Step::MakeNext { generation: next });
-        }
+        let asked = keys::asked(cluster, world.roots()).into_iter().next().filter(|_| !plan.lost && !world.paused);
+        plan.steps.extend(asked.map(|subject| Step::MakeNext { generation: next, subject }));
         return !plan.lost;
     };
     if !agree(&made.fingerprints, &world.next_records) {
@@ -173,8 +170,22 @@ fn nodes<'a>(cluster: &Valid, world: &'a World) -> impl Iterator<Item = String> 
     (0..cluster.control_plane.replicas).map(names::master).chain(placed.chain(world.leaving()).cloned())
 }
 
+/// How long what is signed by the former ones is good for, after all show what the new ones signed.
+pub(super) fn overlap(cluster: &Valid, subject: Subject) -> Duration {
+    match subject {
+        Subject::Authorities => cluster.pki.overlap,
+        Subject::ServiceAccountKey => cluster.pki.token_overlap,
+        // What is stored is rewritten, however long that takes.
+        Subject::EncryptionKey => Duration::ZERO,
+    }
+}
+
 fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> Rotating {
     let alone = cluster.has_one_master();
+    let subject = world.rotated();
+    // Workers hold none of the keys.
+    let has_part = |node: &String| subject == Subject::Authorities || names::master_index(node).is_some();
+    let nodes = || nodes(cluster, world).filter(has_part);
     let secret_of = |node: &str| world.secrets.get(&names::node_secret(node));
     let phase_of = |secret: &SecretMeta| match secret.mark {
         Some(mark) if mark.generation == generation => mark.phase,
@@ -182,11 +193,11 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     };
     let record = world.rotation.clone().filter(|record| record.generation == generation);
     let mut phases: BTreeMap<_, _> =
-        nodes(cluster, world).filter_map(|node| Some((node.clone(), phase_of(secret_of(&node)?)))).collect();
+        nodes().filter_map(|node| Some((node.clone(), phase_of(secret_of(&node)?)))).collect();
     let front = front(phases.values().copied().map(Some));
-    let users_until = record.as_ref().and_then(|record| record.users_until(generation, cluster.pki.overlap, now));
+    let users_until = record.as_ref().and_then(|record| record.users_until(generation, overlap(cluster, subject), now));
     let had_time = record.as_ref().filter(|record| record.stage >= Stage::Overlap);
-    let until = had_time.map(|record| ends(record.since, cluster.pki.overlap));
+    let until = had_time.map(|record| ends(record.since, overlap(cluster, subject)));
     let mark = Mark { generation, phase: front };
     let decision = match &world.observed {
         Some(observed) if !world.paused => {
@@ -197,10 +208,14 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
                 let runs = observed.running.contains(&node);
                 let counts = control_plane || runs;
                 let seen = observed.answers.get(&node);
-                let lacks = counts.then(|| lacks(&node, mark, alone, &observed.both, seen)).flatten();
+                let lacks = || match subject {
+                    Subject::Authorities => lacks(&node, mark, alone, &observed.both, seen),
+                    subject => keys::decide::lacks(subject, &node, mark, seen, &observed.keys),
+                };
+                let lacks = counts.then(lacks).flatten();
                 Member { node, control_plane, runs, phase, lacks }
             };
-            let members: Vec<_> = nodes(cluster, world).map(member).collect();
+            let members: Vec<_> = nodes().map(member).collect();
             let kubeconfig = world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name));
             let issued = |endpoint: &String| !is_due(kubeconfig, &of_kubeconfig(cluster, world, endpoint, front), now);
             let situation = Situation {
@@ -212,7 +227,12 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
                 until,
                 busy: observed.busy.clone(),
             };
-            decide(&situation, now)
+            if subject == Subject::Authorities {
+                decide(&situation, now)
+            } else {
+                let (seen, busy) = (&observed.keys, situation.busy);
+                keys::decide::decide(&keys::decide::Situation { subject, members: &members, until, seen, busy }, now)
+            }
         }
         _ => Decision {
             stage: record.as_ref().map_or(Stage::Trust, |record| record.stage),
@@ -220,7 +240,7 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
             turning: None,
             waits: Some(match users_until {
                 _ if world.paused => "the pause to end".to_owned(),
-                Some(until) => waits_for_users(until),
+                Some(until) => waits_until(subject, until),
                 None => "the nodes to be looked at".into(),
             }),
             is_over: false,
@@ -229,7 +249,7 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     phases.extend(decision.enter.iter().map(|(node, phase)| (node.clone(), *phase)));
     let both = world.observed.as_ref().map(|observed| observed.both.clone()).unwrap_or_default();
     let is_known = !world.paused && (world.observed.is_some() || users_until.is_some());
-    Rotating { generation, front, phases, decision, record, until, both, is_known }
+    Rotating { generation, subject, front, phases, decision, record, until, both, is_known }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -27,7 +28,7 @@ use super::{
     consumers::{self, Started},
     disks,
     health::{Asked, Health},
-    network,
+    keys, network,
     path_mtu::{self, Paths, Trial},
     paths, peers, proxy,
     qemu::{self, NodeImage},
@@ -82,9 +83,11 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let scraped = scrape::routes(&vm.node, vm.api_address.is_some(), guest);
     let started = Started::default();
     let authorities = consumers::routes(&vm.node, vm.api_address.is_some(), guest, started.clone());
+    let of_keys = if vm.api_address.is_some() { Router::new() } else { keys::routes(&vm.node, guest) };
     let paths_to_peers = Paths::default();
     let reached = reach::routes(Some(network::INTERFACE)).merge(paths_to_peers.routes());
-    let routes = health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities);
+    let routes =
+        health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities).merge(of_keys);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
     let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, API_AWAY, stop.clone()));
     // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.

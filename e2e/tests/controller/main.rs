@@ -19,6 +19,7 @@ mod example;
 mod exposure;
 mod flannel;
 mod isolation;
+mod key_rotation;
 mod largest;
 mod leadership;
 mod manager;

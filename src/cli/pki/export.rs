@@ -119,7 +119,7 @@ fn secret_of(cluster: &Cluster) -> Result<String, String> {
     let rotation = cluster.status.as_ref().and_then(|status| status.rotation.as_ref());
     if rotation.is_some_and(|rotation| rotation.stage.is_some()) {
         return Err(format!(
-            "the authorities of Cluster {}/{} are being rotated, and none of those that it has now will do for it alone; export \
+            "authorities or keys of Cluster {}/{} are being rotated, and none of those that it has now will do for it alone; export \
              when status.rotation.stage is gone",
             cluster.namespace().unwrap_or_default(),
             cluster.name_any()

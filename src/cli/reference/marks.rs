@@ -135,6 +135,12 @@ const ANNOTATIONS: &[Mark] = &[
         by: "manager",
     },
     Mark {
+        keys: &[names::SERVICE_ACCOUNT_KEY_ROTATED_FOR_ANNOTATION, names::ENCRYPTION_KEY_ROTATED_FOR_ANNOTATION],
+        on: "Secrets `roots-<generation>`",
+        says: "the `spec.pki.serviceAccountKey.rotate` and `spec.pki.encryptionKey.rotate` that they were made for",
+        by: "manager",
+    },
+    Mark {
         keys: &[names::AUTHORITIES_ANNOTATION],
         on: "in a rotation: Secrets of nodes; pods of add-ons inside the guest",
         says: "generation and phase that it was made for, such as `2.trust`",

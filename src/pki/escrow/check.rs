@@ -102,6 +102,7 @@ pub fn check(roots: &Roots, now: Timestamp) -> Result<Roots, Flaw> {
         service_account: service_account(Root::ServiceAccount.name(), &roots.service_account)?,
         encryption: encryption(roots.encryption.expose_secret())?,
         rotated_for: roots.rotated_for,
+        keys_for: roots.keys_for,
     })
 }
 
@@ -207,9 +208,11 @@ fn encryption(text: &str) -> Result<SecretString, Flaw> {
     let unreadable = || Flaw::Unreadable { what: "the configuration", root: Root::Encryption.name() };
     let read = |text: &str| serde_saphyr::from_str::<Value>(text).map_err(|_| unreadable());
     let config = read(text)?;
-    let secret = config.pointer("/resources/0/providers/0/secretbox/keys/0/secret").and_then(Value::as_str);
-    let key = secret.and_then(|secret| STANDARD.decode(secret).ok()?.try_into().ok()).ok_or_else(unreadable)?;
-    let ours = embedded::encryption_config_of(&key);
+    let of = |what: &str| config.pointer(&format!("/resources/0/providers/0/secretbox/keys/0/{what}")).and_then(Value::as_str);
+    // What is stored begins with the name, so it stays. Ours are `key1` and the like.
+    let name = of("name").filter(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')).ok_or_else(unreadable)?;
+    let key = of("secret").and_then(|secret| STANDARD.decode(secret).ok()?.try_into().ok()).ok_or_else(unreadable)?;
+    let ours = embedded::encryption_config_of(name, &key);
     if read(ours.expose_secret())? == config { Ok(ours) } else { Err(Flaw::Encryption) }
 }
 
@@ -415,5 +418,9 @@ KoTlqjCkjRMb8uwWNQIDAQAB
         }
         let ours = roots().encryption.expose_secret().to_owned();
         assert_eq!(with(&ours.replace("[secrets]", "[configmaps]")), Flaw::Encryption);
+        assert!(matches!(with(&ours.replace("key1", "key_1")), Flaw::Unreadable { root: "encryption", .. }));
+        // A key that was rotated has another name, which is what etcd knows it by.
+        let rotated = Roots { encryption: ours.replace("key1", "key2").into(), ..roots() };
+        assert_eq!(check(&rotated, NOW).unwrap().encryption.expose_secret(), rotated.encryption.expose_secret());
     }
 }

@@ -64,7 +64,7 @@ fn carry_out(world: &mut World, plan: &Plan, asked: u32, now: Timestamp) {
     };
     for step in &plan.steps {
         match step {
-            Step::MakeNext { generation } => {
+            Step::MakeNext { generation, .. } => {
                 let made = world.secrets.insert(roots::secret_of(*generation), holding(*generation, asked));
                 assert_eq!(made, None, "they were made twice");
             }
@@ -140,6 +140,7 @@ fn seen(world: &World, cluster: &Valid) -> Option<Observed> {
         running: nodes.into_iter().collect(),
         published: Some(published),
         busy: None,
+        keys: crate::pki::keys::decide::Seen::default(),
     })
 }
 
@@ -148,7 +149,7 @@ fn settle(world: &mut World, cluster: &Valid, now: Timestamp) -> Plan {
     for _ in 0..40 {
         world.observed = seen(world, cluster);
         let plan = plan_of(cluster, world, now);
-        let told = crate::pki::rotate::facts(world, &plan).map(|facts| facts.status);
+        let told = crate::pki::rotate::facts(cluster, world, &plan).map(|facts| facts.status);
         if let Some(until) = told.as_ref().and_then(|told| told.until.as_ref()) {
             assert_eq!(
                 told.as_ref().and_then(|told| told.stage.as_deref()),
