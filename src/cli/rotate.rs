@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Failure, named::Named};
 use crate::{
-    api::{Cluster, RotationStatus},
+    api::{Cluster, PkiBackend, RotationStatus},
     runtime::call,
 };
 
@@ -40,7 +40,7 @@ pub(super) async fn rotate(what: &Rotate) -> Result<(), Failure> {
     let api = Api::<Cluster>::namespaced(client, &namespace);
     let object = format!("Cluster {namespace}/{name}");
     let cluster = call("get", object.clone(), api.get(name)).await?;
-    let asked = next(cluster.rotations_asked())?;
+    let asked = next(&cluster)?;
     let patch = json!({
         // Two who ask at once ask for one rotation each: the second one sees what the first one wrote.
         "metadata": {"resourceVersion": cluster.resource_version()},
@@ -56,8 +56,14 @@ pub(super) async fn rotate(what: &Rotate) -> Result<(), Failure> {
     Ok(())
 }
 
-fn next(asked_before: i32) -> Result<i32, Failure> {
-    asked_before.checked_add(1).ok_or_else(|| "spec.pki.ca.rotate cannot be raised any more".into())
+/// The wish for one more. Where an earlier one got lost (a restored spec), what was carried out counts.
+fn next(cluster: &Cluster) -> Result<i32, Failure> {
+    if cluster.spec.pki.backend == PkiBackend::Vault {
+        return Err("authorities that are in Vault (spec.pki.backend) are not rotated yet".into());
+    }
+    let rotation = cluster.status.as_ref().and_then(|status| status.rotation.as_ref());
+    let before = cluster.rotations_asked().max(rotation.map_or(0, |rotation| rotation.carried_out));
+    before.checked_add(1).ok_or_else(|| "spec.pki.ca.rotate cannot be raised any more".into())
 }
 
 async fn wait(api: &Api<Cluster>, name: &str, object: &str, asked: i32) -> Result<(), Failure> {
@@ -113,7 +119,17 @@ mod tests {
 
     #[test]
     fn a_wish_is_one_more_than_the_last() {
-        assert_eq!((next(0).unwrap(), next(3).unwrap()), (1, 4));
-        assert!(next(i32::MAX).is_err());
+        let next = |pki: serde_json::Value, carried_out: i32| {
+            let mut cluster = crate::testing::cluster(json!({"pki": pki}));
+            let rotation = json!({"rotation": {"carriedOut": carried_out, "generation": 1}});
+            cluster.status = serde_json::from_value(rotation).unwrap();
+            next(&cluster).map_err(|failure| failure.to_string())
+        };
+        assert_eq!([next(json!({}), 0), next(json!({"ca": {"rotate": 3}}), 3)], [Ok(1), Ok(4)]);
+        // Or it would be taken for the one that was carried out.
+        assert_eq!(next(json!({}), 2), Ok(3));
+        assert!(next(json!({"ca": {"rotate": i32::MAX}}), 0).is_err());
+        let refused = next(json!({"backend": "Vault"}), 0).unwrap_err();
+        assert!(refused.contains("in Vault"), "{refused}");
     }
 }
