@@ -86,6 +86,11 @@ impl Cluster {
         replicas.map(|replicas| usize::try_from(replicas.unwrap_or(1)).unwrap_or_default()).sum()
     }
 
+    /// Whether its authorities are to be in Vault.
+    pub fn is_kept_in_vault(&self) -> bool {
+        self.spec.pki.backend == super::PkiBackend::Vault
+    }
+
     /// The wish for other authorities: how often they were asked for, as it is written.
     pub fn rotations_asked(&self) -> i32 {
         self.spec.pki.ca.rotate.unwrap_or_default()

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Failure, named::Named};
 use crate::{
-    api::{Cluster, PkiBackend, RotationStatus},
+    api::{Cluster, RotationStatus},
     runtime::call,
 };
 
@@ -58,7 +58,7 @@ pub(super) async fn rotate(what: &Rotate) -> Result<(), Failure> {
 
 /// The wish for one more. Where an earlier one got lost (a restored spec), what was carried out counts.
 fn next(cluster: &Cluster) -> Result<i32, Failure> {
-    if cluster.spec.pki.backend == PkiBackend::Vault {
+    if cluster.is_kept_in_vault() {
         return Err("authorities that are in Vault (spec.pki.backend) are not rotated yet".into());
     }
     let rotation = cluster.status.as_ref().and_then(|status| status.rotation.as_ref());
