@@ -99,4 +99,9 @@ impl Cluster {
     pub fn has_exportable_keys(&self) -> bool {
         self.spec.pki.exportable.unwrap_or_default()
     }
+
+    /// Whether its authorities are to be in Vault.
+    pub fn is_kept_in_vault(&self) -> bool {
+        self.spec.pki.backend == super::PkiBackend::Vault
+    }
 }

@@ -42,7 +42,8 @@ pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 pub const NEXT_CA_ANNOTATION_PREFIX: &str = "giantnetes.io/next-ca-";
 /// Annotation on the guest's namespace: the generation of its roots, a number, if it is not the first.
 pub const GENERATION_ANNOTATION: &str = "giantnetes.io/authorities-generation";
-/// Annotation on the guest's namespace: the rotation of its authorities that goes on: generation, stage, and since when (RFC 3339).
+/// Annotation on the guest's namespace: the rotation of its authorities that goes on: generation, stage, since when (RFC 3339), and
+/// `alone` where a lone control-plane node carries it out.
 pub const ROTATION_ANNOTATION: &str = "giantnetes.io/rotation";
 /// Annotation on the Secret of a generation of roots: the `spec.pki.ca.rotate` that it was made for, if it is not 0.
 pub const ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/rotated-for";

@@ -50,8 +50,7 @@ pub(super) async fn rotate(what: &Rotate) -> Result<(), Failure> {
     let api = Api::<Cluster>::namespaced(client, &namespace);
     let object = format!("Cluster {namespace}/{name}");
     let cluster = call("get", object.clone(), api.get(name)).await?;
-    let before = cluster.rotations_asked().into_iter().find(|(of, _)| *of == place).map_or(0, |(_, count)| count);
-    let asked = next(place, before)?;
+    let asked = next(&cluster, what)?;
     let patch = json!({
         // Two who ask at once ask for one rotation each: the second one sees what the first one wrote.
         "metadata": {"resourceVersion": cluster.resource_version()},
@@ -77,16 +76,24 @@ fn place(what: Subject) -> &'static str {
     }
 }
 
+/// The wish for one more. Where an earlier one got lost (a restored spec), what was carried out counts.
+fn next(cluster: &Cluster, what: Subject) -> Result<i32, Failure> {
+    if what == Subject::Authorities && cluster.is_kept_in_vault() {
+        return Err("authorities that are in Vault (spec.pki.backend) are not rotated yet".into());
+    }
+    let place = place(what);
+    let asked = cluster.rotations_asked().into_iter().find(|(of, _)| *of == place).map_or(0, |(_, count)| count);
+    let rotation = cluster.status.as_ref().and_then(|status| status.rotation.as_ref());
+    let before = asked.max(rotation.map_or(0, |rotation| carried_out(rotation, what)));
+    before.checked_add(1).ok_or_else(|| format!("spec.pki.{place}.rotate cannot be raised any more").into())
+}
+
 fn noun(what: Subject) -> &'static str {
     match what {
         Subject::Authorities => "its authorities",
         Subject::ServiceAccountKey => "its service-account key",
         Subject::EncryptionKey => "its encryption key",
     }
-}
-
-fn next(place: &str, asked_before: i32) -> Result<i32, Failure> {
-    asked_before.checked_add(1).ok_or_else(|| format!("spec.pki.{place}.rotate cannot be raised any more").into())
 }
 
 async fn wait(api: &Api<Cluster>, name: &str, object: &str, what: Subject, asked: i32) -> Result<(), Failure> {
@@ -106,15 +113,19 @@ async fn wait(api: &Api<Cluster>, name: &str, object: &str, what: Subject, asked
     }
 }
 
-/// A rotation that was asked for later than another begins after it.
-fn is_done(rotation: &RotationStatus, what: Subject, asked: i32) -> bool {
-    let carried_out = match what {
+/// The wish that was carried out last.
+fn carried_out(rotation: &RotationStatus, what: Subject) -> i32 {
+    match what {
         Subject::Authorities => rotation.carried_out,
         Subject::ServiceAccountKey => rotation.service_account_key_carried_out,
         Subject::EncryptionKey => rotation.encryption_key_carried_out,
-    };
+    }
+}
+
+/// A rotation that was asked for later than another begins after it.
+fn is_done(rotation: &RotationStatus, what: Subject, asked: i32) -> bool {
     // Something else may be rotated since.
-    carried_out >= asked && (rotation.stage.is_none() || rotation.subject.as_deref() != Some(what.name()))
+    carried_out(rotation, what) >= asked && (rotation.stage.is_none() || rotation.subject.as_deref() != Some(what.name()))
 }
 
 fn word(rotation: &RotationStatus, what: Subject, asked: i32) -> String {
@@ -176,7 +187,19 @@ mod tests {
 
     #[test]
     fn a_wish_is_one_more_than_the_last() {
-        assert_eq!((next("ca", 0).unwrap(), next("ca", 3).unwrap()), (1, 4));
-        assert!(next("encryptionKey", i32::MAX).unwrap_err().to_string().contains("spec.pki.encryptionKey.rotate"));
+        let next = |what: Subject, pki: serde_json::Value, carried_out: i32| {
+            let mut cluster = crate::testing::cluster(json!({"pki": pki}));
+            let rotation = json!({"rotation": {"carriedOut": carried_out, "generation": 1}});
+            cluster.status = serde_json::from_value(rotation).unwrap();
+            next(&cluster, what).map_err(|failure| failure.to_string())
+        };
+        let (ca, encryption) = (Subject::Authorities, Subject::EncryptionKey);
+        assert_eq!([next(ca, json!({}), 0), next(ca, json!({"ca": {"rotate": 3}}), 3)], [Ok(1), Ok(4)]);
+        // Or it would be taken for the one that was carried out.
+        assert_eq!([next(ca, json!({}), 2), next(encryption, json!({}), 2)], [Ok(3), Ok(1)]);
+        let refused = next(encryption, json!({"encryptionKey": {"rotate": i32::MAX}}), 0).unwrap_err();
+        assert!(refused.contains("spec.pki.encryptionKey.rotate"), "{refused}");
+        let refused = next(ca, json!({"backend": "Vault"}), 0).unwrap_err();
+        assert!(refused.contains("in Vault"), "{refused}");
     }
 }

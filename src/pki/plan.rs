@@ -10,16 +10,17 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{
+    PkiFacts,
     generations::Standing,
     keys::{Subject, Wishes},
     leaf::{self, Authority, Leaf},
     roots::{self, Root},
-    rotation::{Mark, Phase, Stage, users_get_new},
+    rotation::{Mark, Phase, users_get_new},
     turnover::{self, Observed, Record, Rotating},
 };
 use crate::{
     api::names,
-    cluster::{Valid, valid::DEFAULT_LEAF_TTL},
+    cluster::{Report, Valid, valid::DEFAULT_LEAF_TTL},
     network::places::Place,
     runtime::apply::hash,
 };
@@ -138,11 +139,9 @@ pub enum Step {
     },
     /// Write down what the rotation is at.
     NoteStage {
-        /// Generation of the roots that come.
-        generation: u32,
-        /// What it is at.
+        /// What is written.
         #[serde(skip)]
-        stage: Stage,
+        record: Record,
     },
     /// Record them instead of the former ones, which nobody needs any more.
     Adopt {
@@ -217,6 +216,31 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether all that is to be done takes the place of what is there and good for so long: nobody lacks anything meanwhile.
+    pub fn replaces(&self, cluster: &Valid, world: &World) -> bool {
+        let is_there = |name: String| world.secrets.contains_key(&name);
+        let replaces = |step: &Step| match step {
+            Step::IssueNode { node, .. } => is_there(names::node_secret(node)),
+            Step::IssueKubeconfig { .. } => is_there(names::kubeconfig_secret(&cluster.identity.key.name)),
+            Step::MakeNext { .. } | Step::RecordNext { .. } | Step::NoteStage { .. } => true,
+            Step::Adopt { .. } | Step::RemoveRoots { .. } => true,
+            Step::MakeRoots | Step::ImportRoots { .. } | Step::RecordRoots | Step::RemoveWorker { .. } => false,
+        };
+        self.waiting.is_empty() && !self.lost && self.steps.iter().all(replaces)
+    }
+
+    /// What there is to say when all of it was done.
+    pub fn report(&self, cluster: &Valid, world: &World, facts: PkiFacts) -> Report<PkiFacts> {
+        if self.replaces(cluster, world) {
+            return Report::Ready(facts);
+        }
+        let what = match self.waiting.join(", ") {
+            none if none.is_empty() => "keys and certificates to be stored".into(),
+            waiting => waiting,
+        };
+        Report::Waiting { what, facts: Some(facts) }
+    }
+
     /// Whether there is nothing to do and to wait for, but what a rotation waits for.
     pub fn is_fulfilled(&self) -> bool {
         self.steps.is_empty() && self.waiting.is_empty() && !self.lost
@@ -267,7 +291,10 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let ttl = cluster.pki.leaf_ttl;
     for index in 0..cluster.control_plane.replicas {
         let (node, leaves) = (names::master(index), leaf::of_master(cluster, index));
-        let standing = standing(plan, cluster, &node);
+        if plan.rotating.as_ref().is_some_and(|rotating| rotating.decision.held.contains(&node)) {
+            continue;
+        }
+        let standing = standing(plan, &node);
         let hash = of_node(json!({"leaves": leaves, "roots": world.records}), ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
             plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false, standing });
@@ -289,13 +316,13 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
 }
 
 /// Where a node is in the rotation that goes on.
-fn standing(plan: &Plan, cluster: &Valid, node: &str) -> Option<Standing> {
+fn standing(plan: &Plan, node: &str) -> Option<Standing> {
     let rotating = plan.rotating.as_ref()?;
     let (phase, generation) = (rotating.phase_of(node), rotating.generation);
     let control_plane = names::master_index(node).is_some();
     let has_part = control_plane || rotating.subject == Subject::Authorities;
     let (mark, subject) = (Mark { generation, phase }, rotating.subject);
-    let standing = Standing { mark, subject, control_plane, alone: cluster.has_one_master() };
+    let standing = Standing { mark, subject, control_plane, alone: rotating.alone };
     (phase > Phase::Before && has_part).then_some(standing)
 }
 
@@ -320,7 +347,7 @@ pub(super) fn of_kubeconfig(cluster: &Valid, world: &World, endpoint: &str, fron
 fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let mut homeless = 0;
     let wanted: BTreeSet<_> = world.workers.iter().collect();
-    let leaving = world.leaving().filter(|node| standing(plan, cluster, node).is_some()).collect::<Vec<_>>();
+    let leaving = world.leaving().filter(|node| standing(plan, node).is_some()).collect::<Vec<_>>();
     for node in world.workers.iter().chain(leaving) {
         let Some(place) = world.places.get(node) else {
             homeless += 1;
@@ -330,7 +357,7 @@ fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
         // Of the roots, a worker knows one.
         let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
         let ttl = cluster.pki.leaf_ttl;
-        let standing = standing(plan, cluster, node);
+        let standing = standing(plan, node);
         let hash = of_node(json!({"leaves": leaves, "root": root}), ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(node)), &hash, now) {
             plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true, standing });

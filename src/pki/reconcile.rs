@@ -24,7 +24,7 @@ use super::{
     roots::{self, Roots},
     rotate,
     store::KeyStore,
-    turnover::{self, Record},
+    turnover::{self, Record, Rotating},
     vault::{self, VaultError},
 };
 use crate::{
@@ -35,6 +35,8 @@ use crate::{
 };
 
 const MANAGER: &str = "giantnetes.pki";
+/// Pause before what was done or is waited for is looked at again, should no watch tell of it.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -154,15 +156,12 @@ impl PkiOperator {
         }
         // Read when the first step asks for them, and not again for the next.
         let roots = OnceCell::new();
-        let alone = valid.has_one_master();
-        if let Some(node) = plan.rotating.as_ref().and_then(|rotating| rotating.turns(alone)) {
+        if let Some(node) = plan.rotating.as_ref().and_then(Rotating::turns) {
             // Said before it is done, so that no other is sent away meanwhile.
-            self.context.reports.update(&valid.identity, |reports| {
-                reports.pki = Some(Report::Waiting { what: format!("{node} to turn"), facts: Some(facts.clone()) });
-            });
+            let report = plan.report(valid, &world, facts.clone());
+            self.context.reports.update(&valid.identity, |reports| reports.pki = Some(report.clone()));
             if !self.may_turn(&valid.identity, node).await? {
-                let what = "the control plane to be replaced".into();
-                return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))));
+                return Ok((report, Outcome::After(SOON)));
             }
         }
         for step in &plan.steps {
@@ -180,11 +179,7 @@ impl PkiOperator {
             return Ok((Report::Ready(facts), Outcome::After(pause)));
         }
         // The watch brings what was written, and with it the next look.
-        let what = match plan.waiting.join(", ") {
-            none if none.is_empty() => "keys and certificates to be stored".into(),
-            waiting => waiting,
-        };
-        Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))))
+        Ok((plan.report(valid, &world, facts), Outcome::After(SOON)))
     }
 
     async fn observe(&self, key: &ClusterKey, valid: &Valid, pinned_endpoint: Option<String>) -> Result<World, Error> {
@@ -257,7 +252,7 @@ impl PkiOperator {
             Step::RecordRoots => self.record_roots(valid, world).await,
             Step::MakeNext { generation, subject } => self.make_next(valid, world, *generation, *subject, now).await,
             Step::RecordNext { generation } => self.record_next(identity, *generation).await,
-            Step::NoteStage { generation, stage } => self.note_stage(identity, *generation, *stage, now).await,
+            Step::NoteStage { record } => self.note_stage(identity, record).await,
             Step::Adopt { generation } => self.adopt(identity, world, *generation).await,
             Step::RemoveRoots { generation } => self.remove_roots(identity, *generation).await,
             Step::IssueNode { node, leaves, ttl, hash, worker, standing } => {

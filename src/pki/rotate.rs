@@ -26,7 +26,7 @@ use super::{
     reconcile::{Error, PkiOperator, lost, read_roots},
     roots::{self, Root, Roots},
     rotate_keys,
-    rotation::{Both, Mark, Phase, Stage, is_turn},
+    rotation::{Both, Mark, Phase, Stage},
     secrets::secret,
     turnover::{Observed, Record, Rotating, overlap},
 };
@@ -118,10 +118,8 @@ fn rewrites(world: &World, rotating: &Rotating) -> Vec<String> {
 
 impl Rotating {
     /// The control-plane node that is to start etcd and its API server anew now.
-    pub(super) fn turns(&self, alone: bool) -> Option<&str> {
-        let turning = self.decision.turning.as_deref()?;
-        let phase = self.decision.enter.get(turning)?;
-        (self.subject != Subject::Authorities || is_turn(*phase, alone)).then_some(turning)
+    pub(super) fn turns(&self) -> Option<&str> {
+        self.decision.turning.as_deref().filter(|node| self.decision.enter.contains_key(*node))
     }
 }
 
@@ -289,16 +287,8 @@ impl PkiOperator {
     }
 
     /// Writes down what a rotation is at.
-    pub(super) async fn note_stage(
-        &self,
-        identity: &Identity,
-        generation: u32,
-        stage: Stage,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
-        info!(generation, stage = stage.name(), "rotation");
-        let record = Record { generation, stage, since };
+    pub(super) async fn note_stage(&self, identity: &Identity, record: &Record) -> Result<(), Error> {
+        info!(generation = record.generation, stage = record.stage.name(), "rotation of authorities");
         self.note(identity, json!({names::ROTATION_ANNOTATION: record.write()})).await
     }
 
@@ -313,16 +303,7 @@ impl PkiOperator {
         info!(generation, subject = world.rotated().name(), "the former ones are needed no more");
         let former = self.recorded(identity, world.generation(), &world.records).await;
         self.note(identity, annotations.into()).await?;
-        match former {
-            // By its name: without its labels nobody would find it any more, and its keys would stay.
-            Ok((former, _)) => {
-                apply::delete(&self.keys.secrets(&identity.namespace), &former.metadata, None).await?;
-                Ok(())
-            }
-            // It is another one, or gone.
-            Err(Error::Lost(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        discard(&self.keys.secrets(&identity.namespace), former.map(|(secret, _)| secret)).await
     }
 
     /// Deletes former roots, and with them the keys of their authorities.
@@ -334,6 +315,17 @@ impl PkiOperator {
             info!(generation, "former roots removed");
         }
         Ok(())
+    }
+}
+
+/// Deletes former roots as they were read, not as the cache has them: without their labels nobody would find them any more, and their
+/// keys would stay.
+async fn discard(api: &Api<Secret>, former: Result<Secret, Error>) -> Result<(), Error> {
+    match former {
+        Ok(former) => apply::delete(api, &former.metadata, None).await.map(drop).map_err(Error::Call),
+        // It is another one, or gone.
+        Err(Error::Lost(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -393,6 +385,41 @@ mod tests {
         assert_eq!(name_of_next(of, "a/b", 2, &made("etcd-2")), "etcd-2-next");
         assert_eq!(name_of_next(of, "a/b", 2, &made("etcd-2-next")), "etcd-2");
         assert_eq!(name_of_next(of, "a/c", 2, &made("etcd-2")), "etcd-2", "the owner is in it");
+    }
+
+    #[tokio::test]
+    async fn former_roots_are_deleted_whatever_their_labels_say() {
+        use kube::client::Body;
+        use tower::{BoxError, service_fn};
+
+        let asked: std::sync::Arc<Mutex<Vec<String>>> = Default::default();
+        let all = asked.clone();
+        let client = kube::Client::new(
+            service_fn(move |request: http::Request<Body>| {
+                let all = all.clone();
+                async move {
+                    let line = format!("{} {}", request.method(), request.uri().path());
+                    let body = request.into_body().collect_bytes().await?;
+                    all.lock().unwrap().push(format!("{line} {}", String::from_utf8_lossy(&body)));
+                    let answer =
+                        r#"{"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 200}"#;
+                    Ok::<_, BoxError>(http::Response::new(Body::from(answer.as_bytes().to_vec())))
+                }
+            }),
+            "g8s-x",
+        );
+        let api = Api::<Secret>::namespaced(client, "g8s-x");
+        let meta = ObjectMeta { name: Some("roots-1".into()), uid: Some("one".into()), ..ObjectMeta::default() };
+        discard(&api, Ok(Secret { metadata: meta, ..Secret::default() })).await.unwrap();
+        let asked = || std::mem::take(&mut *asked.lock().unwrap());
+        let one = asked();
+        assert_eq!(one.len(), 1);
+        assert!(one[0].starts_with("DELETE /api/v1/namespaces/g8s-x/secrets/roots-1 "), "{one:?}");
+        assert!(one[0].contains(r#""uid":"one""#), "a namesake would go: {one:?}");
+        // What is there is no former roots.
+        discard(&api, Err(Error::Lost("roots-1".into()))).await.unwrap();
+        assert!(discard(&api, Err(Error::NoVault)).await.is_err());
+        assert_eq!(asked(), Vec::<String>::new());
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,10 +20,14 @@ use super::{
     plan::{Plan, SecretMeta, Step, World, is_due, of_kubeconfig},
     roots::{self, agree},
     rotation::{
-        Both, Decision, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, unpublished,
+        Both, Decision, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, turns,
+        unpublished, unwell,
     },
 };
 use crate::{api::names, cluster::Valid, supervisor::consumers::Answer};
+
+/// The unit of etcd.
+const ETCD: &str = "etcd";
 
 /// What is written down of a rotation on the guest's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +38,19 @@ pub struct Record {
     pub stage: Stage,
     /// Since when.
     pub since: Timestamp,
+    /// Whether a lone control-plane node carries it out. From `Reissue` on that stays so, whoever joins it: what its etcd and theirs
+    /// trust fits, and who would go by the other rules would have to start it anew.
+    pub alone: bool,
 }
+
+/// What a note says at its end of a rotation that a lone control-plane node carries out.
+const ALONE: &str = " alone";
 
 impl Record {
     /// As an annotation.
     pub fn write(&self) -> String {
-        format!("{} {} {}", self.generation, self.stage.name(), self.since)
+        let alone = if self.alone { ALONE } else { "" };
+        format!("{} {} {}{alone}", self.generation, self.stage.name(), self.since)
     }
 
     /// Until when users have time from now on, in the rotation to this generation. None: they have none, or not yet.
@@ -50,11 +61,12 @@ impl Record {
 
     /// What an annotation says. None: nothing that can be read.
     pub fn read(text: &str) -> Option<Self> {
+        let (text, alone) = text.strip_suffix(ALONE).map_or((text, false), |text| (text, true));
         let mut words = text.split(' ');
         let generation = words.next()?.parse().ok()?;
         let name = words.next()?;
         let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name)?;
-        Some(Self { generation, stage, since: words.next()?.parse().ok()? })
+        Some(Self { generation, stage, since: words.next()?.parse().ok()?, alone })
     }
 }
 
@@ -84,6 +96,8 @@ pub struct Rotating {
     pub subject: Subject,
     /// The phase of the foremost node.
     pub front: Phase,
+    /// Whether it is carried out as by a lone control-plane node.
+    pub alone: bool,
     /// Phases of the nodes that have one, after this look.
     pub phases: BTreeMap<String, Phase>,
     /// Who goes on, and why nobody does.
@@ -154,14 +168,23 @@ pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Pl
         return false;
     }
     let rotating = rotating(cluster, world, next, now);
-    let stage = rotating.decision.stage;
     if rotating.decision.is_over {
         plan.steps.push(Step::Adopt { generation: next });
-    } else if world.observed.is_some() && rotating.record.as_ref().is_none_or(|record| record.stage < stage) {
-        plan.steps.push(Step::NoteStage { generation: next, stage });
+    } else if let Some(record) = to_note(&rotating, now).filter(|_| world.observed.is_some()) {
+        plan.steps.push(Step::NoteStage { record });
     }
     plan.rotating = Some(rotating);
     true
+}
+
+/// What is to be written down now, if that is not so already.
+fn to_note(rotating: &Rotating, now: Timestamp) -> Option<Record> {
+    let Rotating { generation, alone, decision: Decision { stage, .. }, .. } = *rotating;
+    let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    match &rotating.record {
+        Some(noted) if noted.stage >= stage => (noted.alone != alone).then(|| Record { alone, ..noted.clone() }),
+        _ => Some(Record { generation, stage, since, alone }),
+    }
 }
 
 /// The nodes that should be there, by name, and workers that are still there.
@@ -181,7 +204,6 @@ pub(super) fn overlap(cluster: &Valid, subject: Subject) -> Duration {
 }
 
 fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> Rotating {
-    let alone = cluster.has_one_master();
     let subject = world.rotated();
     // Workers hold none of the keys.
     let has_part = |node: &String| subject == Subject::Authorities || names::master_index(node).is_some();
@@ -195,10 +217,18 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     let mut phases: BTreeMap<_, _> =
         nodes().filter_map(|node| Some((node.clone(), phase_of(secret_of(&node)?)))).collect();
     let front = front(phases.values().copied().map(Some));
+    // Who has turned alone does not have to again, whoever joins; a control plane never shrinks.
+    let has_turned_alone = front >= Phase::Reissue && record.as_ref().is_some_and(|record| record.alone);
+    let alone = has_turned_alone || cluster.has_one_master();
     let users_until = record.as_ref().and_then(|record| record.users_until(generation, overlap(cluster, subject), now));
     let had_time = record.as_ref().filter(|record| record.stage >= Stage::Overlap);
     let until = had_time.map(|record| ends(record.since, overlap(cluster, subject)));
     let mark = Mark { generation, phase: front };
+    // Whether etcd is started anew for the phase of the foremost, and was not seen to have been.
+    let etcds = || turns(mark, true, alone).remove(ETCD);
+    let would_turn = |seen: Option<&Answer>| {
+        etcds().is_some_and(|wanted| seen.and_then(|answer| answer.started.get(ETCD)) != Some(&wanted))
+    };
     let decision = match &world.observed {
         Some(observed) if !world.paused => {
             let member = |node: String| {
@@ -208,12 +238,14 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
                 let runs = observed.running.contains(&node);
                 let counts = control_plane || runs;
                 let seen = observed.answers.get(&node);
-                let lacks = || match subject {
-                    Subject::Authorities => lacks(&node, mark, alone, &observed.both, seen),
-                    subject => keys::decide::lacks(subject, &node, mark, seen, &observed.keys),
+                let shows = || match (subject, phase) {
+                    (Subject::Authorities, Some(_)) => lacks(&node, mark, alone, &observed.both, seen),
+                    (Subject::Authorities, None) => unwell(&node, seen),
+                    (subject, _) => keys::decide::lacks(subject, &node, mark, seen, &observed.keys),
                 };
-                let lacks = counts.then(lacks).flatten();
-                Member { node, control_plane, runs, phase, lacks }
+                let lacks = counts.then(shows).flatten();
+                let turns = runs && phase.is_none() && would_turn(seen);
+                Member { node, control_plane, runs, phase, lacks, turns }
             };
             let members: Vec<_> = nodes().map(member).collect();
             let kubeconfig = world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name));
@@ -235,21 +267,28 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
             }
         }
         _ => Decision {
-            stage: record.as_ref().map_or(Stage::Trust, |record| record.stage),
-            enter: BTreeMap::new(),
-            turning: None,
+            // While users have time it was seen before that all are through.
+            held: if users_until.is_none() && etcds().is_some() { homeless(cluster, world) } else { BTreeSet::new() },
             waits: Some(match users_until {
                 _ if world.paused => "the pause to end".to_owned(),
                 Some(until) => waits_until(subject, until),
                 None => "the nodes to be looked at".into(),
             }),
-            is_over: false,
+            ..Decision::of(record.as_ref().map_or(Stage::Trust, |record| record.stage))
         },
     };
     phases.extend(decision.enter.iter().map(|(node, phase)| (node.clone(), *phase)));
     let both = world.observed.as_ref().map(|observed| observed.both.clone()).unwrap_or_default();
     let is_known = !world.paused && (world.observed.is_some() || users_until.is_some());
-    Rotating { generation, subject, front, phases, decision, record, until, both, is_known }
+    Rotating { generation, subject, front, alone, phases, decision, record, until, both, is_known }
+}
+
+/// Control-plane nodes that have a VM and no Secret.
+fn homeless(cluster: &Valid, world: &World) -> BTreeSet<String> {
+    let masters = (0..cluster.control_plane.replicas).map(names::master);
+    masters
+        .filter(|node| world.vm_pods.contains(node) && !world.secrets.contains_key(&names::node_secret(node)))
+        .collect()
 }
 
 #[cfg(test)]

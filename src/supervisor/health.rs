@@ -86,6 +86,8 @@ struct State {
     status: Status,
     /// When QEMU last said that the machine runs. `None` until it is started.
     heard: Option<Instant>,
+    /// Whether the guest was ready once.
+    answered: bool,
 }
 
 /// The VM's health. Clones share it.
@@ -132,11 +134,19 @@ impl Health {
         self.update(|state| state.status.guest_up = true);
     }
 
-    fn answers(&self, asked: &Asked, ready: bool) {
-        self.update(|state| match asked {
-            Asked::Api => state.status.api_ready = ready,
-            Asked::Kubelet(_) => state.status.kubelet_ready = ready,
+    pub(super) fn answers(&self, asked: &Asked, ready: bool) {
+        self.update(|state| {
+            state.answered |= ready;
+            match asked {
+                Asked::Api => state.status.api_ready = ready,
+                Asked::Kubelet(_) => state.status.kubelet_ready = ready,
+            }
         });
+    }
+
+    /// Whether the guest was ready once since its VM was started: its API, or on a worker its kubelet, which starts when the API is.
+    pub fn has_answered(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).answered
     }
 
     /// What is known.

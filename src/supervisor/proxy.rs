@@ -23,8 +23,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Forwards every connection on `listen` to `target` until `stop`, at most so many at a time: file descriptors are finite, and one
-/// client must not use up all of them for ever. A target that refuses is tried again for as long as `patience`: one that is started
-/// anew is back before anybody was told that it is away.
+/// client must not use up all of them for ever. A target that refuses is tried again for as long as `patience` says: one that is
+/// started anew is back before anybody was told that it is away. Who never was there is not waited for.
 ///
 /// # Errors
 /// If `listen` cannot be listened on.
@@ -32,7 +32,7 @@ pub async fn forward(
     listen: SocketAddr,
     target: SocketAddr,
     at_a_time: usize,
-    patience: Duration,
+    patience: impl Fn() -> Duration,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
@@ -45,7 +45,7 @@ pub async fn forward(
         };
         match accepted {
             Ok((client, _)) => {
-                let stop = stop.clone();
+                let (stop, patience) = (stop.clone(), patience());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
@@ -104,7 +104,7 @@ mod tests {
         let listen = probe.local_addr().unwrap();
         drop(probe);
         let stop = CancellationToken::new();
-        let proxy = tokio::spawn(forward(listen, target, 16, Duration::ZERO, stop.clone()));
+        let proxy = tokio::spawn(forward(listen, target, 16, || Duration::ZERO, stop.clone()));
         let mut client = loop {
             if let Ok(stream) = TcpStream::connect(listen).await {
                 break stream;
@@ -115,6 +115,32 @@ mod tests {
         let mut text = [0; 4];
         client.read_exact(&mut text).await.unwrap();
         assert_eq!(&text, b"ping");
+        stop.cancel();
+        proxy.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn how_long_is_asked_for_each_connection() {
+        let place = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (target, probe) = (place.local_addr().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let listen = probe.local_addr().unwrap();
+        drop((place, probe));
+        let (patience, stop) = (Arc::new(std::sync::Mutex::new(Duration::ZERO)), CancellationToken::new());
+        let now = patience.clone();
+        let proxy = tokio::spawn(forward(listen, target, 16, move || *now.lock().unwrap(), stop.clone()));
+        let mut held = Vec::new();
+        for limit in [Duration::ZERO, Duration::from_secs(20)] {
+            *patience.lock().unwrap() = limit;
+            let mut client = loop {
+                if let Ok(stream) = TcpStream::connect(listen).await {
+                    break stream;
+                }
+                tokio::task::yield_now().await;
+            };
+            let ended = tokio::time::timeout(AGAIN * 5, client.read(&mut [0; 1])).await;
+            held.push(ended.is_err());
+        }
+        assert_eq!(held, [false, true], "who is not there is waited for");
         stop.cancel();
         proxy.await.unwrap().unwrap();
     }

@@ -89,14 +89,16 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let routes =
         health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities).merge(of_keys);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
-    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, API_AWAY, stop.clone()));
+    let known = health.clone();
+    let patience = move || patience(&known);
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, patience, stop.clone()));
     // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.
     for (_, _, port) in INGRESS_PORTS {
         let forwarding = proxy::forward(
             pod(port),
             SocketAddr::from((guest, port)),
             INGRESS_CONNECTIONS,
-            Duration::ZERO,
+            || Duration::ZERO,
             stop.clone(),
         );
         tokio::spawn(async move {
@@ -145,6 +147,11 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
             ended = &mut proxy => return ended_early("forward the API", ended),
         }
     }
+}
+
+/// How long connections to an API server that refuses are held. In the first boot whoever asks is better told that nobody is there.
+fn patience(health: &Health) -> Duration {
+    if health.has_answered() { API_AWAY } else { Duration::ZERO }
 }
 
 /// Raises the limit of open files to `count`, as far as the container's own goes.
@@ -220,6 +227,19 @@ async fn power_off(qemu: &mut Child, monitor: &mut Monitor) -> Result<(), Error>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_api_that_never_was_there_is_not_waited_for_and_one_that_was_is() {
+        for asked in [Asked::Api, Asked::Kubelet("a-0".into())] {
+            let health = Health::default();
+            let mut held = Vec::new();
+            for ready in [false, true, false] {
+                health.answers(&asked, ready);
+                held.push(patience(&health));
+            }
+            assert_eq!(held, [Duration::ZERO, API_AWAY, API_AWAY], "{asked:?}");
+        }
+    }
 
     #[test]
     fn the_limit_of_open_files_rises_as_far_as_it_may_and_never_falls() {

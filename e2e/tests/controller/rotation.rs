@@ -330,7 +330,7 @@ async fn pass_the_overlap(world: &World, guest: &Guest<'_>) {
     let words: Vec<_> = noted.split(' ').collect();
     let since: k8s_openapi::jiff::Timestamp = words[2].parse().unwrap();
     let before = k8s_openapi::jiff::Timestamp::from_second(since.as_second() - 601).unwrap();
-    let note = format!("{} {} {before}", words[0], words[1]);
+    let note = [&[words[0], words[1], &before.to_string()], &words[3..]].concat().join(" ");
     world.annotate(&namespaces, &guest.namespace, ROTATION, &note).await.unwrap();
 }
 

@@ -371,7 +371,12 @@ impl<'a> Guest<'a> {
 
     /// kubectl against the guest, as a command that the caller runs and ends.
     pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
-        let words = self.kubectl_words(&self.kubeconfig("administrator", &[])?)?;
+        self.command_as("administrator", args)
+    }
+
+    /// The same, as a user whom [`Guest::kubeconfig`] lets in.
+    pub fn command_as(&self, user: &str, args: &[&str]) -> Result<std::process::Command> {
+        let words = self.kubectl_words(&self.kubeconfig(user, &[])?)?;
         let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
         let mut command = std::process::Command::new(program);
         command.args(words).args(args);

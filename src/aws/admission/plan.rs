@@ -148,6 +148,7 @@ mod tests {
             service_account: pair("sa"),
             encryption: "encryption".to_owned().into(),
             rotated_for: 0,
+            keys_for: crate::pki::keys::Wishes::default(),
         };
         let keys = keys(&roots).map(|(name, key)| (name, key.expose_secret().to_owned()));
         let wanted = [("sa.pub", "sa.pub"), ("sa.key", "sa.key"), ("encryption.yaml", "encryption")];

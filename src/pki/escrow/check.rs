@@ -304,6 +304,7 @@ KoTlqjCkjRMb8uwWNQIDAQAB
                 service_account: pair(&roots.service_account),
                 encryption: format!("# a comment\n{}", roots.encryption.expose_secret()).into(),
                 rotated_for: 0,
+                keys_for: crate::pki::keys::Wishes::default(),
             };
             assert!(other.fingerprints().values().all(|one| !roots.fingerprints().values().any(|two| one == two)));
             assert_eq!(check(&other, NOW).unwrap().fingerprints(), roots.fingerprints());

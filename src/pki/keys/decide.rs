@@ -93,7 +93,7 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
         Phase::Drop => Stage::Drop,
     };
     let turning = turning.map(|(member, _)| member.node.clone());
-    let decision = Decision { stage, enter: BTreeMap::new(), turning, waits: None, is_over: false };
+    let decision = Decision { turning, ..Decision::of(stage) };
     if let Some(what) = unfit.or_else(|| gate(situation, low, front, now)) {
         return Decision { waits: Some(what), ..decision };
     }

@@ -17,7 +17,7 @@ use crate::{
         plan::{Plan, Step, World as Observed_, plan},
         roots::{self, Roots},
         rotation::Member,
-        turnover::{Observed, Record},
+        turnover::Observed,
     },
     supervisor::{
         consumers::{Answer, Met},
@@ -219,7 +219,7 @@ struct Done {
     kubeconfigs: usize,
 }
 
-fn carry_out(cluster: &Valid, world: &mut Observed_, plan: &Plan, now: Timestamp, done: &mut Done) {
+fn carry_out(cluster: &Valid, world: &mut Observed_, plan: &Plan, done: &mut Done) {
     let issued = |hash: &String, mark| SecretMeta {
         hash: Some(hash.clone()),
         renew_at: Some(at(1_000_000)),
@@ -242,8 +242,8 @@ fn carry_out(cluster: &Valid, world: &mut Observed_, plan: &Plan, now: Timestamp
             Step::RecordNext { generation } => {
                 world.next_records = world.secrets[&roots::secret_of(*generation)].fingerprints.clone();
             }
-            Step::NoteStage { generation, stage } => {
-                world.rotation = Some(Record { generation: *generation, stage: *stage, since: now });
+            Step::NoteStage { record } => {
+                world.rotation = Some(record.clone());
             }
             Step::Adopt { generation } => {
                 world.records = std::mem::take(&mut world.next_records);
@@ -309,7 +309,7 @@ fn settle(cluster: &Valid, world: &mut Observed_, now: Timestamp) -> (Plan, Done
         if plan.steps.is_empty() {
             return (plan, done);
         }
-        carry_out(cluster, world, &plan, now, &mut done);
+        carry_out(cluster, world, &plan, &mut done);
     }
     panic!("it does not come to rest: {world:?}");
 }
@@ -391,7 +391,7 @@ fn authorities_go_first_and_a_pause_or_no_wish_makes_nothing() {
 // What decides.
 
 fn member(name: &str, phase: Phase, lacks: Option<&str>) -> Member {
-    Member { node: name.into(), control_plane: true, runs: true, phase: Some(phase), lacks: lacks.map(Into::into) }
+    Member { node: name.into(), control_plane: true, runs: true, phase: Some(phase), lacks: lacks.map(Into::into), turns: false }
 }
 
 fn clean() -> Seen {
@@ -631,7 +631,7 @@ impl Model {
             .map(|(name, node)| {
                 let answer = answer(self.subject, mark(node.runs), node.up);
                 let lacks = lacks(self.subject, name, mark(node.secret), Some(&answer), &seen);
-                Member { node: name.clone(), control_plane: true, runs: true, phase: Some(node.secret), lacks }
+                Member { node: name.clone(), control_plane: true, runs: true, phase: Some(node.secret), lacks, turns: false }
             })
             .collect();
         let until = self.until.map(at);

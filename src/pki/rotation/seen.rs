@@ -83,6 +83,17 @@ pub fn lacks(node: &str, mark: Mark, alone: bool, both: &Both, seen: Option<&Ans
     })
 }
 
+/// Why a node is not well, whatever it trusts, by what its supervisor saw.
+pub fn unwell(node: &str, seen: Option<&Answer>) -> Option<String> {
+    let Some(answer) = seen else { return Some(format!("{node}: its VM pod to say what its components trust")) };
+    let servers = ["kube-apiserver", "etcd"].into_iter().filter(|_| master_index(node).is_some());
+    let mut all = ["kubelet"].into_iter().chain(servers);
+    all.find_map(|name| match answer.met.get(name) {
+        None => Some(format!("{node}: {name} to answer")),
+        Some(met) => (!met.well).then(|| format!("{node}: {name} to be well")),
+    })
+}
+
 /// What a guest's own objects say of its authorities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {

@@ -69,8 +69,9 @@ fn carry_out(world: &mut World, plan: &Plan, asked: u32, now: Timestamp) {
                 assert_eq!(made, None, "they were made twice");
             }
             Step::RecordNext { generation } => world.next_records = made(*generation),
-            Step::NoteStage { generation, stage } => {
-                world.rotation = Some(Record { generation: *generation, stage: *stage, since: now });
+            Step::NoteStage { record } => {
+                assert!(record.since <= now && record.generation == world.generation() + 1, "{record:?}");
+                world.rotation = Some(record.clone());
             }
             Step::Adopt { generation } => {
                 (world.records, world.generation, world.rotation) = (made(*generation), Some(*generation), None);
@@ -99,7 +100,8 @@ fn seen(world: &World, cluster: &Valid) -> Option<Observed> {
     if world.next_records.is_empty() {
         return None;
     }
-    let (alone, generation, both) = (cluster.has_one_master(), world.generation() + 1, both());
+    let began_alone = world.rotation.as_ref().is_some_and(|record| record.alone);
+    let (alone, generation, both) = (began_alone || cluster.has_one_master(), world.generation() + 1, both());
     let phase_of = |node: &str| {
         let mark = world.secrets.get(&names::node_secret(node)).and_then(|secret| secret.mark);
         mark.filter(|mark| mark.generation == generation).map_or(Phase::Before, |mark| mark.phase)
@@ -146,9 +148,15 @@ fn seen(world: &World, cluster: &Valid) -> Option<Observed> {
 
 /// Looks until nothing more is done. Answers the last plan.
 fn settle(world: &mut World, cluster: &Valid, now: Timestamp) -> Plan {
-    for _ in 0..40 {
+    settle_with(world, cluster, now, |_, _| {})
+}
+
+/// The same, with a look at each plan.
+fn settle_with(world: &mut World, cluster: &Valid, now: Timestamp, look: impl Fn(&World, &Plan)) -> Plan {
+    for _ in 0..60 {
         world.observed = seen(world, cluster);
         let plan = plan_of(cluster, world, now);
+        look(world, &plan);
         let told = crate::pki::rotate::facts(cluster, world, &plan).map(|facts| facts.status);
         if let Some(until) = told.as_ref().and_then(|told| told.until.as_ref()) {
             assert_eq!(
@@ -174,8 +182,8 @@ fn mark_of(world: &World, node: &str) -> Option<String> {
 
 #[test]
 fn what_is_noted_is_read_as_it_was_written() {
-    for stage in Stage::ALL {
-        let record = Record { generation: 2, stage, since: later(1_800_000_000) };
+    for (stage, alone) in Stage::ALL.into_iter().flat_map(|stage| [(stage, false), (stage, true)]) {
+        let record = Record { generation: 2, stage, since: later(1_800_000_000), alone };
         assert_eq!(Record::read(&record.write()), Some(record));
     }
     for text in ["", "2", "2 Trust", "2 Other 2026-01-01T00:00:00Z", "x Trust 2026-01-01T00:00:00Z", "2 Trust soon"] {
@@ -364,4 +372,132 @@ fn a_worker_that_is_leaving_goes_on_with_the_others_until_it_is_gone() {
     world.vm_pods.remove("a-0");
     settle(&mut world, &asked, later(900));
     assert!(!world.secrets.contains_key(&names::node_secret("a-0")));
+}
+
+fn of_three() -> Valid {
+    let pki = json!({"ca": {"rotate": 1, "overlap": "10m"}});
+    valid(json!({"pki": pki, "controlPlane": {"replicas": 3}, "nodePools": [{"name": "a"}]}))
+}
+
+/// What etcd is to have been started for, by what is issued to control-plane nodes in a plan.
+fn etcds(plan: &Plan) -> Vec<String> {
+    let standing = |step: &Step| match step {
+        Step::IssueNode { standing, worker: false, .. } => *standing,
+        _ => None,
+    };
+    let turns = plan.steps.iter().filter_map(standing).map(super::super::generations::Standing::turns);
+    turns.filter_map(|turns| turns.lines().find(|line| line.starts_with("etcd=")).map(str::to_owned)).collect()
+}
+
+#[test]
+fn etcd_is_not_started_anew_because_others_join_who_turned_alone() {
+    let (one, three) = (cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})), of_three());
+    let mut world = living();
+    settle(&mut world, &one, NOW);
+    assert!(world.rotation.as_ref().unwrap().alone);
+    let began = world.rotation.clone();
+    let only = |wanted: &'static str| {
+        move |_: &World, plan: &Plan| assert!(etcds(plan).iter().all(|etcd| etcd == wanted), "{:?}", plan.steps)
+    };
+    settle_with(&mut world, &three, later(100), only("etcd=2.reissue"));
+    assert_eq!((mark_of(&world, "master-2").as_deref(), &world.rotation), (Some("2.reissue"), &began));
+    settle_with(&mut world, &three, later(700), only("etcd=2.reissue"));
+    assert_eq!(world.generation(), 2);
+
+    // Nor because somebody wrote something else down.
+    let mut world = living();
+    settle(&mut world, &one, NOW);
+    world.rotation.as_mut().unwrap().alone = false;
+    settle_with(&mut world, &one, later(100), |_, plan| assert_eq!(etcds(plan), Vec::<String>::new()));
+    assert_eq!(world.rotation, began);
+
+    // Before anybody turned, those who come turn with the others, and the stage stands since when it did.
+    let mut world = living();
+    let silent = |world: &mut World, cluster: &Valid, now| {
+        for _ in 0..8 {
+            world.observed = seen(world, cluster);
+            if let Some(observed) = &mut world.observed {
+                observed.answers.remove("a-0");
+            }
+            let plan = plan_of(cluster, world, now);
+            carry_out(world, &plan, 1, now);
+        }
+        world.rotation.clone().unwrap()
+    };
+    let noted = silent(&mut world, &one, NOW);
+    assert_eq!((noted.stage, noted.alone), (Stage::Trust, true));
+    assert_eq!(silent(&mut world, &three, later(50)), Record { alone: false, ..noted });
+    settle(&mut world, &three, later(60));
+    assert_eq!(world.rotation.as_ref().map(|record| (record.stage, record.alone)), Some((Stage::Overlap, false)));
+}
+
+#[test]
+fn a_secret_that_somebody_deleted_is_issued_where_the_others_are_and_no_two_members_turn_by_it() {
+    let (cluster, mut world) = (of_three(), living());
+    let masters = ["master-0", "master-1", "master-2"];
+    world.vm_pods = masters.map(str::to_owned).into();
+    let look = |world: &World, observed: Option<Observed>| {
+        let world = World { observed, ..world.clone() };
+        let plan = plan_of(&cluster, &world, NOW);
+        let issued = |step: &Step| match step {
+            Step::IssueNode { node, worker: false, .. } => Some(node.clone()),
+            _ => None,
+        };
+        (plan.steps.iter().filter_map(issued).collect::<Vec<_>>(), plan)
+    };
+    // All of the control plane trust both, and a worker holds the rotation there.
+    let without_worker = |world: &World| {
+        let mut observed = seen(world, &cluster)?;
+        if world.secrets.values().any(|secret| secret.mark.is_some()) {
+            observed.answers.remove("a-0");
+        }
+        Some(observed)
+    };
+    for _ in 0..12 {
+        let (_, plan) = look(&world, without_worker(&world));
+        carry_out(&mut world, &plan, 1, NOW);
+    }
+    assert!(masters.iter().all(|node| mark_of(&world, node).as_deref() == Some("2.trust")), "{world:?}");
+    let through = without_worker(&world);
+    for node in &masters[1..] {
+        world.secrets.remove(&names::node_secret(node));
+    }
+    assert_eq!(look(&world, through).0, ["master-1", "master-2"], "they were started for it already");
+    // Neither was.
+    let (issued, plan) = look(&world, without_worker(&world));
+    assert_eq!(issued, ["master-1"]);
+    assert_eq!(plan.rotating.as_ref().unwrap().turns(), Some("master-1"));
+    let before = world.clone();
+    carry_out(&mut world, &plan, 1, NOW);
+    let mut turns = without_worker(&world);
+    turns.as_mut().unwrap().answers.get_mut("master-1").unwrap().started.clear();
+    assert_eq!(look(&world, turns).0, Vec::<String>::new());
+    assert_eq!(look(&world, without_worker(&world)).0, ["master-2"]);
+    // In a pause nobody looks at them.
+    let paused = World { paused: true, ..before };
+    assert_eq!(look(&paused, None).0, Vec::<String>::new());
+    // While users have time all have been seen to be through.
+    let mut overlap = living();
+    overlap.vm_pods = masters.map(str::to_owned).into();
+    settle(&mut overlap, &cluster, NOW);
+    overlap.secrets.remove(&names::node_secret("master-1"));
+    assert_eq!(look(&overlap, None).0, ["master-1"]);
+}
+
+#[test]
+fn a_guest_whose_nodes_go_on_lacks_nothing_meanwhile() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    let facts = || crate::pki::PkiFacts { renew_at: None, end_at: None, vault: None, rotation: None };
+    settle(&mut world, &cluster(json!({})), NOW);
+    for now in [NOW, later(600)] {
+        settle_with(&mut world, &asked, now, |world, plan| {
+            let told = plan.report(&asked, world, facts());
+            assert!(matches!(told, crate::cluster::Report::Ready(_)), "{told:?} {:?}", plan.steps);
+        });
+    }
+    assert_eq!(world.generation(), 2);
+    // What is not there yet is waited for.
+    world.secrets.remove(&names::node_secret("a-0"));
+    let told = plan_of(&asked, &world, later(700)).report(&asked, &world, facts());
+    assert!(matches!(told, crate::cluster::Report::Waiting { .. }), "{told:?}");
 }
