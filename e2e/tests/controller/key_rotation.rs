@@ -289,14 +289,22 @@ async fn token(client: &Client) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
     let request: TokenRequest =
         serde_json::from_value(json!({"spec": {"audiences": [], "expirationSeconds": 36_000}})).unwrap();
-    let answer = accounts.create_token_request("robot", &PostParams::default(), &request).await.unwrap();
-    answer.status.unwrap().token.unwrap()
+    let ask = async || {
+        let answer = accounts.create_token_request("robot", &PostParams::default(), &request).await?;
+        answer.status.and_then(|status| status.token).context("no token")
+    };
+    eventually(SECOND * 60, "a token", ask).await.unwrap().0
 }
 
 async fn is_good(client: &Client, token: &str) -> bool {
     let review: TokenReview = serde_json::from_value(json!({"spec": {"token": token}})).unwrap();
-    let answer = Api::<TokenReview>::all(client.clone()).create(&PostParams::default(), &review).await.unwrap();
-    answer.status.unwrap().authenticated.unwrap_or_default()
+    // One that has started a moment ago knows of no rights yet.
+    let ask = async || {
+        let answer = Api::<TokenReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
+        answer.status.context("no answer")
+    };
+    let (answer, _) = eventually(SECOND * 60, "a token to be judged", ask).await.unwrap();
+    answer.authenticated.unwrap_or_default()
 }
 
 async fn populate(client: &Client) {
@@ -359,7 +367,7 @@ fn keys_are_rotated_and_no_secret_is_lost_and_no_token_refused_too_early() {
         assert_eq!(node.running.lock().unwrap().starts, 3, "once at first, and once a phase");
         let renewed = token(&client).await;
         assert!(is_good(&client, &renewed).await && is_good(&client, &former).await);
-        let ids = node.verifies().await.unwrap();
+        let (ids, _) = eventually(SECOND * 60, "the keys", async || node.verifies().await).await.unwrap();
         assert_eq!(ids.len(), 2, "{ids:?}");
         manager.restart();
         tokio::time::sleep(SECOND * 4).await;
@@ -397,13 +405,13 @@ fn keys_are_rotated_and_no_secret_is_lost_and_no_token_refused_too_early() {
         let secrets = world.secrets(&guest.namespace);
         let held = files(&secrets.get(&names::node_secret(NODE)).await.unwrap());
         assert!(held["encryption.yaml"].contains("\"key1\"") && held["encryption.yaml"].contains("\"key3\""));
-        all_are_readable(&client).await.unwrap();
+        eventually(SECOND * 60, "all Secrets", async || all_are_readable(&client).await).await.unwrap();
         node.running.lock().unwrap().etcd_is_silent = false;
         stage(&world, Some((key, &["Rewrite", "Drop"]))).await;
         manager.restart();
         let over = stage(&world, None).await;
         assert_eq!((over.generation, over.encryption_key_carried_out, over.carried_out), (3, 1, 0));
-        all_are_readable(&client).await.unwrap();
+        eventually(SECOND * 60, "all Secrets", async || all_are_readable(&client).await).await.unwrap();
         let after = node.held().unwrap();
         for (name, (begin, times)) in &after {
             assert!(begin.starts_with("k8s:enc:secretbox:v1:key3:"), "{name} is stored as {begin}");
