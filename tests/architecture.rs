@@ -67,6 +67,7 @@ fn what_decides_is_pure() {
             "aws/deploy/record.rs",
             "aws/driver/",
             "aws/identity.rs",
+            "aws/nodes.rs",
             "aws/progress.rs",
             "aws/status.rs",
             "aws/tags.rs",
