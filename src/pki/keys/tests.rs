@@ -379,7 +379,7 @@ fn authorities_go_first_and_a_pause_or_no_wish_makes_nothing() {
     for _ in 0..5 {
         look(&cluster, &mut world);
         let plan = plan(&cluster, &world, at(10));
-        carry_out(&cluster, &mut world, &plan, at(10), &mut Done::default());
+        carry_out(&cluster, &mut world, &plan, &mut Done::default());
     }
     world.paused = true;
     let held = plan(&cluster, &world, at(10));
