@@ -179,7 +179,15 @@ mod tests {
         let kept = || Kept::InVault { certificate: "ca".into(), mount: "giantnetes/abcde/x".into() };
         let (kubernetes, etcd, front_proxy) = (kept(), kept(), kept());
         let encryption = "s3cr3t-at-rest".to_owned().into();
-        Roots { kubernetes, etcd, front_proxy, service_account: pair(), encryption, rotated_for: 0, keys_for: crate::pki::keys::Wishes::default() }
+        Roots {
+            kubernetes,
+            etcd,
+            front_proxy,
+            service_account: pair(),
+            encryption,
+            rotated_for: 0,
+            keys_for: crate::pki::keys::Wishes::default(),
+        }
     }
 
     fn guest<'a>(cluster: &'a Valid, owner: &'a Owner) -> Guest<'a> {

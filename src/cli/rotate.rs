@@ -125,7 +125,8 @@ fn carried_out(rotation: &RotationStatus, what: Subject) -> i32 {
 /// A rotation that was asked for later than another begins after it.
 fn is_done(rotation: &RotationStatus, what: Subject, asked: i32) -> bool {
     // Something else may be rotated since.
-    carried_out(rotation, what) >= asked && (rotation.stage.is_none() || rotation.subject.as_deref() != Some(what.name()))
+    carried_out(rotation, what) >= asked
+        && (rotation.stage.is_none() || rotation.subject.as_deref() != Some(what.name()))
 }
 
 fn word(rotation: &RotationStatus, what: Subject, asked: i32) -> String {

@@ -208,9 +208,13 @@ fn encryption(text: &str) -> Result<SecretString, Flaw> {
     let unreadable = || Flaw::Unreadable { what: "the configuration", root: Root::Encryption.name() };
     let read = |text: &str| serde_saphyr::from_str::<Value>(text).map_err(|_| unreadable());
     let config = read(text)?;
-    let of = |what: &str| config.pointer(&format!("/resources/0/providers/0/secretbox/keys/0/{what}")).and_then(Value::as_str);
+    let of = |what: &str| {
+        config.pointer(&format!("/resources/0/providers/0/secretbox/keys/0/{what}")).and_then(Value::as_str)
+    };
     // What is stored begins with the name, so it stays. Ours are `key1` and the like.
-    let name = of("name").filter(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')).ok_or_else(unreadable)?;
+    let name = of("name")
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'))
+        .ok_or_else(unreadable)?;
     let key = of("secret").and_then(|secret| STANDARD.decode(secret).ok()?.try_into().ok()).ok_or_else(unreadable)?;
     let ours = embedded::encryption_config_of(name, &key);
     if read(ours.expose_secret())? == config { Ok(ours) } else { Err(Flaw::Encryption) }

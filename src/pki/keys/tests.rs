@@ -391,7 +391,14 @@ fn authorities_go_first_and_a_pause_or_no_wish_makes_nothing() {
 // What decides.
 
 fn member(name: &str, phase: Phase, lacks: Option<&str>) -> Member {
-    Member { node: name.into(), control_plane: true, runs: true, phase: Some(phase), lacks: lacks.map(Into::into), turns: false }
+    Member {
+        node: name.into(),
+        control_plane: true,
+        runs: true,
+        phase: Some(phase),
+        lacks: lacks.map(Into::into),
+        turns: false,
+    }
 }
 
 fn clean() -> Seen {
@@ -631,7 +638,14 @@ impl Model {
             .map(|(name, node)| {
                 let answer = answer(self.subject, mark(node.runs), node.up);
                 let lacks = lacks(self.subject, name, mark(node.secret), Some(&answer), &seen);
-                Member { node: name.clone(), control_plane: true, runs: true, phase: Some(node.secret), lacks, turns: false }
+                Member {
+                    node: name.clone(),
+                    control_plane: true,
+                    runs: true,
+                    phase: Some(node.secret),
+                    lacks,
+                    turns: false,
+                }
             })
             .collect();
         let until = self.until.map(at);
