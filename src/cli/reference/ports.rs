@@ -3,7 +3,7 @@
 use super::Table;
 use crate::{
     api::names::{API_PORT, ETCD_PORT, INGRESS_PORTS, PATH_PORT, SUPERVISOR_PORT},
-    supervisor::{network::VXLAN_PORT, path_mtu, reach},
+    supervisor::{consumers, keys, network::VXLAN_PORT, path_mtu, reach},
 };
 
 /// Ports that etcd of Flannel has beside that for clients, as the chart gives them.
@@ -44,9 +44,12 @@ pub(super) fn ports() -> Table {
         [
             tcp(SUPERVISOR_PORT),
             format!(
-                "VM pods: `/livez`, `/readyz`, `/status`, `/metrics`, `/guest/<component>/metrics`, `{}`, `{}`, `/addons`",
+                "VM pods: `/livez`, `/readyz`, `/status`, `/metrics`, `/guest/<component>/metrics`, `{}`, `{}`, `{}`, `{}`, `{}`, `/addons`",
                 reach::PATH,
-                path_mtu::PATH
+                path_mtu::PATH,
+                consumers::PATH,
+                keys::KEYS_PATH,
+                keys::STORED_PATH
             ),
             "the manager's pods; those of `settings.network.monitoringNamespaces`; kubelet of the same host".into(),
         ],
