@@ -89,16 +89,15 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let routes =
         health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities).merge(of_keys);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
-    let known = health.clone();
-    let patience = move || patience(&known);
-    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, patience, stop.clone()));
+    let known = GuestApi { health: health.clone(), is_here: asked == Asked::Api };
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, known, stop.clone()));
     // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.
     for (_, _, port) in INGRESS_PORTS {
         let forwarding = proxy::forward(
             pod(port),
             SocketAddr::from((guest, port)),
             INGRESS_CONNECTIONS,
-            || Duration::ZERO,
+            Duration::ZERO,
             stop.clone(),
         );
         tokio::spawn(async move {
@@ -149,9 +148,28 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     }
 }
 
-/// How long connections to an API server that refuses are held. In the first boot whoever asks is better told that nobody is there.
-fn patience(health: &Health) -> Duration {
-    if health.has_answered() { API_AWAY } else { Duration::ZERO }
+/// What is known of the API that connections are forwarded to.
+struct GuestApi {
+    health: Health,
+    /// Whether it is this VM's. A worker forwards to that of others, of which its own health says nothing.
+    is_here: bool,
+}
+
+impl proxy::Known for GuestApi {
+    /// In the first boot whoever asks is better told that nobody is there.
+    fn patience(&self) -> Duration {
+        if self.health.has_answered() { API_AWAY } else { Duration::ZERO }
+    }
+
+    fn refused(&self) {
+        if self.is_here {
+            self.health.api_refused();
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        self.is_here && self.health.api_starts()
+    }
 }
 
 /// Raises the limit of open files to `count`, as far as the container's own goes.
@@ -226,18 +244,21 @@ async fn power_off(qemu: &mut Child, monitor: &mut Monitor) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{proxy::Known as _, *};
 
     #[test]
     fn an_api_that_never_was_there_is_not_waited_for_and_one_that_was_is() {
         for asked in [Asked::Api, Asked::Kubelet("a-0".into())] {
             let health = Health::default();
+            let known = GuestApi { health: health.clone(), is_here: asked == Asked::Api };
             let mut held = Vec::new();
             for ready in [false, true, false] {
                 health.answers(&asked, ready);
-                held.push(patience(&health));
+                held.push(known.patience());
             }
             assert_eq!(held, [Duration::ZERO, API_AWAY, API_AWAY], "{asked:?}");
+            known.refused();
+            assert_eq!(known.is_starting(), known.is_here, "{asked:?}");
         }
     }
 
