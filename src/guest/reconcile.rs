@@ -383,7 +383,7 @@ impl Reconciler for GuestOperator {
 
 /// What the guest's objects say of its authorities, while they are rotated.
 async fn published(client: &Client, pki: Option<&Report<PkiFacts>>, silent: usize) -> Option<Published> {
-    let going = pki.and_then(Report::facts)?.rotation.as_ref()?.going.as_ref()?;
+    let going = renew::going(pki)?;
     let tended = renew::tend(client, going, silent).await;
     tended
         .inspect_err(|error| warn!(error = chain(error), "it is not known which authorities the guest publishes"))

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! How far it is follows from what is there: roots with records, and the phase that each node's Secret was made for. What is noted
-//! beside that (the stage, and since when) is for people, and for the time that users have.
+//! beside that (the stage, and since when) is for people, and for the time that users have; that it names the recorded generation says
+//! that the former one is to go.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +17,9 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
+    leaf::Authority,
     plan::{Plan, SecretMeta, Step, World, is_due, of_kubeconfig},
-    roots::{self, agree},
+    roots::{self, Root, agree},
     rotation::{
         Both, Decision, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, turns,
         unpublished, unwell, waits_for_users,
@@ -95,6 +97,8 @@ pub struct Rotating {
     pub generation: u32,
     /// The phase of the foremost node.
     pub front: Phase,
+    /// The phase of the last.
+    pub low: Phase,
     /// Whether it is carried out as by a lone control-plane node.
     pub alone: bool,
     /// Phases of the nodes that have one, after this look.
@@ -121,16 +125,24 @@ impl Rotating {
     pub fn mark(&self) -> Mark {
         Mark { generation: self.generation, phase: self.front }
     }
+
+    /// The phase of the last node, as a mark.
+    pub fn last(&self) -> Mark {
+        Mark { generation: self.generation, phase: self.low }
+    }
 }
 
-/// The generation of the recorded roots: what is written down, or else whose Secret holds what is recorded. Where nothing is recorded
+/// The generation of the recorded roots: what is written down, or else whose Secret holds what is recorded. Where no authority is recorded
 /// any more, that of the roots that are there; of two the latter if every node trusts it alone, and the former else.
 pub(super) fn generation(
     noted: Option<u32>,
     secrets: &BTreeMap<String, SecretMeta>,
     records: &BTreeMap<String, String>,
 ) -> Option<u32> {
-    let recorded = |secret: &SecretMeta| !records.is_empty() && agree(&secret.fingerprints, records);
+    // What is no authority is the same in both of a rotation.
+    let told = records.iter().filter(|(record, _)| Authority::ALL.iter().any(|of| Root::Ca(*of).record() == **record));
+    let records: BTreeMap<_, _> = told.map(|(record, root)| (record.clone(), root.clone())).collect();
+    let recorded = |secret: &SecretMeta| !records.is_empty() && agree(&secret.fingerprints, &records);
     let held = secrets.iter().filter(|(_, secret)| recorded(secret));
     let held = || held.filter_map(|(name, _)| roots::generation_of(name)).max();
     noted.or_else(held).or_else(|| if records.is_empty() { unrecorded(secrets) } else { None })
@@ -148,15 +160,20 @@ fn unrecorded(secrets: &BTreeMap<String, SecretMeta>) -> Option<u32> {
 /// Decides on the steps of a rotation. The recorded roots are there. Answers whether certificates may be issued now.
 pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) -> bool {
     let (current, next) = (world.generation(), world.generation() + 1);
-    let former = world.secrets.keys().filter_map(|name| roots::generation_of(name)).filter(|made| *made < current);
-    plan.steps.extend(former.map(|generation| Step::RemoveRoots { generation }));
-    let Some(made) = world.secrets.get(&roots::secret_of(next)) else {
+    // Seen to be recorded: whoever misses the former ones from now on looks at a namespace that does not speak of them.
+    let is_noted = world.rotation.as_ref().is_some_and(|record| record.generation == current);
+    plan.steps.extend(is_noted.then_some(Step::RemoveRoots { generation: current.saturating_sub(1) }));
+    let Some(made) = next_roots(world, next) else {
         // Recorded, or handed out: others of that generation would not fit.
         let marked = world.secrets.values().any(|secret| secret.mark.is_some_and(|mark| mark.generation == next));
         plan.lost = marked || !world.next_records.is_empty();
         let carried_out = world.roots().map_or(0, |roots| roots.rotated_for);
         let asked = cluster.pki.rotate > carried_out && cluster.pki.backend == PkiBackend::Embedded;
-        if asked && !plan.lost && !world.paused {
+        let name = roots::secret_of(next);
+        if asked && !plan.lost && world.secrets.contains_key(&name) {
+            plan.waiting
+                .push(format!("Secret {}/{name}, which no wish made, to be deleted", cluster.identity.namespace));
+        } else if asked && !plan.lost && !world.paused {
             plan.steps.push(Step::MakeNext { generation: next });
         }
         return !plan.lost;
@@ -177,6 +194,14 @@ pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Pl
     }
     plan.rotating = Some(rotating);
     true
+}
+
+/// The roots that are to take the recorded ones' place: those that are recorded for that, or that a later wish made. A copy of the recorded
+/// ones beside them is none.
+fn next_roots(world: &World, next: u32) -> Option<&SecretMeta> {
+    let carried_out = world.roots().map_or(0, |roots| roots.rotated_for);
+    let made = world.secrets.get(&roots::secret_of(next))?;
+    (!world.next_records.is_empty() || made.rotated_for > carried_out).then_some(made)
 }
 
 /// What is to be written down now, if that is not so already.
@@ -205,6 +230,7 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     let mut phases: BTreeMap<_, _> =
         nodes(cluster, world).filter_map(|node| Some((node.clone(), phase_of(secret_of(&node)?)))).collect();
     let front = front(phases.values().copied().map(Some));
+    let low = phases.values().min().copied().unwrap_or_default();
     // Who has turned alone does not have to again, whoever joins; a control plane never shrinks.
     let has_turned_alone = front >= Phase::Reissue && record.as_ref().is_some_and(|record| record.alone);
     let alone = has_turned_alone || cluster.has_one_master();
@@ -262,7 +288,7 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     phases.extend(decision.enter.iter().map(|(node, phase)| (node.clone(), *phase)));
     let both = world.observed.as_ref().map(|observed| observed.both.clone()).unwrap_or_default();
     let is_known = !world.paused && (world.observed.is_some() || users_until.is_some());
-    Rotating { generation, front, alone, phases, decision, record, until, both, is_known }
+    Rotating { generation, front, low, alone, phases, decision, record, until, both, is_known }
 }
 
 /// Control-plane nodes that have a VM and no Secret.
