@@ -32,7 +32,7 @@ use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid, valid::NodePool},
     context::{Context, Target},
-    pki::{self, Going, PkiFacts, authority, keys::Subject, request::SigningRequest, rotation::Published},
+    pki::{self, PkiFacts, authority, keys::Subject, request::SigningRequest, rotation::Published},
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError, Memory, Owner},
@@ -187,7 +187,7 @@ impl GuestOperator {
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
         let silent = plan::silent(&nodes, wanted);
         let published = published(&client, reports.pki.as_ref(), silent).await;
-        let rewrites = going(reports.pki.as_ref()).map(|going| going.rewrites.as_slice()).unwrap_or_default();
+        let rewrites = renew::going(reports.pki.as_ref()).map(|going| going.rewrites.as_slice()).unwrap_or_default();
         let unwritten = rewrite::rewrite(&client, rewrites).await;
         let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, published, unwritten };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
@@ -383,13 +383,9 @@ impl Reconciler for GuestOperator {
     }
 }
 
-fn going(pki: Option<&Report<PkiFacts>>) -> Option<&Going> {
-    pki.and_then(Report::facts)?.rotation.as_ref()?.going.as_ref()
-}
-
 /// What the guest's objects say of its authorities, while they are rotated.
 async fn published(client: &Client, pki: Option<&Report<PkiFacts>>, silent: usize) -> Option<Published> {
-    let going = going(pki).filter(|going| going.subject == Subject::Authorities)?;
+    let going = renew::going(pki).filter(|going| going.subject == Subject::Authorities)?;
     let tended = renew::tend(client, going, silent).await;
     tended
         .inspect_err(|error| warn!(error = chain(error), "it is not known which authorities the guest publishes"))

@@ -65,6 +65,8 @@ pub struct World {
     pub provider: bool,
     /// VM pods that are there.
     pub vm_pods: BTreeSet<String>,
+    /// Workers that were given up with their hosts: their VM pods say for ever what they said last.
+    pub lost: BTreeSet<String>,
     /// Generation of the recorded roots, if it is not the first.
     pub generation: Option<u32>,
     /// Fingerprints of the roots that are to take their place, by [`Root::record`], once they are recorded.
@@ -98,12 +100,11 @@ impl World {
     }
 
     /// Workers that are wanted no more and have a VM still: in a rotation they go on with the others, whose API servers and whose
-    /// users reach them until they are gone.
+    /// users reach them until they are gone. Those that were given up do not.
     pub(super) fn leaving(&self) -> impl Iterator<Item = &String> {
         let kept = self.secrets.values().filter_map(|secret| secret.worker.as_ref());
-        kept.filter(|node| {
-            !self.workers.contains(*node) && self.vm_pods.contains(*node) && self.places.contains_key(*node)
-        })
+        let is_there = |node: &String| self.vm_pods.contains(node) && self.places.contains_key(node);
+        kept.filter(move |node| !self.workers.contains(*node) && is_there(node) && !self.lost.contains(*node))
     }
 
     /// Whether certificates were issued: then there were roots, whatever became of their records.
@@ -295,7 +296,7 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
             continue;
         }
         let standing = standing(plan, &node);
-        let hash = of_node(json!({"leaves": leaves, "roots": world.records}), ttl, standing);
+        let hash = of_master(world, &leaves, ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
             plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false, standing });
         }
@@ -326,6 +327,28 @@ fn standing(plan: &Plan, node: &str) -> Option<Standing> {
     (phase > Phase::Before && has_part).then_some(standing)
 }
 
+/// Hash of what a control-plane node wants.
+fn of_master(world: &World, leaves: &[Leaf], ttl: Duration, standing: Option<Standing>) -> String {
+    of_node(json!({"leaves": leaves, "roots": world.records}), ttl, standing)
+}
+
+/// Hash of what a worker wants. Of the roots, it knows one.
+fn of_worker(world: &World, leaves: &[Leaf], ttl: Duration, standing: Option<Standing>) -> String {
+    let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
+    of_node(json!({"leaves": leaves, "root": root}), ttl, standing)
+}
+
+/// Whether a node's Secret is what it was given before it learned of others: such a one has no phase.
+pub(super) fn is_before(cluster: &Valid, world: &World, node: &str, secret: &SecretMeta) -> bool {
+    let ttl = cluster.pki.leaf_ttl;
+    let wanted = match (names::master_index(node), world.places.get(node)) {
+        (Some(index), _) => of_master(world, &leaf::of_master(cluster, index), ttl, None),
+        (None, Some(place)) => of_worker(world, &leaf::of_worker(cluster, node, *place), ttl, None),
+        (None, None) => return false,
+    };
+    secret.hash.as_deref() == Some(&wanted)
+}
+
 /// Hash of what a node wants. Outside a rotation nothing is in it that was not before there were any.
 fn of_node(mut wanted: Value, ttl: Duration, standing: Option<Standing>) -> String {
     if let Some(standing) = standing {
@@ -354,11 +377,9 @@ fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
             continue;
         };
         let leaves = leaf::of_worker(cluster, node, *place);
-        // Of the roots, a worker knows one.
-        let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
         let ttl = cluster.pki.leaf_ttl;
         let standing = standing(plan, node);
-        let hash = of_node(json!({"leaves": leaves, "root": root}), ttl, standing);
+        let hash = of_worker(world, &leaves, ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(node)), &hash, now) {
             plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true, standing });
         }

@@ -209,6 +209,8 @@ impl PkiOperator {
         let endpoint = endpoint.or_else(|| pinned_endpoint.filter(|_| reports.network.is_none()));
         let places = self.context.places(identity);
         let workers = self.context.workers(valid).into_iter().map(|(_, node)| node).collect();
+        let known = self.context.known_workers(identity);
+        let lost = known.into_iter().filter(|known| known.lost).map(|known| known.node).collect();
         let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
         let provider = self.context.settings.kvm.enabled;
         let generation = turnover::generation(generation, &secrets, &records);
@@ -221,6 +223,7 @@ impl PkiOperator {
             places,
             provider,
             vm_pods,
+            lost,
             generation,
             next_records,
             rotation,
@@ -253,7 +256,7 @@ impl PkiOperator {
             Step::MakeNext { generation, subject } => self.make_next(valid, world, *generation, *subject, now).await,
             Step::RecordNext { generation } => self.record_next(identity, *generation).await,
             Step::NoteStage { record } => self.note_stage(identity, record).await,
-            Step::Adopt { generation } => self.adopt(identity, world, *generation).await,
+            Step::Adopt { generation } => self.adopt(identity, world, *generation, now).await,
             Step::RemoveRoots { generation } => self.remove_roots(identity, *generation).await,
             Step::IssueNode { node, leaves, ttl, hash, worker, standing } => {
                 let issue = Issue { identity, world, roots, hash, ttl: *ttl, now };

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! How far it is follows from what is there: roots with records, and the phase that each node's Secret was made for. What is noted
-//! beside that (the stage, and since when) is for people, and for the time that users have.
+//! beside that (the stage, and since when) is for people, and for the time that users have; that it names the recorded generation says
+//! that the former one is to go.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,10 +18,11 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     keys::{self, Subject, decide::waits_until},
+    leaf::Authority,
     plan::{Plan, SecretMeta, Step, World, is_due, of_kubeconfig},
-    roots::{self, agree},
+    roots::{self, Root, agree},
     rotation::{
-        Both, Decision, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, turns,
+        Both, Decision, Lack, Mark, Member, Phase, Published, Situation, Stage, decide, ends, front, lacks, turns,
         unpublished, unwell,
     },
 };
@@ -96,6 +98,8 @@ pub struct Rotating {
     pub subject: Subject,
     /// The phase of the foremost node.
     pub front: Phase,
+    /// The phase of the last.
+    pub low: Phase,
     /// Whether it is carried out as by a lone control-plane node.
     pub alone: bool,
     /// Phases of the nodes that have one, after this look.
@@ -122,23 +126,28 @@ impl Rotating {
     pub fn mark(&self) -> Mark {
         Mark { generation: self.generation, phase: self.front }
     }
+
+    /// The phase of the last node, as a mark.
+    pub fn last(&self) -> Mark {
+        Mark { generation: self.generation, phase: self.low }
+    }
 }
 
-/// The generation of the recorded roots: what is written down, or else whose Secret holds what is recorded. Where nothing is recorded
-/// any more, that of the roots that are there; of two the latter if every node trusts it alone, and the former else.
+/// The generation of the recorded roots: what is written down, or else whose Secret holds what is recorded. Where no authority is recorded
+/// any more, that of the roots that are there. Of two that fit the latter if every node trusts it alone, and the former else.
 pub(super) fn generation(
     noted: Option<u32>,
     secrets: &BTreeMap<String, SecretMeta>,
     records: &BTreeMap<String, String>,
 ) -> Option<u32> {
-    let recorded = |secret: &SecretMeta| !records.is_empty() && agree(&secret.fingerprints, records);
-    let held = secrets.iter().filter(|(_, secret)| recorded(secret));
-    let held = || held.filter_map(|(name, _)| roots::generation_of(name)).max();
-    noted.or_else(held).or_else(|| if records.is_empty() { unrecorded(secrets) } else { None })
+    // Without one of an authority: what is the same in both of a rotation may be all that is left.
+    let tells = Authority::ALL.iter().any(|of| records.contains_key(&Root::Ca(*of).record()));
+    let fits = |secret: &SecretMeta| !tells || agree(&secret.fingerprints, records);
+    let there = secrets.iter().filter(|(_, secret)| fits(secret));
+    noted.or_else(|| one_of(&there.filter_map(|(name, _)| roots::generation_of(name)).collect(), secrets))
 }
 
-fn unrecorded(secrets: &BTreeMap<String, SecretMeta>) -> Option<u32> {
-    let there: BTreeSet<_> = secrets.keys().filter_map(|name| roots::generation_of(name)).collect();
+fn one_of(there: &BTreeSet<u32>, secrets: &BTreeMap<String, SecretMeta>) -> Option<u32> {
     let (first, last) = (*there.first()?, *there.last()?);
     let last_alone = Mark { generation: last, phase: Phase::Drop };
     let mut nodes = secrets.iter().filter(|(name, secret)| secret.hash.is_some() && names::is_node_secret(name));
@@ -149,14 +158,21 @@ fn unrecorded(secrets: &BTreeMap<String, SecretMeta>) -> Option<u32> {
 /// Decides on the steps of a rotation. The recorded roots are there. Answers whether certificates may be issued now.
 pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) -> bool {
     let (current, next) = (world.generation(), world.generation() + 1);
-    let former = world.secrets.keys().filter_map(|name| roots::generation_of(name)).filter(|made| *made < current);
-    plan.steps.extend(former.map(|generation| Step::RemoveRoots { generation }));
-    let Some(made) = world.secrets.get(&roots::secret_of(next)) else {
+    // Seen to be recorded: whoever misses the former ones from now on looks at a namespace that does not speak of them.
+    let is_noted = world.rotation.as_ref().is_some_and(|record| record.generation == current);
+    plan.steps.extend(is_noted.then_some(Step::RemoveRoots { generation: current.saturating_sub(1) }));
+    let Some(made) = next_roots(world, next) else {
         // Recorded, or handed out: others of that generation would not fit.
         let marked = world.secrets.values().any(|secret| secret.mark.is_some_and(|mark| mark.generation == next));
         plan.lost = marked || !world.next_records.is_empty();
-        let asked = keys::asked(cluster, world.roots()).into_iter().next().filter(|_| !plan.lost && !world.paused);
-        plan.steps.extend(asked.map(|subject| Step::MakeNext { generation: next, subject }));
+        let asked = keys::asked(cluster, world.roots()).into_iter().next().filter(|_| !plan.lost);
+        let name = roots::secret_of(next);
+        if asked.is_some() && world.secrets.contains_key(&name) {
+            plan.waiting
+                .push(format!("Secret {}/{name}, which no wish made, to be deleted", cluster.identity.namespace));
+        } else if let Some(subject) = asked.filter(|_| !world.paused) {
+            plan.steps.push(Step::MakeNext { generation: next, subject });
+        }
         return !plan.lost;
     };
     if !agree(&made.fingerprints, &world.next_records) {
@@ -175,6 +191,16 @@ pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Pl
     }
     plan.rotating = Some(rotating);
     true
+}
+
+/// The roots that are to take the recorded ones' place: those that are recorded for that, or that a later wish made. A copy of the recorded
+/// ones beside them is none.
+fn next_roots(world: &World, next: u32) -> Option<&SecretMeta> {
+    let (carried_out, keys_for) =
+        world.roots().map_or_else(Default::default, |roots| (roots.rotated_for, roots.keys_for));
+    let made = world.secrets.get(&roots::secret_of(next))?;
+    let is_later = made.rotated_for > carried_out || made.keys_for.is_later_than(keys_for);
+    (!world.next_records.is_empty() || is_later).then_some(made)
 }
 
 /// What is to be written down now, if that is not so already.
@@ -217,6 +243,7 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     let mut phases: BTreeMap<_, _> =
         nodes().filter_map(|node| Some((node.clone(), phase_of(secret_of(&node)?)))).collect();
     let front = front(phases.values().copied().map(Some));
+    let low = phases.values().min().copied().unwrap_or_default();
     // Who has turned alone does not have to again, whoever joins; a control plane never shrinks.
     let has_turned_alone = front >= Phase::Reissue && record.as_ref().is_some_and(|record| record.alone);
     let alone = has_turned_alone || cluster.has_one_master();
@@ -241,7 +268,10 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
                 let shows = || match (subject, phase) {
                     (Subject::Authorities, Some(_)) => lacks(&node, mark, alone, &observed.both, seen),
                     (Subject::Authorities, None) => unwell(&node, seen),
-                    (subject, _) => keys::decide::lacks(subject, &node, mark, seen, &observed.keys),
+                    (subject, _) => {
+                        let what = keys::decide::lacks(subject, &node, mark, seen, &observed.keys);
+                        what.map(|what| Lack { what, away: true })
+                    }
                 };
                 let lacks = counts.then(shows).flatten();
                 let turns = runs && phase.is_none() && would_turn(seen);
@@ -280,7 +310,7 @@ fn rotating(cluster: &Valid, world: &World, generation: u32, now: Timestamp) -> 
     phases.extend(decision.enter.iter().map(|(node, phase)| (node.clone(), *phase)));
     let both = world.observed.as_ref().map(|observed| observed.both.clone()).unwrap_or_default();
     let is_known = !world.paused && (world.observed.is_some() || users_until.is_some());
-    Rotating { generation, subject, front, alone, phases, decision, record, until, both, is_known }
+    Rotating { generation, subject, front, low, alone, phases, decision, record, until, both, is_known }
 }
 
 /// Control-plane nodes that have a VM and no Secret.

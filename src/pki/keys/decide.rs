@@ -81,7 +81,7 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
     let low = there().map(|(_, phase)| phase).min().unwrap_or_default();
     let unfit = members.iter().find_map(|member| match member.phase {
         None => Some(format!("{}: its certificates", member.node)),
-        Some(_) => member.lacks.clone(),
+        Some(_) => member.lacks.as_ref().map(|lack| lack.what.clone()),
     });
     // One without a VM starts nothing anew, and comes when others are replaced: these must not wait for it.
     let turning = there().find(|(member, phase)| member.lacks.is_some() && member.runs && *phase > Phase::Before);

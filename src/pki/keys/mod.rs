@@ -115,6 +115,11 @@ impl Wishes {
         all.into_iter().filter(|(_, count)| *count > 0)
     }
 
+    /// Whether one of them was asked for more often.
+    pub fn is_later_than(self, other: Self) -> bool {
+        self.service_account > other.service_account || self.encryption > other.encryption
+    }
+
     /// What the roots' Secret holds of them.
     pub fn data(self) -> impl Iterator<Item = (String, ByteString)> {
         self.each().map(|((key, _), count)| (key.to_owned(), bytes(&count.to_string())))

@@ -16,8 +16,8 @@ use crate::{
         generations::Generations,
         plan::{Plan, Step, World as Observed_, plan},
         roots::{self, Roots},
-        rotation::Member,
-        turnover::Observed,
+        rotation::{Lack, Member},
+        turnover::{Observed, Record},
     },
     supervisor::{
         consumers::{Answer, Met},
@@ -247,9 +247,14 @@ fn carry_out(cluster: &Valid, world: &mut Observed_, plan: &Plan, done: &mut Don
             }
             Step::Adopt { generation } => {
                 world.records = std::mem::take(&mut world.next_records);
-                (world.generation, world.rotation) = (Some(*generation), None);
+                let over = Record { generation: *generation, stage: Stage::Drop, since: at(0), alone: false };
+                (world.generation, world.rotation) = (Some(*generation), Some(over));
             }
-            Step::RemoveRoots { generation } => drop(world.secrets.remove(&roots::secret_of(*generation))),
+            Step::RemoveRoots { generation } => {
+                assert_eq!(*generation + 1, world.generation(), "they are in use");
+                world.secrets.remove(&roots::secret_of(*generation));
+                world.rotation = None;
+            }
             Step::IssueNode { node, hash, standing, worker, .. } => {
                 *done.issued.entry(node.clone()).or_default() += 1;
                 let worker = worker.then(|| node.clone());
@@ -396,7 +401,7 @@ fn member(name: &str, phase: Phase, lacks: Option<&str>) -> Member {
         control_plane: true,
         runs: true,
         phase: Some(phase),
-        lacks: lacks.map(Into::into),
+        lacks: lacks.map(|what| Lack { what: what.into(), away: true }),
         turns: false,
     }
 }
@@ -643,7 +648,7 @@ impl Model {
                     control_plane: true,
                     runs: true,
                     phase: Some(node.secret),
-                    lacks,
+                    lacks: lacks.map(|what| Lack { what, away: true }),
                     turns: false,
                 }
             })

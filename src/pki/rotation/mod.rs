@@ -31,7 +31,7 @@ use k8s_openapi::jiff::Timestamp;
 use self::phase::starts_clients;
 pub use self::{
     phase::{Mark, Phase, Trusted, is_turn, signs_new, trusted, turns, users_get_new},
-    seen::{Both, Published, Told, add_ons_for, lacks, unpublished, unwell},
+    seen::{Both, Lack, Published, Told, add_ons_for, lacks, unpublished, unwell},
 };
 
 /// One in so many workers starts units anew at a time.
@@ -49,9 +49,21 @@ pub struct Member {
     /// Its phase; none: it has no Secret yet.
     pub phase: Option<Phase>,
     /// What it does not show yet of its phase; without one, why it is not well.
-    pub lacks: Option<String>,
+    pub lacks: Option<Lack>,
     /// Whether its etcd and API server are started anew by what it is given, if it has no Secret.
     pub turns: bool,
+}
+
+impl Member {
+    /// What of it is waited for.
+    fn waits(&self) -> Option<String> {
+        self.lacks.as_ref().map(|lack| lack.what.clone())
+    }
+
+    /// Whether its etcd and its API server may be away.
+    fn is_away(&self) -> bool {
+        self.lacks.as_ref().is_some_and(|lack| lack.away)
+    }
 }
 
 /// What decides who goes on.
@@ -100,16 +112,6 @@ impl Stage {
             Self::Drop => "Drop",
         }
     }
-
-    /// The phase of the foremost node at least.
-    pub fn phase(self) -> Phase {
-        match self {
-            Self::Trust => Phase::Trust,
-            Self::Reissue | Self::Overlap => Phase::Reissue,
-            Self::Serve => Phase::Serve,
-            Self::Drop => Phase::Drop,
-        }
-    }
 }
 
 /// Who goes on, or why nobody does.
@@ -151,13 +153,14 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
     let mut decision = Decision::of(stage(false));
     // One without a VM starts nothing anew, and comes when others are replaced: these must not wait for it.
     let turns = |member: &Member, phase| member.control_plane && member.runs && is_turn(phase, *alone);
-    let turned = there().find(|(member, phase)| member.lacks.is_some() && turns(member, *phase));
+    // Nor for one of which something else is missing: nobody could replace it.
+    let turned = there().find(|(member, phase)| member.is_away() && turns(member, *phase));
     decision.turning = turned.map(|(member, _)| member.node.clone());
     bring_back(situation, front, &mut decision);
     if low == front {
         let homeless = members.iter().find(|member| member.phase.is_none());
         decision.waits = behind
-            .and_then(|member| member.lacks.clone())
+            .and_then(Member::waits)
             .or_else(|| homeless.map(|member| format!("{}: its certificates", member.node)));
         if decision.waits.is_none() {
             let overlap = front == Phase::Reissue && situation.unpublished.is_none() && situation.issued;
@@ -176,7 +179,7 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
     // Who is ahead has passed the gate; nobody passes it whose own phase was not seen.
     for (member, _) in there().filter(|(_, phase)| *phase == low) {
         let turns = member.control_plane && is_turn(next, *alone);
-        let held = if turns { held_back(situation, member, &decision) } else { member.lacks.clone() };
+        let held = if turns { held_back(situation, member, &decision) } else { member.waits() };
         let room = &mut room[usize::from(member.control_plane)];
         match held {
             Some(why) => decision.waits = decision.waits.or(Some(why)),
@@ -192,7 +195,7 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
         }
     }
     if decision.enter.is_empty() && decision.waits.is_none() {
-        decision.waits = behind.and_then(|member| member.lacks.clone());
+        decision.waits = behind.and_then(Member::waits);
     }
     decision
 }
@@ -220,8 +223,8 @@ fn room(members: &[Member], control_plane: bool, next: Phase) -> usize {
 fn bring_back(situation: &Situation, front: Phase, decision: &mut Decision) {
     let masters = || situation.members.iter().filter(|member| member.control_plane);
     for member in masters().filter(|member| member.phase.is_none() && member.turns) {
-        let unwell = || masters().find_map(|other| other.lacks.clone().filter(|_| other.node != member.node));
-        if decision.turning.is_some() || situation.busy.is_some() || unwell().is_some() {
+        let unwell = || masters().any(|other| other.lacks.is_some() && other.node != member.node);
+        if decision.turning.is_some() || situation.busy.is_some() || unwell() {
             decision.held.insert(member.node.clone());
         } else {
             decision.turning = Some(member.node.clone());
@@ -233,14 +236,13 @@ fn bring_back(situation: &Situation, front: Phase, decision: &mut Decision) {
 /// Why a control-plane node must not turn now: all of them have to be there, well and through.
 fn held_back(situation: &Situation, member: &Member, decision: &Decision) -> Option<String> {
     if let Some(other) = decision.turning.as_ref().filter(|other| **other != member.node) {
-        let lacks =
-            situation.members.iter().find(|member| member.node == *other).and_then(|member| member.lacks.clone());
+        let lacks = situation.members.iter().find(|member| member.node == *other).and_then(Member::waits);
         return Some(lacks.unwrap_or_else(|| format!("{other} to be started anew")));
     }
     let mut masters = situation.members.iter().filter(|member| member.control_plane);
     let unfit = masters.find_map(|master| match master.phase {
         None => Some(format!("{}: its certificates", master.node)),
-        Some(_) => master.lacks.clone(),
+        Some(_) => master.waits(),
     });
     unfit.or_else(|| situation.busy.clone())
 }

@@ -74,10 +74,16 @@ fn carry_out(world: &mut World, plan: &Plan, asked: u32, now: Timestamp) {
                 world.rotation = Some(record.clone());
             }
             Step::Adopt { generation } => {
-                (world.records, world.generation, world.rotation) = (made(*generation), Some(*generation), None);
+                (world.records, world.generation) = (made(*generation), Some(*generation));
+                let record = Record { generation: *generation, stage: Stage::Drop, since: now, alone: false };
+                world.rotation = Some(record);
                 world.next_records.clear();
             }
-            Step::RemoveRoots { generation } => drop(world.secrets.remove(&roots::secret_of(*generation))),
+            Step::RemoveRoots { generation } => {
+                assert_eq!(*generation + 1, world.generation(), "they are in use");
+                world.secrets.remove(&roots::secret_of(*generation));
+                world.rotation = None;
+            }
             Step::IssueNode { node, hash, standing, worker, .. } => {
                 let mark = standing.map(|standing| standing.mark);
                 let worker = worker.then(|| node.clone());
@@ -152,7 +158,7 @@ fn settle(world: &mut World, cluster: &Valid, now: Timestamp) -> Plan {
 }
 
 /// The same, with a look at each plan.
-fn settle_with(world: &mut World, cluster: &Valid, now: Timestamp, look: impl Fn(&World, &Plan)) -> Plan {
+fn settle_with(world: &mut World, cluster: &Valid, now: Timestamp, mut look: impl FnMut(&World, &Plan)) -> Plan {
     for _ in 0..60 {
         world.observed = seen(world, cluster);
         let plan = plan_of(cluster, world, now);
@@ -300,6 +306,17 @@ fn a_change_of_the_spec_and_lost_notes_leave_every_node_in_its_phase() {
             }
         }
     }
+    // Only what is not as it was before is looked into for what it was.
+    let unmarked = crate::pki::rotate::unmarked;
+    assert_eq!(unmarked(&plain, &world), Vec::<String>::new());
+    let mut taken = world.clone();
+    taken.rotation = None;
+    taken.secrets.values_mut().for_each(|secret| secret.mark = None);
+    assert_eq!(unmarked(&plain, &taken), ["master-0", "a-0"]);
+    let (mut before, none) = (living(), cluster(json!({})));
+    settle(&mut before, &none, NOW);
+    before.rotation = world.rotation.clone();
+    assert_eq!(unmarked(&plain, &before), Vec::<String>::new(), "they wait for their turn");
     // Without the note the overlap begins anew, and nothing else does.
     world.rotation = None;
     let again = settle(&mut world, &plain, later(500)).rotating.unwrap();
@@ -342,6 +359,83 @@ fn a_node_that_comes_is_where_the_others_are() {
     world.places.insert("a-1".into(), Place(65));
     settle(&mut world, &asked, later(20));
     assert_eq!(mark_of(&world, "a-1").as_deref(), Some("2.reissue"));
+}
+
+/// Its host is dead, and another worker has its part: its VM pod says for ever that it runs.
+#[test]
+fn a_worker_that_was_given_up_is_not_waited_for() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    settle(&mut world, &asked, NOW);
+    world.workers = vec!["a-1".into()];
+    world.places.insert("a-1".into(), Place(65));
+    world.vm_pods = ["master-0", "a-0", "a-1"].map(str::to_owned).into();
+    world.lost = ["a-0".to_owned()].into();
+    settle(&mut world, &asked, NOW);
+    settle(&mut world, &asked, later(700));
+    assert_eq!(
+        (world.generation(), mark_of(&world, "a-0").as_deref()),
+        (2, Some("2.reissue")),
+        "nothing is issued to it"
+    );
+}
+
+/// Two watches bring what was adopted and what was deleted, in whatever order.
+#[test]
+fn former_roots_go_when_the_adoption_was_seen_and_only_by_what_is_noted() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    settle(&mut world, &asked, NOW);
+    let mut removed = 0;
+    for _ in 0..20 {
+        world.observed = seen(&world, &asked);
+        let plan = plan_of(&asked, &world, later(700));
+        if plan.steps.contains(&Step::RemoveRoots { generation: 1 }) {
+            assert_eq!((world.generation(), &world.records), (2, &made(2)));
+            // The process may end between the deletion and what is noted, and labels may be gone.
+            let mut hidden = world.clone();
+            hidden.secrets.remove(&roots::secret_of(1));
+            assert!(plan_of(&asked, &hidden, later(700)).steps.contains(&Step::RemoveRoots { generation: 1 }));
+            let unnoted = World { rotation: None, ..world.clone() };
+            let steps = plan_of(&asked, &unnoted, later(700)).steps;
+            assert!(!steps.iter().any(|step| matches!(step, Step::RemoveRoots { .. })), "{steps:?}");
+            removed += 1;
+        }
+        carry_out(&mut world, &plan, 1, later(700));
+    }
+    assert_eq!((removed, &world.rotation), (1, &None));
+}
+
+#[test]
+fn a_copy_of_the_roots_is_no_wish() {
+    let mut world = living();
+    settle(&mut world, &cluster(json!({})), NOW);
+    world.secrets.insert(roots::secret_of(2), holding(1, 0));
+    assert_eq!(plan_of(&cluster(json!({})), &world, NOW), Plan::default());
+    let asked = plan_of(&cluster(json!({"ca": {"rotate": 1}})), &world, NOW);
+    assert!(asked.steps.is_empty() && asked.waiting[0].contains("roots-2"), "{asked:?}");
+    // Only authorities tell which of two is recorded: the rest is the same in both.
+    world.secrets.insert(roots::secret_of(2), holding(2, 1));
+    for root in Root::ALL {
+        let of_next = BTreeMap::from([(root.record(), made(2)[&root.record()].clone())]);
+        let expected = if matches!(root, Root::Ca(_)) { 2 } else { 1 };
+        assert_eq!(generation(None, &world.secrets, &of_next), Some(expected), "{root:?}");
+    }
+}
+
+/// What the last node still trusts is published, and while nothing is known nothing is changed by it.
+#[test]
+fn what_is_published_follows_the_last_node() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    settle(&mut world, &asked, NOW);
+    let mut fronts = BTreeSet::new();
+    settle_with(&mut world, &asked, later(700), |world, plan| {
+        let Some(facts) = crate::pki::rotate::facts(&asked, world, plan) else { return };
+        let Some(going) = facts.going else { return };
+        let marks = ["master-0", "a-0"].map(|node| world.secrets[&names::node_secret(node)].mark.unwrap().phase);
+        assert_eq!((going.mark.phase, going.last.phase), (*marks.iter().max().unwrap(), *marks.iter().min().unwrap()));
+        assert_eq!(going.kept_out.is_empty(), going.last.phase != Phase::Drop, "{going:?}");
+        fronts.insert((going.mark.phase, going.last.phase));
+    });
+    assert!(fronts.contains(&(Phase::Drop, Phase::Drop)), "{fronts:?}");
 }
 
 /// A pool of one shrinks while authorities are rotated, and its worker takes its time to go.
