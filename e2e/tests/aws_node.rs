@@ -202,6 +202,7 @@ impl World {
             service_account: embedded::key_pair()?,
             encryption: embedded::encryption_config("key1")?,
             rotated_for: 0,
+            keys_for: giantnetes::pki::keys::Wishes::default(),
         };
         Ok(Self { around, server, vault, cluster, owner, roots, runtime, _resolver: None })
     }

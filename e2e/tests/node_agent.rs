@@ -495,7 +495,15 @@ fn nodes_are_let_in_and_shut_out_and_masters_alone_have_keys_that_nobody_signs()
     let kept = |key| PkiKept::InVault { certificate: "a".into(), mount: key };
     let [kubernetes, etcd, front_proxy] = ["a", "b", "c"].map(|mount| kept(mount.to_owned()));
     let (service_account, encryption) = (embedded::key_pair().unwrap(), embedded::encryption_config("key1").unwrap());
-    let roots = Roots { kubernetes, etcd, front_proxy, service_account, encryption, rotated_for: 0 };
+    let roots = Roots {
+        kubernetes,
+        etcd,
+        front_proxy,
+        service_account,
+        encryption,
+        rotated_for: 0,
+        keys_for: giantnetes::pki::keys::Wishes::default(),
+    };
     let arns: Vec<_> = (0..2).map(|index| world.instance(index).arn.clone()).collect();
     let group = |nodes, index: usize, may_come: bool| Group {
         nodes,
