@@ -150,6 +150,8 @@ fn unrecorded(secrets: &BTreeMap<String, SecretMeta>) -> Option<u32> {
 pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) -> bool {
     let (current, next) = (world.generation(), world.generation() + 1);
     let former = world.secrets.keys().filter_map(|name| roots::generation_of(name)).filter(|made| *made < current);
+    // Whoever restores a guest under a pause may have brought one of them back.
+    let former = former.filter(|_| !world.paused);
     plan.steps.extend(former.map(|generation| Step::RemoveRoots { generation }));
     let Some(made) = world.secrets.get(&roots::secret_of(next)) else {
         // Recorded, or handed out: others of that generation would not fit.
