@@ -100,11 +100,11 @@ pub struct ServiceAccountKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub rotate: Option<i32>,
-    /// How long tokens of the former key are good for in a rotation, in hours or minutes, after every new one is of the new key: 1h to
+    /// How long tokens of the former key are good for in a rotation, in hours or minutes, after every new one is of the new key: 25h to
     /// 8760h. Kubelets renew those of pods within 24 hours. Default: 25h. Changing it: in place, also while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = rules::LIFETIME), length(max = 8))]
-    #[x_kube(validation = rules::lifetime("1h", "8760h"))]
+    #[x_kube(validation = rules::lifetime("25h", "8760h"))]
     pub overlap: Option<String>,
 }
 

@@ -18,7 +18,7 @@ use prometheus::{
 
 use crate::{
     api::{Cluster, ClusterStatus, Condition, ConditionType, Reason, Status},
-    pki::rotation::Stage,
+    pki::{keys::Subject, rotation::Stage},
     runtime::telemetry::metric::{Declared, Kind, Metric},
 };
 
@@ -84,8 +84,12 @@ const EXPIRY: Metric = Metric {
 const ROTATION: Metric = Metric {
     name: "giantnetes_cluster_rotation_stands_since_timestamp_seconds",
     kind: Kind::Gauge,
-    labels: &[NAMESPACE, NAME, ("stage", "Trust, Reissue, Overlap, Serve, Drop")],
-    help: "Since when a rotation of a Cluster's authorities stands at its stage, with Overlap until when users have time, in \
+    labels: &[
+        NAMESPACE,
+        NAME,
+        ("stage", "Trust, Reissue, Overlap, Serve, Drop; of keys also Sign, Read, Write, Rewrite"),
+    ],
+    help: "Since when a rotation of a Cluster's authorities or keys stands at its stage, with Overlap until when users have time, in \
            seconds since 1970; of many Clusters, those that stand longest",
 };
 
@@ -195,10 +199,15 @@ impl Seen {
         self.renewals.extend(second(&status.certificates_renew_at));
         self.ends.extend(second(&status.certificates_end_at));
         self.rotations.extend(status.rotation.as_ref().and_then(|rotation| {
-            let stage = Stage::ALL.into_iter().find(|stage| rotation.stage.as_deref() == Some(stage.name()))?;
-            let at = if stage == Stage::Overlap { &rotation.until } else { &rotation.since };
+            let subject = rotation.subject.as_deref();
+            let subject = Subject::ALL.into_iter().find(|of| subject == Some(of.name())).unwrap_or_default();
+            let stage =
+                Stage::ALL.into_iter().find(|stage| rotation.stage.as_deref() == Some(subject.stage(*stage)))?;
+            // Nobody is given time to have what is stored rewritten.
+            let has_time = stage == Stage::Overlap && subject != Subject::EncryptionKey;
+            let at = if has_time { &rotation.until } else { &rotation.since };
             let (at, name) = second(at)?;
-            Some((at, name, stage.name()))
+            Some((at, name, subject.stage(stage)))
         }));
         let is = |type_: ConditionType, wanted: Status| {
             let of_type = status.conditions.iter().find(|condition| condition.type_ == type_.name());
@@ -333,6 +342,17 @@ mod tests {
             |stage: &str| json!({"carriedOut": 1, "generation": 3, "stage": stage, "since": since, "until": until});
         assert!(of(at("Overlap")).contains(&line("Overlap", 1_800_813_600)), "users have time until then");
         assert!(of(at("Drop")).contains(&line("Drop", 1_798_135_200)));
+        let of_key = |subject: &str, stage: &str| {
+            of(
+                json!({"carriedOut": 0, "generation": 3, "subject": subject, "stage": stage, "since": since, "until": until}),
+            )
+        };
+        for stage in ["Read", "Write", "Rewrite", "Drop"] {
+            assert!(of_key("EncryptionKey", stage).contains(&line(stage, 1_798_135_200)), "{stage}");
+        }
+        assert!(of_key("ServiceAccountKey", "Sign").contains(&line("Sign", 1_798_135_200)));
+        assert!(of_key("ServiceAccountKey", "Overlap").contains(&line("Overlap", 1_800_813_600)));
+        assert!(!of_key("CA", "Rewrite").contains(metric));
         // Nothing is rotated, or somebody wrote what is none.
         for told in [json!({"carriedOut": 1, "generation": 2}), at("Whatever"), json!(null)] {
             assert!(!of(told.clone()).contains(metric), "{told}");

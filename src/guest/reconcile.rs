@@ -123,6 +123,7 @@ struct Session {
     expires: Instant,
     equipped: Option<Equipped>,
     users: Option<rights::Seen>,
+    rewritten: Option<rewrite::Asked>,
 }
 
 /// When rights and add-ons were last seen to be there.
@@ -188,7 +189,7 @@ impl GuestOperator {
         let silent = plan::silent(&nodes, wanted);
         let published = published(&client, reports.pki.as_ref(), silent).await;
         let rewrites = renew::going(reports.pki.as_ref()).map(|going| going.rewrites.as_slice()).unwrap_or_default();
-        let unwritten = rewrite::rewrite(&client, rewrites).await;
+        let unwritten = self.rewrite(key, &client, rewrites).await;
         let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, published, unwritten };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Before any is, a guest has better things to do than to list what nobody could ask for.
@@ -223,6 +224,18 @@ impl GuestOperator {
         let is_moving = vm_pods.iter().any(|pod| pod.leaving().is_some()) || !rewrites.is_empty();
         let pause = if is_moving { POLL.0 } else { POLL.1 };
         Ok((Report::Ready(facts), Outcome::After(pause)))
+    }
+
+    /// Has Secrets stored anew, unless that was done a moment ago. Answers why one could not be.
+    async fn rewrite(&self, key: &ClusterKey, client: &Client, secrets: &[String]) -> Option<String> {
+        let mut known = None;
+        self.note(key, |session| known = session.rewritten.as_ref().and_then(|asked| asked.again(secrets)));
+        if let Some(unwritten) = known {
+            return unwritten;
+        }
+        let unwritten = rewrite::rewrite(client, secrets).await;
+        self.note(key, |session| session.rewritten = Some(rewrite::Asked::of(secrets, unwritten.clone())));
+        unwritten
     }
 
     /// Signs what was asked for inside the guest and approved there. With the guest's authority, which it does not have itself.
@@ -339,7 +352,8 @@ impl GuestOperator {
         let client = client::connect(&self.context, &valid.identity, address).await?;
         let applier = Applier::new(MANAGER, names::HASH_ANNOTATION, &Memory::default());
         let uid = valid.identity.uid.clone();
-        let session = Session { client, applier, uid, address, authority, expires, equipped: None, users: None };
+        let session =
+            Session { client, applier, uid, address, authority, expires, equipped: None, users: None, rewritten: None };
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), session.clone());
         Ok(session)
     }

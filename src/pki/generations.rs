@@ -32,7 +32,7 @@ impl Standing {
     pub fn turns(self) -> String {
         let turns = match self.subject {
             Subject::Authorities => rotation::turns(self.mark, self.control_plane, self.alone),
-            subject => keys::turns(subject, self.mark),
+            Subject::ServiceAccountKey | Subject::EncryptionKey => keys::turns(self.mark),
         };
         turns.into_iter().map(|(unit, mark)| format!("{unit}={mark}\n")).collect()
     }

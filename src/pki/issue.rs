@@ -11,7 +11,8 @@ use super::{
     authority::{self, Kept},
     embedded,
     generations::{Generations, Standing},
-    keys, kubeconfig,
+    keys::{self, Subject},
+    kubeconfig,
     leaf::{self, Authority, Leaf},
     plan::{World, renew_at},
     reconcile::{Error, PkiOperator},
@@ -62,7 +63,11 @@ fn is_ahead(former: Option<&ObjectMeta>, world: &World, standing: Option<Standin
     let Some(mark) = former.and_then(|meta| secret_meta(meta).mark) else { return false };
     match standing.map(|standing| standing.mark) {
         Some(ours) => {
-            mark.generation > ours.generation || (mark.generation == ours.generation && mark.phase > ours.phase)
+            // One that takes the former encryption key up again fits all others, whoever else has gone on.
+            let back = standing.is_some_and(|standing| standing.subject == Subject::EncryptionKey)
+                && (mark.phase, ours.phase) == (Phase::Drop, Phase::Reissue);
+            let is_later = mark.phase > ours.phase && !back;
+            mark.generation > ours.generation || (mark.generation == ours.generation && is_later)
         }
         None => mark.generation > world.generation(),
     }
@@ -257,7 +262,7 @@ impl PkiOperator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::{keys::Subject, rotation::Mark};
+    use crate::pki::rotation::Mark;
 
     #[test]
     fn what_is_issued_and_lacks_its_mark_is_issued_again() {
@@ -290,6 +295,9 @@ mod tests {
             (at(Some("2.trust")), to(2, Phase::Trust), false),
             (at(Some("2.trust")), to(2, Phase::Reissue), false),
             (at(Some("2.reissue")), to(2, Phase::Trust), true),
+            (at(Some("2.drop")), to(2, Phase::Reissue), false),
+            (at(Some("2.drop")), to(2, Phase::Trust), true),
+            (at(Some("3.drop")), to(2, Phase::Reissue), true),
             (at(Some("3.trust")), to(2, Phase::Drop), true),
             (at(Some("1.drop")), to(2, Phase::Trust), false),
             (at(Some("2.trust")), None, true),
@@ -298,6 +306,10 @@ mod tests {
             (None, to(2, Phase::Trust), false),
         ] {
             assert_eq!(is_ahead(former.as_ref(), &world, standing), ahead, "{former:?} {standing:?}");
+        }
+        for subject in [Subject::Authorities, Subject::ServiceAccountKey] {
+            let standing = to(2, Phase::Reissue).map(|standing| Standing { subject, ..standing });
+            assert!(is_ahead(at(Some("2.drop")).as_ref(), &world, standing), "only what was stored asks for it");
         }
     }
 }

@@ -277,6 +277,8 @@ pub fn plan(cluster: &Valid, world: &World, now: Timestamp) -> Plan {
     if turnover::plan(cluster, world, now, &mut plan) {
         leaves(cluster, world, now, &mut plan);
     }
+    // Last: what cannot be made keeps nothing from being renewed.
+    plan.steps.sort_by_key(|step| matches!(step, Step::MakeNext { .. }));
     plan
 }
 

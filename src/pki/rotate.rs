@@ -174,12 +174,14 @@ impl PkiOperator {
             .filter_map(|pod| Some((pod.node().to_owned(), pod.status.pod_ip?)));
         let asked: Vec<_> = asked.collect();
         let reports = self.context.reports.of(identity);
-        // First, so that what is seen of nodes is later than what is seen of what they stored.
-        let keys = match keys {
-            Some(roots) => rotate_keys::look(&world, &roots, subject, &asked, reports.guest.as_ref()).await?,
-            None => keys::decide::Seen::default(),
+        let of_keys = async {
+            match keys {
+                Some(roots) => rotate_keys::look(&world, &roots, subject, &asked, reports.guest.as_ref()).await,
+                None => Ok(keys::decide::Seen::default()),
+            }
         };
-        let answers = all_answers(asked.into_iter(), WORKERS_TIME, ask).await;
+        let of_nodes = all_answers(asked.iter().cloned(), WORKERS_TIME, ask);
+        let (keys, answers) = rotate_keys::before_nodes(of_keys, of_nodes).await?;
         let published = reports.guest.as_ref().and_then(Report::facts).and_then(|facts| facts.published.clone());
         let changes = reports.kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.changing);
         let away = |pod: &&&std::sync::Arc<VmPod>| !pod.is_worker() && (pod.leaving().is_some() || pod.is_going());
@@ -410,6 +412,34 @@ mod tests {
         assert_eq!(name_of_next(of, "a/b", 2, &made("etcd-2")), "etcd-2-next");
         assert_eq!(name_of_next(of, "a/b", 2, &made("etcd-2-next")), "etcd-2");
         assert_eq!(name_of_next(of, "a/c", 2, &made("etcd-2")), "etcd-2", "the owner is in it");
+    }
+
+    #[test]
+    fn what_is_stored_under_another_key_is_rewritten_once_all_write_with_the_new_one_and_still_when_one_dropped_it() {
+        use crate::{pki::rotation::Decision, supervisor::keys::Stored};
+
+        let stored = Some(Stored { all: 2, others: 1, named: vec!["a/b".into()] });
+        let keys = keys::decide::Seen { stored, ..keys::decide::Seen::default() };
+        let world = World { observed: Some(Observed { keys, ..Observed::default() }), ..World::default() };
+        let rotating = |subject, stage| Rotating {
+            generation: 2,
+            subject,
+            front: Phase::Reissue,
+            low: Phase::Reissue,
+            alone: false,
+            phases: BTreeMap::new(),
+            decision: Decision::of(stage),
+            record: None,
+            until: None,
+            both: Both::default(),
+            is_known: true,
+        };
+        let key = Subject::EncryptionKey;
+        for (stage, due) in [(Stage::Trust, 0), (Stage::Reissue, 0), (Stage::Overlap, 1), (Stage::Drop, 1)] {
+            assert_eq!(rewrites(&world, &rotating(key, stage)).len(), due, "{stage:?}");
+        }
+        assert!(rewrites(&world, &rotating(Subject::ServiceAccountKey, Stage::Overlap)).is_empty());
+        assert!(rewrites(&World::default(), &rotating(key, Stage::Overlap)).is_empty(), "nobody has looked");
     }
 
     #[tokio::test]

@@ -12,10 +12,9 @@ use super::{
     reconcile::Error,
     roots::Roots,
     rotate::all_answers,
-    rotation::Phase,
+    rotation::Stage,
 };
 use crate::{
-    api::names,
     cluster::Report,
     guest::GuestFacts,
     runtime::chain,
@@ -60,16 +59,18 @@ pub(super) async fn look(
     guest: Option<&Report<GuestFacts>>,
 ) -> Result<Seen, Error> {
     let Some(next) = &roots.next else { return Ok(Seen::default()) };
-    let mut seen = Seen::default();
+    let mut seen = Seen { verifies: all_answers(asked.iter().cloned(), TIMEOUT, verifies).await, ..Seen::default() };
     match subject {
         Subject::Authorities => {}
         Subject::ServiceAccountKey => {
             let id = |roots: &Roots| files::key_id(&roots.service_account.certificate);
             seen.ids = Some((id(&roots.current)?, id(next)?));
-            seen.verifies = all_answers(asked.iter().cloned(), TIMEOUT, verifies).await;
         }
-        Subject::EncryptionKey if writes(world) => {
-            seen.stored = stored(asked, &files::key_name(&next.encryption)?).await;
+        Subject::EncryptionKey if all_wrote(world) => {
+            // Who is silent would take the time that another member needs.
+            let answer: Vec<_> = asked.iter().filter(|(node, _)| seen.verifies.contains_key(node)).collect();
+            let key = files::key_name(&next.encryption)?;
+            seen.stored = tokio::time::timeout(STORED_TIMEOUT, stored(&answer, &key)).await.ok().flatten();
             seen.unwritten = guest.and_then(Report::facts).and_then(|facts| facts.unwritten.clone());
         }
         Subject::EncryptionKey => {}
@@ -77,12 +78,20 @@ pub(super) async fn look(
     Ok(seen)
 }
 
-/// Whether every node that has a part in it has what it writes with the new key with: before that there is no use in looking.
-fn writes(world: &World) -> bool {
-    let next = world.generation() + 1;
-    let masters = (0..).map(names::master).map_while(|node| world.secrets.get(&names::node_secret(&node)));
-    let mut phases = masters.map(|secret| secret.mark.filter(|mark| mark.generation == next).map(|mark| mark.phase));
-    phases.all(|phase| phase >= Some(Phase::Reissue))
+/// Whether every node was seen to write with the new key, in a look before this one: what etcd is seen to hold says nothing of what a
+/// node stores with the former key after that, and before it is seen to have been started anew.
+fn all_wrote(world: &World) -> bool {
+    let (next, noted) = (world.generation() + 1, world.rotation.as_ref());
+    noted.is_some_and(|noted| noted.generation == next && noted.stage >= Stage::Overlap)
+}
+
+/// What is seen of keys, and then what nodes say: one that came up with the former key since is seen to have.
+pub(super) async fn before_nodes<K, N>(
+    keys: impl Future<Output = Result<K, Error>>,
+    nodes: impl Future<Output = N>,
+) -> Result<(K, N), Error> {
+    let keys = keys.await?;
+    Ok((keys, nodes.await))
 }
 
 async fn verifies(node: String, address: IpAddr) -> Option<(String, std::collections::BTreeSet<String>)> {
@@ -97,7 +106,7 @@ async fn verifies(node: String, address: IpAddr) -> Option<(String, std::collect
 }
 
 /// What etcd holds, by the first member that says it: all have the same.
-async fn stored(asked: &[(String, IpAddr)], key: &str) -> Option<Stored> {
+async fn stored(asked: &[&(String, IpAddr)], key: &str) -> Option<Stored> {
     let path = format!("{STORED_PATH}?key={key}");
     for (node, address) in asked {
         let question = Question { address: *address, path: &path, answer: STORED_ANSWER, timeout: STORED_TIMEOUT };
@@ -107,4 +116,39 @@ async fn stored(asked: &[(String, IpAddr)], key: &str) -> Option<Stored> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::pki::turnover::Record;
+
+    #[tokio::test]
+    async fn etcd_is_looked_at_before_the_nodes_are_asked() {
+        let asked = Mutex::new(Vec::new());
+        let note = async |what: &'static str| {
+            tokio::task::yield_now().await;
+            asked.lock().unwrap().push(what);
+            what
+        };
+        let of_keys = async { Ok(note("etcd").await) };
+        assert_eq!(before_nodes(of_keys, note("nodes")).await.unwrap(), ("etcd", "nodes"));
+        assert_eq!(*asked.lock().unwrap(), ["etcd", "nodes"]);
+    }
+
+    #[test]
+    fn etcd_is_looked_at_once_all_nodes_were_seen_to_write_with_the_new_key() {
+        let noted = |generation, stage| {
+            let record = Record { generation, stage, since: crate::testing::NOW, alone: false };
+            all_wrote(&World { rotation: Some(record), ..World::default() })
+        };
+        let next = World::default().generation() + 1;
+        let found = Stage::ALL.map(|stage| (stage, noted(next, stage)));
+        assert_eq!(found.map(|(_, due)| due), found.map(|(stage, _)| stage >= Stage::Overlap));
+        assert!(!noted(next, Stage::Reissue) && noted(next, Stage::Overlap) && noted(next, Stage::Drop));
+        assert!(!noted(next - 1, Stage::Drop), "of another rotation");
+        assert!(!all_wrote(&World::default()));
+    }
 }

@@ -355,7 +355,7 @@ fn keys_are_rotated_and_no_secret_is_lost_and_no_token_refused_too_early() {
         assert!(status(&world).await.is_err(), "something is told of a rotation that nobody asked for");
 
         // Both at once: one after the other. A process that ends in any stage is followed by one that goes on.
-        let asked = json!({"serviceAccountKey": {"rotate": 1, "overlap": "1h"}, "encryptionKey": {"rotate": 1}});
+        let asked = json!({"serviceAccountKey": {"rotate": 1, "overlap": "25h"}, "encryptionKey": {"rotate": 1}});
         ask(&world, asked).await;
         let key = "ServiceAccountKey";
         stage(&world, Some((key, &["Trust", "Sign", "Overlap"]))).await;

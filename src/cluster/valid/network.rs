@@ -337,7 +337,7 @@ impl Check {
             "spec.pki.serviceAccountKey.overlap",
             spec.service_account_key.overlap.as_deref(),
             DEFAULT_TOKEN_OVERLAP,
-            HOUR..=8760 * HOUR,
+            DEFAULT_TOKEN_OVERLAP..=8760 * HOUR,
         );
         if rotate > 0 && spec.backend == PkiBackend::Vault {
             self.fail("spec.pki.ca.rotate", "must be 0 with backend Vault, whose authorities are not rotated yet");

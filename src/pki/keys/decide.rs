@@ -27,7 +27,7 @@ pub struct Seen {
 /// What a node does not show yet of its phase.
 pub fn lacks(subject: Subject, node: &str, mark: Mark, answer: Option<&Answer>, seen: &Seen) -> Option<String> {
     let Some(answer) = answer else { return Some(format!("{node}: its VM pod to say what its components do")) };
-    for (unit, started) in turns(subject, mark) {
+    for (unit, started) in turns(mark) {
         if answer.started.get(unit) != Some(&started) {
             return Some(format!(
                 "{node}: {unit} to be started anew (nodes of an earlier version do that when they are rolled)"
@@ -41,13 +41,23 @@ pub fn lacks(subject: Subject, node: &str, mark: Mark, answer: Option<&Answer>, 
             Some(_) => {}
         }
     }
-    if subject != Subject::ServiceAccountKey || mark.phase == Phase::Before {
+    // Whoever cannot be asked has to say so before its turn: in the midst of it, it would hold all others.
+    let is_asked = subject == Subject::ServiceAccountKey || mark.phase == Phase::Before;
+    let Some(verifies) = seen.verifies.get(node).filter(|_| is_asked) else {
+        return is_asked.then(|| {
+            format!(
+                "{node}: kube-apiserver to say which keys it verifies tokens with (nodes of an earlier version do that when they are rolled)"
+            )
+        });
+    };
+    if subject != Subject::ServiceAccountKey {
         return None;
     }
     let Some((old, new)) = &seen.ids else { return Some(format!("{node}: its keys to be read")) };
-    let Some(verifies) = seen.verifies.get(node) else {
-        return Some(format!("{node}: kube-apiserver to say which keys it verifies tokens with"));
-    };
+    if mark.phase == Phase::Before {
+        let knows = verifies.contains(old);
+        return (!knows).then(|| format!("{node}: kube-apiserver to verify tokens with the former key"));
+    }
     if !verifies.contains(new) {
         return Some(format!("{node}: kube-apiserver to verify tokens with the new key"));
     }
@@ -94,6 +104,10 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
     };
     let turning = turning.map(|(member, _)| member.node.clone());
     let decision = Decision { turning, ..Decision::of(stage) };
+    if let Some(node) = back(situation) {
+        let waits = gate(situation, low, front, now);
+        return Decision { turning: Some(node.clone()), enter: [(node, Phase::Reissue)].into(), waits, ..decision };
+    }
     if let Some(what) = unfit.or_else(|| gate(situation, low, front, now)) {
         return Decision { waits: Some(what), ..decision };
     }
@@ -114,6 +128,20 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
         },
         None => decision,
     }
+}
+
+/// Who takes the former encryption key up again: something is stored with it, as when a volume of etcd was restored from before it was
+/// rewritten, and who dropped that key can neither read nor rewrite it. Whoever reads by both fits all others. One
+/// node at a time, while the others are well: that it is not so itself may be what it cannot read.
+fn back(situation: &Situation) -> Option<String> {
+    let members = situation.members;
+    let is_due = situation.subject == Subject::EncryptionKey
+        && situation.busy.is_none()
+        && situation.seen.stored.as_ref().is_some_and(|stored| stored.others > 0);
+    let is_fit = |member: &Member| member.phase.is_some() && member.lacks.is_none();
+    let others_are_fit = |node: &str| members.iter().all(|member| member.node == node || is_fit(member));
+    let dropped = members.iter().filter(|member| member.phase == Some(Phase::Drop));
+    dropped.map(|member| &member.node).find(|node| is_due && others_are_fit(node)).cloned()
 }
 
 /// What has to be so before anybody leaves the lowest phase, and before the former key is deleted.

@@ -1,11 +1,19 @@
 //! What a control-plane node holds of the one or two generations of a guest's keys. Pure.
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::pki::{embedded::PkiError, generations::Generations, roots::Roots, rotation::Phase};
+use crate::pki::{
+    embedded::{self, PkiError},
+    generations::Generations,
+    roots::Roots,
+    rotation::Phase,
+};
 
 /// Where the keys are in a configuration that we made.
 const KEYS: &str = "/resources/0/providers/0/secretbox/keys";
@@ -64,15 +72,6 @@ fn both_read((first, second): (&Roots, &Roots)) -> Result<SecretString, PkiError
     let more = other.pointer(KEYS).and_then(Value::as_array).cloned().unwrap_or_default();
     let keys = config.pointer_mut(KEYS).and_then(Value::as_array_mut).ok_or_else(unread)?;
     keys.extend(more);
-    // Whatever else somebody's configuration reads with, which was imported.
-    let rest = |config: &Value| config.pointer("/resources/0/providers").and_then(Value::as_array).cloned();
-    let others = rest(&other).unwrap_or_default().into_iter().skip(1);
-    let providers = config.pointer_mut("/resources/0/providers").and_then(Value::as_array_mut).ok_or_else(unread)?;
-    for provider in others {
-        if !providers.contains(&provider) {
-            providers.push(provider);
-        }
-    }
     // JSON is YAML.
     Ok(config.to_string().into())
 }
@@ -100,16 +99,20 @@ pub fn key_name(config: &SecretString) -> Result<String, PkiError> {
 /// stored is told apart by it. Imported ones are of the generation that they were exported in.
 ///
 /// # Errors
-/// [`PkiError::Key`] if the former configuration cannot be read.
+/// [`PkiError::Key`] if the former configuration cannot be read, or says more than ours do: what it encrypts beside Secrets, or reads
+/// with other keys, would be lost with it.
 pub fn name_of_next(former: &SecretString, generation: u32) -> Result<String, PkiError> {
-    let former = parsed(former)?;
-    let keys = former.pointer(KEYS).and_then(Value::as_array).ok_or_else(unread)?;
-    let is_taken = |name: &str| keys.iter().any(|key| key["name"] == json!(name));
-    let mut name = format!("key{generation}");
-    while is_taken(&name) {
-        name.push_str("-next");
+    let taken = key_name(former)?;
+    let config = parsed(former)?;
+    let secret = config.pointer(&format!("{KEYS}/0/secret")).and_then(Value::as_str);
+    let key = secret.and_then(|secret| STANDARD.decode(secret).ok()?.try_into().ok());
+    let ours = key.map(|key| parsed(&embedded::encryption_config_of(&taken, &key))).transpose()?;
+    if ours.as_ref() != Some(&config) {
+        let what = "the encryption configuration is not one of Giantnetes' own form (one key of secretbox, for Secrets alone): the encryption key cannot be rotated";
+        return Err(PkiError::Key(what.into()));
     }
-    Ok(name)
+    let name = format!("key{generation}");
+    Ok(if name == taken { format!("{name}-next") } else { name })
 }
 
 /// How an API server names a public key (PEM) among those that it verifies tokens with (`/openid/v1/jwks`): SHA-256 of its DER.

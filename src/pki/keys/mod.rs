@@ -165,16 +165,15 @@ pub fn next(phase: Phase) -> Option<Phase> {
     }
 }
 
+/// What reads keys, and what requires it: that is stopped with it, and stays down if its first start fails, unless it is asked for
+/// itself. In the order in which they are started, which is that of their names.
+const UNITS: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+
 /// What a control-plane node starts anew for a phase: units, each with the mark of the phase that it has to have been started for.
-pub fn turns(subject: Subject, mark: Mark) -> BTreeMap<&'static str, String> {
+pub fn turns(mark: Mark) -> BTreeMap<&'static str, String> {
     let phase = if mark.phase == Phase::Serve { Phase::Reissue } else { mark.phase };
-    let mut turns = BTreeMap::new();
-    if phase > Phase::Before {
-        turns.insert("kube-apiserver", Mark { phase, ..mark }.to_string());
+    if phase == Phase::Before {
+        return BTreeMap::new();
     }
-    // It signs the tokens that lie in Secrets, and verifies none.
-    if subject == Subject::ServiceAccountKey && phase >= Phase::Reissue {
-        turns.insert("kube-controller-manager", Mark { phase: Phase::Reissue, ..mark }.to_string());
-    }
-    turns
+    UNITS.into_iter().map(|unit| (unit, Mark { phase, ..mark }.to_string())).collect()
 }
