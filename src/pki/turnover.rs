@@ -158,8 +158,8 @@ fn one_of(there: &BTreeSet<u32>, secrets: &BTreeMap<String, SecretMeta>) -> Opti
 /// Decides on the steps of a rotation. The recorded roots are there. Answers whether certificates may be issued now.
 pub(super) fn plan(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) -> bool {
     let (current, next) = (world.generation(), world.generation() + 1);
-    // Seen to be recorded: whoever misses the former ones from now on looks at a namespace that does not speak of them.
-    // Whoever restores a guest under a pause may need them.
+    // Seen to be recorded: whoever misses the former ones from now on looks at a namespace that does not speak of them. Whoever restores a
+    // guest under a pause may need them.
     let is_noted = !world.paused && world.rotation.as_ref().is_some_and(|record| record.generation == current);
     plan.steps.extend(is_noted.then_some(Step::RemoveRoots { generation: current.saturating_sub(1) }));
     let Some(made) = next_roots(world, next) else {

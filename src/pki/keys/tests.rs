@@ -397,7 +397,8 @@ fn authorities_go_first_and_a_pause_or_no_wish_makes_nothing() {
     world.generation = Some(2);
     let mut restored = world.secrets.clone();
     restored.insert(roots::secret_of(2), restored[roots::SECRET].clone());
-    let mut restored = Observed_ { secrets: restored, ..world.clone() };
+    let over = Record { generation: 2, stage: Stage::Drop, since: at(0), alone: false };
+    let mut restored = Observed_ { secrets: restored, rotation: Some(over), ..world.clone() };
     let removes =
         |world: &Observed_| plan(&cluster, world, at(10)).steps.contains(&Step::RemoveRoots { generation: 1 });
     assert!(!removes(&restored));
