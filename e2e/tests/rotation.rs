@@ -228,7 +228,7 @@ fn trusts_the_api(guest: &Guest, pod: &str) -> Result<()> {
         std::fs::write(&file, trusted)?;
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: pod\n\
-             clusters:\n- name: pod\n  cluster:\n    {server}\n    certificate-authority: {}\n\
+             clusters:\n- name: pod\n  cluster:\n    {server}\n    tls-server-name: kubernetes.default.svc\n    certificate-authority: {}\n\
              users:\n- {{name: pod, user: {{token: {}}}}}\n\
              contexts:\n- {{name: pod, context: {{cluster: pod, user: pod}}}}\n",
             file.display(),
