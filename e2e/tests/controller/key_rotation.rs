@@ -378,7 +378,7 @@ fn keys_are_rotated_and_no_secret_is_lost_and_no_token_refused_too_early() {
         let namespaces = Api::<Namespace>::all(world.client.clone());
         let noted = namespaces.get(&guest.namespace).await.unwrap().annotations()[ROTATION].clone();
         let mut words: Vec<_> = noted.split(' ').map(str::to_owned).collect();
-        words[2] = (words[2].parse::<Timestamp>().unwrap() - Duration::from_secs(3601)).to_string();
+        words[2] = (words[2].parse::<Timestamp>().unwrap() - Duration::from_secs(25 * 3600 + 1)).to_string();
         world.annotate(&namespaces, &guest.namespace, ROTATION, &words.join(" ")).await.unwrap();
         let dropped = async || {
             let told = status(&world).await?;
