@@ -35,8 +35,10 @@ const NODES: [(&str, IpAddr); 2] =
 const ADD_ONS: &str = "{apiVersion: v1, kind: ConfigMap, \
      metadata: {name: played, namespace: kube-system, labels: {giantnetes.io/addon: 'true'}}, data: {a: b}}";
 
-/// What may change although nobody asked for it: kind, path and reason. Everything else may not, and no object may be another one.
-const EXCEPTIONS: [(&str, &str, &str); 3] = [
+const KUBELET_METRICS: &str = "ClusterRole giantnetes:kubelet-metrics";
+
+/// What may change although nobody asked for it: kind, or kind and name, path and reason. Everything else may not, and no object may be another one.
+const EXCEPTIONS: [(&str, &str, &str); 5] = [
     ("Cluster", "/status", "what is told of a guest is no part of it, and moves with what is seen of it"),
     (
         "ConfigMap",
@@ -44,6 +46,8 @@ const EXCEPTIONS: [(&str, &str, &str); 3] = [
         "what the node's next machine is set up by; the one that runs was set up, and asks no more",
     ),
     ("ConfigMap", "/metadata/annotations/giantnetes.io/hash", "the hash of that"),
+    (KUBELET_METRICS, "/rules", "supervisors may ask which keys the API server verifies tokens with, too"),
+    (KUBELET_METRICS, "/metadata/annotations/giantnetes.io/hash", "the hash of that"),
 ];
 
 /// A guest's API server, at the address of its Service and with its certificates.
@@ -210,7 +214,9 @@ fn changes(before: &Objects, now: &Objects) -> Vec<String> {
         let mut paths = Vec::new();
         differences(one, other, "", &mut paths);
         let kind = word(&one["kind"]);
-        let excepted = |path: &String| EXCEPTIONS.iter().any(|(of, start, _)| *of == kind && path.starts_with(start));
+        let named = format!("{kind} {}", word(&one["metadata"]["name"]));
+        let is_it = |of: &str| of == kind || of == named;
+        let excepted = |path: &String| EXCEPTIONS.iter().any(|(of, start, _)| is_it(of) && path.starts_with(start));
         let others: Vec<_> = paths.iter().filter(|path| !excepted(path)).collect();
         // A write that changed nothing is one too many, as well.
         if paths.is_empty() || !others.is_empty() {
