@@ -433,7 +433,14 @@ fn authorities_are_rotated_hands_off_and_whoever_held_a_kubeconfig_has_time() {
         assert_eq!((nodes.turns("master-0"), status(&world).await.unwrap().stage.as_deref()), (1, Some("Overlap")));
 
         pass_the_overlap(&world, &guest).await;
-        stage(&world, SECOND * 60, &["Serve", "Drop"]).await;
+        // On a quick machine both are over between two looks.
+        let goes_on = async || {
+            let told = status(&world).await?;
+            let is_under_way = told.stage.as_deref().is_some_and(|stage| ["Serve", "Drop"].contains(&stage));
+            ensure!(is_under_way || told.carried_out == 1, "{told:?}");
+            Ok(())
+        };
+        eventually(SECOND * 60, "servers to show the new ones", goes_on).await.unwrap();
         manager.restart();
         let gone = async || {
             let told = status(&world).await?;
