@@ -24,7 +24,10 @@ use kube::{
 use crate::{
     access::{self, AccessKey, plan::rights_of, rights::Rights},
     api::{Cluster, ClusterAccess, NetworkClaim, OverlayBackend, VaultPlace, names},
-    cluster::{ClusterKey, Identity, Reports, Valid, Violation, valid::NodePool},
+    cluster::{
+        ClusterKey, Identity, Reports, Valid, Violation,
+        valid::{AwsCredentials, NodePool},
+    },
     flannel::server::FlannelEtcd,
     kvm::{
         self,
@@ -287,6 +290,18 @@ impl Target {
         self.cluster.spec.network.overlay.backend == OverlayBackend::Flannel
     }
 
+    /// Whether its nodes are on AWS.
+    pub fn is_on_aws(&self) -> bool {
+        // As it was written: of a spec that became invalid everything has to go nevertheless.
+        self.cluster.spec.provider.aws.is_some()
+    }
+
+    /// The region and the credentials that its spec names, if its nodes are on AWS; also of a spec that became invalid.
+    pub fn aws_account(&self) -> Option<(String, AwsCredentials)> {
+        let aws = self.cluster.spec.provider.aws.as_ref()?;
+        Some((aws.region.clone(), (&aws.credentials).into()))
+    }
+
     /// How long nothing but renewing certificates is to be done at `now`, deletion included.
     pub fn paused(&self, now: Timestamp) -> Option<Duration> {
         // As it was written: a spec that became invalid is paused nevertheless.
@@ -328,7 +343,8 @@ impl Context {
             pods.into_iter().for_each(|address| seen.add_address(address, "the address of a VM pod"));
             seen.clash(overlay).or_else(|| self.underlay.clash(overlay))
         };
-        underlay::judges(cluster).then(seen)?
+        // On AWS there is none.
+        (cluster.spec.provider.aws.is_none() && underlay::judges(cluster)).then(seen)?
     }
 
     /// Whether every operator has said something of a Cluster since this process leads.
@@ -394,7 +410,11 @@ impl Context {
 
     /// The workers that there should be, with their pools: the same for everybody, since it follows from what is written down.
     pub fn workers<'a>(&self, valid: &'a Valid) -> Vec<(&'a NodePool, String)> {
-        kvm::plan::workers(valid, &self.known_workers(&valid.identity))
+        match &valid.aws {
+            // Those are called by their instances, which come and go by themselves.
+            Some(_) => Vec::new(),
+            None => kvm::plan::workers(valid, &self.known_workers(&valid.identity)),
+        }
     }
 
     /// Places on the overlay that are written down in ConfigMaps of the guest, by worker.

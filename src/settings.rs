@@ -11,10 +11,12 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 
+pub use aws::AwsSettings;
 pub use vault::{VaultAuth, VaultSettings};
 
 use crate::cluster::valid::parse_bytes;
 
+mod aws;
 mod vault;
 
 /// Settings of the controller manager. Unknown fields are refused: a typo must not silently mean the default.
@@ -41,6 +43,9 @@ pub struct Settings {
     /// Who keeps the authorities of Clusters that ask for it. None: no Cluster can.
     #[serde(default)]
     pub vault: Option<VaultSettings>,
+    /// The AWS provider.
+    #[serde(default)]
+    pub aws: AwsSettings,
 }
 
 /// What users may ask for.
@@ -274,6 +279,9 @@ pub enum SettingsError {
     /// A Vault that cannot be asked.
     #[error("vault.{0} {1}")]
     Vault(&'static str, &'static str),
+    /// Guests on AWS cannot be made so.
+    #[error("aws.{0} {1}")]
+    Aws(&'static str, &'static str),
     /// The overhead is no size.
     #[error("kvm.memoryOverhead {0:?} is not a whole amount of bytes such as 512Mi")]
     MemoryOverhead(String),
@@ -334,6 +342,9 @@ impl Settings {
         }
         if let Some((field, problem)) = self.vault.as_ref().and_then(VaultSettings::problem) {
             return Err(SettingsError::Vault(field, problem));
+        }
+        if let Some((field, problem)) = self.aws.problem() {
+            return Err(SettingsError::Aws(field, problem));
         }
         Ok(self)
     }

@@ -40,6 +40,31 @@ pub(crate) fn valid(spec: Value) -> Valid {
     Valid::new(&cluster(spec), &settings()).unwrap()
 }
 
+/// A Cluster on AWS with this spec beside what such a one needs.
+#[cfg(feature = "aws")]
+pub(crate) fn on_aws(mut spec: Value) -> Valid {
+    let aws = &mut spec["provider"]["aws"];
+    for (key, value) in [
+        ("region", json!("eu-central-1")),
+        ("zones", json!(["eu-central-1a"])),
+        ("image", json!("ami-0123456789abcdef0")),
+        ("credentials", json!({"secretName": "aws"})),
+    ] {
+        if aws.get(key).is_none() {
+            aws[key] = value;
+        }
+    }
+    spec["pki"]["backend"] = json!("Vault");
+    let mut settings = settings();
+    settings.vault = serde_json::from_value(json!({
+        "address": "https://vault.example.com:8200",
+        "caCertificate": certificate(),
+        "auth": {"kubernetes": {"role": "giantnetes"}},
+    }))
+    .unwrap();
+    Valid::new(&cluster(spec), &settings).unwrap()
+}
+
 /// An example of manifests/examples, validated, as `team-a/demo` of these settings.
 pub(crate) fn example(file: &str) -> Valid {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples").join(file);

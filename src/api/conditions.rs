@@ -137,6 +137,24 @@ pub enum Reason {
     ImageNotFound,
     /// A node's VM ends again and again; the message has its last words.
     VMFails,
+    /// The Secret with AWS's credentials is missing, or AWS does not take them, any more or at all.
+    AWSCredentialsRefused,
+    /// AWS refuses; the message names the right that is missing.
+    AWSDenied,
+    /// AWS does not answer, fails or throttles.
+    AWSUnavailable,
+    /// A quota of the account is used up; the message says which.
+    AWSQuotaExceeded,
+    /// The region or zone does not have an instance type; the message names it.
+    InstanceTypeUnavailable,
+    /// A node's configuration is larger than EC2 takes; the message has its size.
+    UserDataTooBig,
+    /// A change would lose what holds data; the message lists what.
+    ChangeBlocked,
+    /// A stack could not be made, changed or deleted; the message has the event that it comes of.
+    StackFailed,
+    /// Somebody has changed what a stack made; the message lists what.
+    StackDrifted,
     /// A call failed; it is repeated.
     Error,
     /// The Cluster is being deleted.
@@ -145,7 +163,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 35] = [
         Self::AsExpected,
         Self::Waiting,
         Self::InvalidSpec,
@@ -170,6 +188,15 @@ impl Reason {
         Self::HostDead,
         Self::ImageNotFound,
         Self::VMFails,
+        Self::AWSCredentialsRefused,
+        Self::AWSDenied,
+        Self::AWSUnavailable,
+        Self::AWSQuotaExceeded,
+        Self::InstanceTypeUnavailable,
+        Self::UserDataTooBig,
+        Self::ChangeBlocked,
+        Self::StackFailed,
+        Self::StackDrifted,
         Self::Error,
         Self::Deleting,
     ];
@@ -201,6 +228,15 @@ impl Reason {
             Self::HostDead => "HostDead",
             Self::ImageNotFound => "ImageNotFound",
             Self::VMFails => "VMFails",
+            Self::AWSCredentialsRefused => "AWSCredentialsRefused",
+            Self::AWSDenied => "AWSDenied",
+            Self::AWSUnavailable => "AWSUnavailable",
+            Self::AWSQuotaExceeded => "AWSQuotaExceeded",
+            Self::InstanceTypeUnavailable => "InstanceTypeUnavailable",
+            Self::UserDataTooBig => "UserDataTooBig",
+            Self::ChangeBlocked => "ChangeBlocked",
+            Self::StackFailed => "StackFailed",
+            Self::StackDrifted => "StackDrifted",
             Self::Error => "Error",
             Self::Deleting => "Deleting",
         }

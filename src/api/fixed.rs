@@ -36,8 +36,10 @@ const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
     Fixed { path, unset, why: "is immutable" }
 }
 
-/// What is fixed for a Cluster's whole life. (There is one provider, so its kind is fixed without a rule.)
-pub const FIXED: [Fixed; 11] = [
+/// What is fixed for a Cluster's whole life. (A provider that has a region is another than one that has none.)
+pub const FIXED: [Fixed; 13] = [
+    fixed(&["provider", "aws", "region"], Unset::Text("")),
+    fixed(&["provider", "aws", "network"], Unset::Text("10.8.0.0/16")),
     fixed(&["kubernetes", "podCIDR"], Unset::Text("10.200.0.0/16")),
     fixed(&["kubernetes", "serviceCIDR"], Unset::Text("10.96.0.0/16")),
     fixed(&["network", "overlay", "backend"], Unset::Text("Native")),

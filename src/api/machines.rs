@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::rules;
+use super::{AwsPoolSpec, AwsSpec, rules};
 
 /// Where the nodes run.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,9 @@ pub struct ProviderSpec {
     /// Nodes are QEMU virtual machines in pods of the management cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kvm: Option<KvmSpec>,
+    /// Nodes are EC2 instances in stacks of CloudFormation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aws: Option<AwsSpec>,
 }
 
 /// Settings of the KVM provider.
@@ -166,6 +169,9 @@ pub struct NodePoolSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into(), "effect".into()]))]
     pub taints: Vec<TaintSpec>,
+    /// What its machines are on AWS, where `machine` says only the size of their disk. With provider `aws` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aws: Option<AwsPoolSpec>,
 }
 
 /// Value of a label; it may be empty.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here talks to a server. Defaults are methods (`*_or_default`), never written into a spec.
 
+mod aws;
 mod cluster;
 mod cluster_access;
 mod conditions;
@@ -18,6 +19,10 @@ mod rules;
 pub mod schema;
 mod status;
 
+pub use aws::{
+    AwsApiAccessSpec, AwsControlPlaneSpec, AwsCredentialsSpec, AwsPoolSpec, AwsSpec, AwsStatus, DEFAULT_INSTANCE_TYPE,
+    DEFAULT_NETWORK, NatGateways, SpotSpec, StackRecord,
+};
 pub use cluster::{Cluster, ClusterSpec};
 pub use cluster_access::{AccessRights, AccessedCluster, ClusterAccess, ClusterAccessSpec, ClusterAccessStatus};
 pub use conditions::{Condition, ConditionType, Conditions, Reason, Status};
@@ -30,7 +35,7 @@ pub use machines::{
 pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
 pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
 pub use pki::{ApiServerCertificateSpec, CaSpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec};
-pub use rules::RESERVED;
+pub use rules::{NEEDS_VAULT, NO_EXPOSURE, NO_FLANNEL, NO_INGRESS, POOL_ON_AWS, RESERVED};
 pub use status::{ClusterStatus, NodeCounts, RotationStatus, VaultPlace};
 
 use std::sync::LazyLock;

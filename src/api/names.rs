@@ -38,6 +38,12 @@ pub const ENDS_AT_ANNOTATION: &str = "giantnetes.io/ends-at";
 /// A CA with a record is never made a second time.
 pub const CA_ANNOTATION_PREFIX: &str = "giantnetes.io/ca-";
 
+/// Type of a Secret beside a Cluster with keys of AWS.
+pub const AWS_CREDENTIALS_TYPE: &str = "giantnetes.io/aws-credentials";
+/// Annotation of a Cluster: logical ids of what its stacks may lose, with commas between them.
+pub const AWS_GIVE_UP_ANNOTATION: &str = "giantnetes.io/aws-give-up";
+/// Annotation of a Cluster: `true` leaves behind in the account what cannot be deleted.
+pub const AWS_FORCE_DELETE_ANNOTATION: &str = "giantnetes.io/aws-force-delete";
 /// Prefix of annotations on the guest's namespace that record the SHA-256 of each root CA that is to take a recorded one's place.
 pub const NEXT_CA_ANNOTATION_PREFIX: &str = "giantnetes.io/next-ca-";
 /// Annotation on the guest's namespace: the generation of its roots, a number, if it is not the first.

@@ -24,6 +24,20 @@ pub(super) const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 pub const RESERVED: [&str; 2] = ["system:", "giantnetes:"];
 /// A host name, or an IPv4 address.
 pub(super) const HOST_NAME: &str = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
+/// A region of AWS.
+pub(super) const AWS_REGION: &str = "^[a-z]{2}(-[a-z]+)+-[0-9]$";
+/// A zone of one.
+pub(super) const AWS_ZONE: &str = "^[a-z]{2}(-[a-z0-9]+)+$";
+/// An image of EC2.
+pub(super) const AWS_IMAGE: &str = "^ami-[0-9a-f]{8,17}$";
+/// A type of EC2's instances.
+pub(super) const INSTANCE_TYPE: &str = "^[a-z][a-z0-9-]{0,15}\\.[a-z0-9-]{2,15}$";
+/// The ARN of an IAM role.
+pub(super) const ROLE_ARN: &str = "^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,200}$";
+/// What STS takes for an external id.
+pub(super) const EXTERNAL_ID: &str = "^[A-Za-z0-9+=,.@:/_-]{2,1224}$";
+/// The form of an IPv4 range.
+pub(super) const IPV4_RANGE: &str = r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/[0-9]{1,2}$";
 /// Key of a label or taint.
 pub(super) const LABEL_KEY: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$";
 /// Keys that are not for users.
@@ -110,6 +124,12 @@ pub(super) fn imported_roots_are_embedded() -> Rule {
     Rule::new("!has(self.importFrom) || !has(self.backend) || self.backend == 'Embedded'")
         .message("needs backend Embedded: Vault makes its keys itself")
         .field_path(".importFrom")
+}
+
+pub(super) fn zones_of_the_region() -> Rule {
+    Rule::new("self.zones.all(zone, zone.startsWith(self.region) && zone != self.region)")
+        .message("must be zones of the region")
+        .field_path(".zones")
 }
 
 pub(super) fn odd_replicas() -> Rule {
@@ -262,9 +282,45 @@ pub(super) fn of_spec() -> Vec<ValidationRule> {
         "must not be less than before",
         Some(".pki.ca.rotate"),
     ));
+    rules.extend(of_aws());
     rules.extend(FIXED.iter().map(|fixed| rule(&fixed.cel(), fixed.why, Some(&fixed.field_path()))));
     rules
 }
+
+/// What goes with provider `aws`, and what does not.
+fn of_aws() -> [ValidationRule; 5] {
+    let is_aws = "(has(self.provider) && has(self.provider.aws))";
+    let only = |path: &[&str], default: &str, wanted: &str, message: &str| {
+        let given = given("self", path);
+        rule(&format!("!{is_aws} || ({given} : '{default}') == '{wanted}'"), message, Some(&format!(".{}", path.join("."))))
+    };
+    [
+        only(&["pki", "backend"], "Embedded", "Vault", NEEDS_VAULT),
+        only(&["exposure", "type"], "None", "None", NO_EXPOSURE),
+        only(&["network", "overlay", "backend"], "Native", "Native", NO_FLANNEL),
+        rule(
+            &format!("!{is_aws} || !has(self.ingressController) || !has(self.ingressController.enabled) || !self.ingressController.enabled"),
+            NO_INGRESS,
+            Some(".ingressController.enabled"),
+        ),
+        rule(
+            &format!("{is_aws} || !has(self.nodePools) || self.nodePools.all(pool, !has(pool.aws))"),
+            POOL_ON_AWS,
+            Some(".nodePools"),
+        ),
+    ]
+}
+
+/// Why a guest on AWS has its keys in Vault.
+pub const NEEDS_VAULT: &str = "must be Vault with provider aws: its nodes prove to Vault who they are, and get certificates there";
+/// Why a guest on AWS has no exposure.
+pub const NO_EXPOSURE: &str = "must be None with provider aws, where provider.aws.apiAccess says who reaches the API";
+/// Why a guest on AWS has no Flannel.
+pub const NO_FLANNEL: &str = "must be Native with provider aws, whose nodes share a network of AWS's";
+/// Why a guest on AWS has no ingress controller of ours.
+pub const NO_INGRESS: &str = "must not be true with provider aws: its way leads by the management cluster";
+/// Why a pool says nothing of AWS elsewhere.
+pub const POOL_ON_AWS: &str = "must not have aws without provider aws";
 
 /// `has(a.b) && has(a.b.c) ? a.b.c`: the begin of a condition whose other branch is the default.
 pub(super) fn given(whose: &str, path: &[&str]) -> String {

@@ -3,7 +3,7 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{AwsStatus, Condition};
 
 /// What the controller manager says about a guest.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct ClusterStatus {
     /// The `giantnetes roll` that the image was pinned with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_at: Option<String>,
-    /// Provider of the nodes: `kvm`.
+    /// Provider of the nodes: `kvm` or `aws`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
     /// Kubernetes version of the guest's control plane. Pinned: a newer controller manager alone changes no guest. While nodes are
@@ -48,6 +48,9 @@ pub struct ClusterStatus {
     /// Where the guest's authorities are, if it is Vault. Recorded before the first of them is made there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vault: Option<VaultPlace>,
+    /// What is recorded of a guest on AWS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aws: Option<AwsStatus>,
     /// How the guest's authorities are rotated, if they were or are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationStatus>,

@@ -1,4 +1,4 @@
-//! Guests on AWS. Nothing here is used by the controller manager yet.
+//! Guests on AWS.
 //!
 //! A guest has one CloudFormation stack for its network, API, keys and control plane, and one for each of its node pools.
 //!
@@ -23,15 +23,27 @@
 //! - [`accounts`]: what guests in one account and region share: tokens, and looks at its stacks
 //! - [`deploy`]: the driver's steps, one at a time
 //!
-//! The micro-operator comes around them.
+//!
+//! And the micro-operator around them:
+//! - [`plan`]: which stacks a guest has, and what each is made of; [`nodes`]: what its nodes are handed; both pure
+//! - [`credentials`]: as whom its account is entered; [`blame`]: what people are told of what went wrong; both pure
+//! - [`reconcile`]: the effects; `stacks`: on one stack; `ledger`: its record in the Cluster's status; `memory`: what is remembered
 
 pub mod accounts;
+pub mod blame;
 pub mod calls;
 pub mod change_set;
+pub mod credentials;
 pub mod deploy;
 pub mod driver;
 pub mod identity;
+mod ledger;
+mod memory;
+pub mod nodes;
+pub mod plan;
 pub mod progress;
+pub mod reconcile;
+mod stacks;
 pub mod status;
 pub mod tags;
 pub mod template;

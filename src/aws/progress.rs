@@ -13,8 +13,8 @@ pub struct Event {
     pub of_stack: bool,
     /// AWS's name of its type.
     pub kind: String,
-    /// What became of it.
-    pub status: ResourceStatus,
+    /// What became of it. None: AWS says it in a word that is not known, so nothing is told of it.
+    pub status: Option<ResourceStatus>,
     /// Why, in AWS's words.
     pub reason: String,
     /// The token of the operation that it belongs to.
@@ -27,8 +27,10 @@ const NAMED: usize = 3;
 /// How far the operation with this token is, of the `total` resources that it is about: "52/74, waiting for NatA". `events` are in the order in
 /// which they happened, the oldest first. None: the operation did nothing yet.
 pub fn progress(events: &[Event], token: &str, total: usize) -> Option<String> {
-    let latest: BTreeMap<&str, ResourceStatus> =
-        of(events, token).filter(|event| !event.of_stack).map(|event| (event.id.as_str(), event.status)).collect();
+    let latest: BTreeMap<&str, ResourceStatus> = of(events, token)
+        .filter(|event| !event.of_stack)
+        .filter_map(|event| Some((event.id.as_str(), event.status?)))
+        .collect();
     if latest.is_empty() {
         return None;
     }
@@ -51,10 +53,15 @@ pub fn progress(events: &[Event], token: &str, total: usize) -> Option<String> {
     Some(text)
 }
 
+/// Of how many resources an operation has told so far.
+pub fn about(events: &[Event], token: &str) -> usize {
+    of(events, token).filter(|event| !event.of_stack).map(|event| event.id.as_str()).collect::<BTreeSet<_>>().len()
+}
+
 /// The event that an operation failed by: the oldest failure of a resource that is not the consequence of another one, or what
 /// the stack itself says. `events` are in the order in which they happened, the oldest first.
 pub fn root_cause<'a>(events: &'a [Event], token: &str) -> Option<&'a Event> {
-    let failures = || of(events, token).filter(|event| event.status.is_failure());
+    let failures = || of(events, token).filter(|event| event.status.is_some_and(ResourceStatus::is_failure));
     failures()
         .find(|event| !event.of_stack && !is_consequence(event))
         .or_else(|| failures().find(|event| event.of_stack && !event.reason.is_empty()))
@@ -83,7 +90,7 @@ mod tests {
 
     fn event(id: &str, status: ResourceStatus, reason: &str) -> Event {
         let of_stack = id == "g8s-k3v7qzma";
-        Event { id: id.into(), of_stack, kind: String::new(), status, reason: reason.into(), token: Some("now".into()) }
+        Event { id: id.into(), of_stack, kind: String::new(), status: Some(status), reason: reason.into(), token: Some("now".into()) }
     }
 
     fn begun_and_done(ids: &[&str]) -> Vec<Event> {
@@ -130,6 +137,18 @@ mod tests {
         assert_eq!(root_cause(&alone, "now").unwrap().reason, "Stack name is taken");
         let cancelled = [event("Key", CreateFailed, "Resource creation cancelled")];
         assert_eq!(root_cause(&cancelled, "now").unwrap().id, "Key", "better than nothing");
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_resource_hides_nothing_else() {
+        use ResourceStatus::{CreateFailed, CreateInProgress};
+        let mut events = begun_and_done(&["Vpc"]);
+        events.push(Event { status: None, ..event("Key", CreateInProgress, "melted") });
+        events.push(event("NatA", CreateFailed, "no more addresses"));
+        assert_eq!(progress(&events, "now", 74).unwrap(), "1/74");
+        assert_eq!(root_cause(&events, "now").unwrap().id, "NatA");
+        events.push(Event { status: None, ..event("g8s-k3v7qzma", CreateInProgress, "") });
+        assert_eq!(latest_token(&events), Some("now"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Failure;
+#[cfg(feature = "aws")]
+use crate::aws::reconcile::AwsOperator;
 use crate::{
     access::reconcile::AccessOperator,
     api::{Cluster, ClusterAccess, NetworkClaim, names},
@@ -222,7 +224,7 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         context.reports.clear();
         context.cache.resync(&wake);
         let shift = Shift::default();
-        let Queues { cluster, network, flannel, flannel_etcd, pki, kvm, isolation, guest, access } = &queues;
+        let Queues { cluster, network, flannel, flannel_etcd, pki, kvm, isolation, guest, access, .. } = &queues;
         operator::start(Arc::new(ClusterOperator::new(context.clone())), cluster, &shift);
         operator::start(Arc::new(NetworkOperator::new(context.clone())), network, &shift);
         operator::start(Arc::new(FlannelOperator::new(context.clone())), flannel, &shift);
@@ -236,6 +238,8 @@ async fn work(context: Context, queues: Queues, wake: Wake, stop: CancellationTo
         }
         operator::start(Arc::new(PkiOperator::new(context.clone())), pki, &shift);
         operator::start(Arc::new(KvmOperator::new(context.clone())), kvm, &shift);
+        #[cfg(feature = "aws")]
+        operator::start(Arc::new(AwsOperator::new(context.clone())), &queues.aws, &shift);
         operator::start(Arc::new(IsolationOperator::new(context.clone())), isolation, &shift);
         operator::start(Arc::new(GuestOperator::new(context.clone())), guest, &shift);
         operator::start(Arc::new(AccessOperator::new(context.clone())), access, &shift);

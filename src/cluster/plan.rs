@@ -4,7 +4,7 @@ use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::O
 
 use super::{ClusterKey, Identity, Report, Valid, Violation, reports::ClusterReports, valid::Version};
 use crate::{
-    api::{ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
+    api::{AwsStatus, ClusterStatus, Condition, ConditionType, Conditions, Reason, Status, names},
     kvm::PoolFacts,
     network::addresses::Fabric,
     pki::PkiFacts,
@@ -30,15 +30,15 @@ pub fn namespace(identity: &Identity) -> Namespace {
 }
 
 /// What of a deleted Cluster is still there, in the order in which it goes. Empty: the finalizer may go.
-pub fn left_over(reports: &ClusterReports, namespace_is_gone: bool) -> Vec<&'static str> {
+pub fn left_over(reports: &ClusterReports, on_aws: bool, namespace_is_gone: bool) -> Vec<&'static str> {
     fn gone<T>(report: Option<&Report<T>>) -> bool {
         report.is_some_and(Report::is_gone)
     }
     [
-        (gone(reports.kvm.as_ref()), "VM pods"),
+        (gone(reports.kvm.as_ref()), if on_aws { "stacks" } else { "VM pods" }),
         (namespace_is_gone, "namespace"),
         // Whose prefix and user in Flannel's etcd go right before it.
-        (gone(reports.network.as_ref()), "VNI claim"),
+        (gone(reports.network.as_ref()), if on_aws { "network" } else { "VNI claim" }),
         (gone(reports.pki.as_ref()), "kubeconfig Secret and authorities"),
     ]
     .into_iter()
@@ -85,11 +85,15 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
             |version| Some(version.entry.clone()).filter(|entry| *entry != version.name),
         ),
         rolled_at: version.and_then(|version| version.roll.clone()).or_else(|| old.rolled_at.clone()),
-        provider: Some("kvm".into()),
+        provider: Some(provider(observed).into()),
         version: version.map(|version| version.name.clone()).or_else(|| old.version.clone()),
-        vni: network.map(|facts| i32::try_from(facts.vni).unwrap_or(i32::MAX)).or(old.vni),
+        vni: network
+            .and_then(|facts| facts.inside)
+            .map(|inside| i32::try_from(inside.vni).unwrap_or(i32::MAX))
+            .or(old.vni),
         endpoint: network.and_then(|facts| facts.endpoint.clone()).or_else(|| old.endpoint.clone()),
         ingress: network.map_or_else(|| old.ingress.clone(), |facts| facts.ingress.clone()),
+        aws: aws(observed),
         vault: old.vault.clone().or_else(|| pki.and_then(|facts| facts.vault.clone())),
         rotation: pki.map_or_else(
             || old.rotation.clone(),
@@ -110,6 +114,25 @@ pub fn status(observed: &Observed, now: Timestamp) -> ClusterStatus {
         phase: Some(phase(observed, &conditions).into()),
         message: message(&conditions),
         conditions,
+    }
+}
+
+fn provider(observed: &Observed) -> &'static str {
+    match observed.valid {
+        Ok(Valid { aws: Some(_), .. }) => "aws",
+        // Of what cannot be read it is what it was.
+        Err(_) if observed.old.provider.as_deref() == Some("aws") => "aws",
+        _ => "kvm",
+    }
+}
+
+/// What is recorded of a guest on AWS. The stacks are the aws operator's to write; its image is pinned as the version is.
+fn aws(observed: &Observed) -> Option<AwsStatus> {
+    let kept = observed.old.aws.clone();
+    let wanted = observed.valid.as_ref().ok().and_then(|valid| valid.aws.as_ref());
+    match wanted.filter(|_| version(observed).is_some()) {
+        Some(wanted) => Some(AwsStatus { image: Some(wanted.image.clone()), ..kept.unwrap_or_default() }),
+        None => kept,
     }
 }
 
@@ -330,13 +353,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::NetworkFacts, testing::valid};
+    use crate::{api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::{Inside, NetworkFacts}, testing::valid};
 
     fn good() -> ClusterReports {
         ClusterReports {
             network: Some(Report::Ready(NetworkFacts {
-                vni: 1234,
-                api_address: [10, 0, 0, 1].into(),
+                inside: Some(Inside { vni: 1234, api_address: [10, 0, 0, 1].into() }),
                 endpoint: Some("https://10.0.0.1:6443".into()),
                 ingress: None,
             })),
@@ -594,9 +616,9 @@ mod tests {
             ways: None,
             bound: None,
         };
-        assert!(left_over(&all_gone, true).is_empty());
-        assert_eq!(left_over(&all_gone, false), ["namespace"]);
-        assert_eq!(left_over(&ClusterReports::default(), true).len(), 3);
+        assert!(left_over(&all_gone, false, true).is_empty());
+        assert_eq!(left_over(&all_gone, false, false), ["namespace"]);
+        assert_eq!(left_over(&ClusterReports::default(), false, true).len(), 3);
         let status = status_of(&all_gone, Some(vec!["namespace"]));
         assert_eq!(
             (status.phase.as_deref(), status.message.as_deref()),

@@ -168,7 +168,7 @@ impl ClusterOperator {
         let reports = self.context.reports.of(&target.identity);
         let pods_are_gone = reports.kvm.as_ref().is_some_and(super::Report::is_gone);
         let namespace_is_gone = self.delete_namespace(&target.identity, pods_are_gone).await.map_err(Error::Delete)?;
-        let left = plan::left_over(&reports, namespace_is_gone);
+        let left = plan::left_over(&reports, target.is_on_aws(), namespace_is_gone);
         if left.is_empty() {
             finalizer::remove(&self.clusters(key), &target.cluster, names::CLUSTER_FINALIZER, MANAGER)
                 .await

@@ -94,7 +94,7 @@ impl<T> Report<T> {
 /// All reports about one Cluster. `None`: the operator has said nothing yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterReports {
-    /// network
+    /// network; of a guest on AWS aws, as the next two
     pub network: Option<Report<NetworkFacts>>,
     /// flannel; nothing of a guest with another overlay. Its fact is that VM pods find what they need.
     pub flannel: Option<Report<()>>,

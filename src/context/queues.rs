@@ -15,6 +15,8 @@ pub struct Queues {
     pub flannel_etcd: Queue<Installation>,
     pub pki: Queue<ClusterKey>,
     pub kvm: Queue<ClusterKey>,
+    #[cfg(feature = "aws")]
+    pub aws: Queue<ClusterKey>,
     pub isolation: Queue<ClusterKey>,
     pub guest: Queue<ClusterKey>,
     pub access: Queue<AccessKey>,
@@ -30,6 +32,8 @@ impl Queues {
             flannel_etcd: Queue::new(1),
             pki: Queue::new(workers),
             kvm: Queue::new(workers),
+            #[cfg(feature = "aws")]
+            aws: Queue::new(workers),
             isolation: Queue::new(workers * WAITING),
             guest: Queue::new(workers),
             access: Queue::new(workers),
@@ -37,8 +41,10 @@ impl Queues {
     }
 
     /// Those in which every Cluster is looked at.
-    pub(super) fn of_clusters(&self) -> [&Queue<ClusterKey>; 7] {
-        let Self { cluster, network, flannel, pki, kvm, isolation, guest, flannel_etcd: _, access: _ } = self;
-        [cluster, network, flannel, pki, kvm, isolation, guest]
+    pub(super) fn of_clusters(&self) -> impl Iterator<Item = &Queue<ClusterKey>> {
+        let all = [&self.cluster, &self.network, &self.flannel, &self.pki, &self.kvm, &self.isolation, &self.guest];
+        #[cfg(feature = "aws")]
+        let all = all.into_iter().chain([&self.aws]);
+        all.into_iter()
     }
 }

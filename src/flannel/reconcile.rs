@@ -90,7 +90,8 @@ impl FlannelOperator {
             return waiting("the namespace");
         }
         let reports = self.context.reports.of(&valid.identity);
-        let Some(vni) = reports.network.as_ref().and_then(Report::facts).map(|facts| facts.vni) else {
+        let inside = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.inside);
+        let Some(vni) = inside.map(|inside| inside.vni) else {
             return waiting("a VNI");
         };
         match etcd.access() {

@@ -26,7 +26,7 @@ use crate::{
     api::{Accelerator, Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid},
     context::{Context, Target},
-    network::NetworkFacts,
+    network::Inside,
     runtime::{
         CallError,
         apply::{self, Applied, Applier, ApplyError},
@@ -116,7 +116,7 @@ impl KvmOperator {
     pub(super) fn around<'a>(
         &'a self,
         namespace: &'a PartialObjectMeta<Namespace>,
-        network: &NetworkFacts,
+        network: &Inside,
     ) -> Surroundings<'a> {
         Surroundings {
             vni: network.vni,
@@ -259,6 +259,18 @@ impl KvmOperator {
         self.applier.ensure_exactly(&api, &identity.owner(), &budget, cached.as_ref(), &["/spec/selector"]).await
     }
 
+    /// Says that this program makes nothing on AWS. It removes nothing there, either, so its Clusters stay until one that can comes.
+    #[cfg(not(feature = "aws"))]
+    fn has_no_aws(&self, identity: &Identity) {
+        let message = "this controller manager was built without AWS";
+        self.context.reports.update(identity, |reports| {
+            let reason = Reason::ProviderPending;
+            reports.kvm = Some(Report::Pending { reason, message: message.into() });
+            reports.pools = Some(Report::Pending { reason, message: message.into() });
+            reports.network = Some(Report::Pending { reason, message: message.into() });
+        });
+    }
+
     /// Deletes the VM pods and answers `Gone` when the server itself lists none.
     pub(super) async fn delete(&self, identity: &Identity) -> Result<Answer, Error> {
         let (api, owner) = (self.pods(identity), identity.owner());
@@ -361,6 +373,11 @@ impl Reconciler for KvmOperator {
 
     async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
         let Some(target) = self.context.target(key) else { return Ok(Outcome::AwaitChange) };
+        if target.is_on_aws() {
+            #[cfg(not(feature = "aws"))]
+            self.has_no_aws(&target.identity);
+            return Ok(Outcome::AwaitChange);
+        }
         if let Some(left) = target.paused(Timestamp::now()) {
             return Ok(Outcome::After(left));
         }

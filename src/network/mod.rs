@@ -28,13 +28,20 @@ pub mod underlay;
 
 use std::net::IpAddr;
 
+/// What of a guest's network is in the management cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// The guest's VXLAN network identifier; a claim of the guest's holds it.
+    pub vni: u32,
+    /// Address of the Service in front of the guest's API.
+    pub api_address: IpAddr,
+}
+
 /// What the network operator tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkFacts {
-    /// The guest's VXLAN network identifier; a claim of the guest's holds it.
-    pub vni: u32,
-    /// Address of the Service in front of the guest's API, inside the management cluster.
-    pub api_address: IpAddr,
+    /// What of it is in the management cluster. None: the guest is on AWS.
+    pub inside: Option<Inside>,
     /// URL of the guest's API for people; none while its host name belongs to somebody else, or its load balancer
     /// has no address yet.
     pub endpoint: Option<String>,

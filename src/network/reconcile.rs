@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt as _};
 
 use super::{
-    NetworkFacts,
+    Inside, NetworkFacts,
     claims::{self, Holder, VniChoice},
     holdings::{Holdings, Taken},
     outside::{Outside, Way},
@@ -157,7 +157,7 @@ impl NetworkOperator {
             Some(Way::At(address)) => (Some(address), None),
             Some(Way::Waits(what)) => (None, Some(what)),
         };
-        let facts = |endpoint| NetworkFacts { vni, api_address, endpoint, ingress: ingress.clone() };
+        let facts = |endpoint| NetworkFacts { inside: Some(Inside { vni, api_address }), endpoint, ingress: ingress.clone() };
         // A guest that people do not reach is made nevertheless.
         Ok(match outside {
             Outside::At(endpoint) => {
@@ -254,6 +254,10 @@ impl Reconciler for NetworkOperator {
             (next, _) => next?,
         };
         let Some(target) = target else { return Ok(Outcome::at(next)) };
+        if target.is_on_aws() {
+            // The aws operator's, all of it.
+            return Ok(Outcome::at(next));
+        }
         if let Some(left) = target.paused(Timestamp::now()) {
             return Ok(Outcome::After(left).or_sooner(Outcome::at(next)));
         }

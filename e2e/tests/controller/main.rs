@@ -8,6 +8,7 @@
 
 mod access;
 mod apart;
+mod aws;
 mod bench;
 mod certificates;
 mod children;

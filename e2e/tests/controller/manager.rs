@@ -44,6 +44,8 @@ pub struct Options {
     pub vault: Option<serde_json::Value>,
     /// `settings.network.flannel`.
     pub flannel: Option<serde_json::Value>,
+    /// `settings.aws`.
+    pub aws: Option<serde_json::Value>,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             gateway: false,
             vault: None,
             flannel: None,
+            aws: None,
         }
     }
 }
@@ -99,6 +102,7 @@ impl Manager {
             options.quarantine, flannel, options.kvm, options.host_timeout, options.drain_timeout
         );
         let vault = options.vault.map(|vault| format!("vault: {vault}\n")).unwrap_or_default();
+        let vault = vault + &options.aws.map(|aws| format!("aws: {aws}\n")).unwrap_or_default();
         let gateway = "exposure: {gateway: {namespace: ingress, name: public, port: 10443}}\n";
         std::fs::write(&settings, text + &vault + if options.gateway { gateway } else { "" }).unwrap();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));

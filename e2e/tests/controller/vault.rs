@@ -37,7 +37,7 @@ use crate::{
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// A Vault that the API server's ServiceAccount tokens log in to, and a manager's settings for it.
-fn vault(servers: &Servers, name: &str) -> (VaultServer, Value) {
+pub fn vault(servers: &Servers, name: &str) -> (VaultServer, Value) {
     let vault = VaultServer::start(name).unwrap();
     servers.kubectl(&["create", "serviceaccount", "giantnetes"]).output().unwrap();
     // Vault has the API server judge tokens, with the token itself.

@@ -136,6 +136,11 @@ struct State {
     /// After so many calls, and where.
     cut: Option<(usize, Moment)>,
     is_cut: bool,
+    throttles: bool,
+    throttled: usize,
+    seen: usize,
+    /// Name of a call, a code and words.
+    refuses: Option<[String; 3]>,
 }
 
 /// A proxy in front of the peer. Dropping it ends it.
@@ -176,6 +181,27 @@ impl Proxy {
         state.cut = Some((at, moment));
     }
 
+    /// Whether the line is cut.
+    pub fn is_cut(&self) -> bool {
+        self.state.lock().unwrap().is_cut
+    }
+
+    /// Answers every second call, or so, as AWS does when there are too many of them.
+    pub fn throttle(&self, on: bool) {
+        self.state.lock().unwrap().throttles = on;
+    }
+
+    /// Calls that were throttled so far.
+    pub fn throttled(&self) -> usize {
+        self.state.lock().unwrap().throttled
+    }
+
+    /// Answers calls of this name with an error of this code and these words, until another is named.
+    pub fn refuse(&self, refusal: Option<(&str, &str, &str)>) {
+        let owned = refusal.map(|(action, code, said)| [action, code, said].map(str::to_owned));
+        self.state.lock().unwrap().refuses = owned;
+    }
+
     /// Mends the line, if it was cut: whether it was.
     pub fn mend(&self) -> bool {
         let mut state = self.state.lock().unwrap();
@@ -198,6 +224,13 @@ async fn listen(listener: TcpListener, upstream: Client, state: Arc<Mutex<State>
     }
 }
 
+fn refusal(status: u16, code: &str, said: &str) -> Response<Body> {
+    let body = format!(
+        "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{said}</Message></Error></ErrorResponse>"
+    );
+    Response::builder().status(status).body(Body::from(body.into_bytes())).unwrap()
+}
+
 /// An error ends the connection without an answer.
 async fn answer(upstream: Client, state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<Response<Body>> {
     let (head, body) = request.into_parts();
@@ -211,6 +244,15 @@ async fn answer(upstream: Client, state: Arc<Mutex<State>>, request: Request<Inc
         let mut state = state.lock().unwrap();
         ensure!(!state.is_cut, "the line is cut");
         state.polls += usize::from(is_poll);
+        state.seen += 1;
+        let is_throttled = state.throttles && state.seen.is_multiple_of(2);
+        if is_throttled {
+            state.throttled += 1;
+            return Ok(refusal(400, "Throttling", "Rate exceeded"));
+        }
+        if let Some([_, code, said]) = state.refuses.as_ref().filter(|[name, ..]| *name == action) {
+            return Ok(refusal(400, code, said));
+        }
         let number = state.calls.len() + 1;
         state.cut.filter(|(at, _)| counts && number == *at).map(|(_, moment)| moment)
     };

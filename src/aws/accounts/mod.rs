@@ -101,10 +101,10 @@ impl Accounts {
             identities.entry(way.keys.id.clone()).or_default().clone()
         };
         let keys = Keyring::new(way, self.http.clone(), Caller::new(paces, self.leadership.clone()));
-        let account = keys.account(way, self.http.clone()).await?;
+        let account = keys.account().await?;
         let account = self.account(Place { account, region: way.region.clone(), endpoint: way.endpoint.clone() });
         let caller = Caller::new(account.paces(), self.leadership.clone());
-        let cloudformation = Arc::new(CloudFormation::new(way, self.http.clone(), keys, caller));
+        let cloudformation = Arc::new(CloudFormation::new(keys, caller));
         account.join(&cloudformation);
         Ok(Session { cloudformation, account })
     }

@@ -16,8 +16,8 @@ use crate::aws::calls::{
     identity::{Keys, Role},
 };
 
-/// From the name of a call and the access key to a status and a body.
-type Answer = dyn Fn(&str, &str) -> (u16, String) + Send + Sync;
+/// From the name of a call, the access key and the request to a status and a body.
+type Answer = dyn Fn(&str, &str, &str) -> (u16, String) + Send + Sync;
 
 /// Answers calls.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ impl HttpConnector for Wire {
         let signed = request.headers().get("authorization").unwrap();
         let key = signed.split_once("Credential=").unwrap().1.split('/').next().unwrap();
         self.calls.lock().unwrap().push(format!("{action} {key}"));
-        let (status, body) = (self.answer)(&action, key);
+        let (status, body) = (self.answer)(&action, key, &body);
         let response = HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::from(body));
         HttpConnectorFuture::ready(Ok(response))
     }
@@ -47,6 +47,10 @@ impl HttpConnector for Wire {
 
 impl Wire {
     pub(in crate::aws) fn new(answer: impl Fn(&str, &str) -> (u16, String) + Send + Sync + 'static) -> Self {
+        Self::asked(move |action, key, _| answer(action, key))
+    }
+
+    pub(in crate::aws) fn asked(answer: impl Fn(&str, &str, &str) -> (u16, String) + Send + Sync + 'static) -> Self {
         Self { answer: Arc::new(answer), calls: Arc::default() }
     }
 

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use aws_sdk_cloudformation::{
     Client,
-    config::SharedHttpClient,
     types::{Capability, ChangeSetType, DeletionMode, OnStackFailure, Tag},
 };
 
 use super::{
     caller::{Caller, Operation},
     failure::{AwsError, Failure},
-    identity::{Keyring, Way},
+    identity::Keyring,
     pace::Family,
     read,
 };
@@ -85,8 +84,8 @@ pub struct CloudFormation {
 }
 
 impl CloudFormation {
-    pub(in crate::aws) fn new(way: &Way, http: SharedHttpClient, keys: Keyring, caller: Caller) -> Self {
-        Self { client: keys.cloudformation(way, http), keys, caller }
+    pub(in crate::aws) fn new(keys: Keyring, caller: Caller) -> Self {
+        Self { client: keys.cloudformation(), keys, caller }
     }
 
     /// All stacks that are not deleted, of everybody in the account.
@@ -123,15 +122,13 @@ impl CloudFormation {
     /// The events of a stack's latest operation, the oldest first, and perhaps some from before it.
     ///
     /// # Errors
-    /// If they cannot be got, or say what is not known.
+    /// If they cannot be got.
     pub async fn events(&self, stack: &str) -> Result<Vec<Event>, AwsError> {
         let (mut events, mut next) = (Vec::<Event>::new(), None);
         for _ in 0..MAX_PAGES_OF_EVENTS {
             let send = || self.client.describe_stack_events().stack_name(stack).set_next_token(next.clone()).send();
             let page = self.call(&DESCRIBE_STACK_EVENTS, stack, send).await?;
-            for event in page.stack_events.unwrap_or_default() {
-                events.push(read::event(event).map_err(|error| failed(&DESCRIBE_STACK_EVENTS, stack, error.into()))?);
-            }
+            events.extend(page.stack_events.unwrap_or_default().into_iter().map(read::event));
             next = page.next_token.filter(|token| !token.is_empty());
             let latest = events.iter().find(|event| event.of_stack).map(|event| &event.token);
             if next.is_none()

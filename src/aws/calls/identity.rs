@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use aws_credential_types::provider::{error::CredentialsError, future};
+use aws_credential_types::provider::{SharedCredentialsProvider, error::CredentialsError, future};
 use aws_sdk_cloudformation::config::{
     BehaviorVersion, Credentials, IdentityCache, ProvideCredentials, Region, SharedHttpClient,
 };
 use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
+use aws_types::SdkConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{sync::Mutex, time::Instant};
 
@@ -98,7 +99,10 @@ impl ProvideCredentials for Held {
 #[derive(Debug)]
 pub(in crate::aws) struct Keyring {
     caller: Caller,
+    /// As the user whose keys they are.
     sts: aws_sdk_sts::Client,
+    /// As whom they may be.
+    config: SdkConfig,
     role: Option<Role>,
     held: Held,
     /// Held while a role is assumed, so that many who need it do so once: when it is time for that again.
@@ -114,31 +118,20 @@ impl Keyring {
         if way.role.is_none() {
             held.put(keys.clone());
         }
-        let mut config = aws_sdk_sts::Config::builder()
-            .behavior_version(behavior())
-            .region(Region::new(way.region.clone()))
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::disabled())
-            .identity_cache(IdentityCache::no_cache())
-            .http_client(http)
-            .credentials_provider(keys);
-        config.set_endpoint_url(way.endpoint.clone());
-        let sts = aws_sdk_sts::Client::from_conf(config.build());
-        Self { caller, sts, role: way.role.clone(), held, until: Mutex::default() }
+        let as_user = config(way, http.clone(), SharedCredentialsProvider::new(keys));
+        let config = config(way, http, SharedCredentialsProvider::new(held.clone()));
+        let sts = aws_sdk_sts::Client::new(&as_user);
+        Self { caller, sts, config, role: way.role.clone(), held, until: Mutex::default() }
     }
 
     /// A client of CloudFormation that signs with what is held here.
-    pub(super) fn cloudformation(&self, way: &Way, http: SharedHttpClient) -> aws_sdk_cloudformation::Client {
-        let mut config = aws_sdk_cloudformation::Config::builder()
-            .behavior_version(behavior())
-            .region(Region::new(way.region.clone()))
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::disabled())
-            .identity_cache(IdentityCache::no_cache())
-            .http_client(http)
-            .credentials_provider(self.held.clone());
-        config.set_endpoint_url(way.endpoint.clone());
-        aws_sdk_cloudformation::Client::from_conf(config.build())
+    pub(super) fn cloudformation(&self) -> aws_sdk_cloudformation::Client {
+        aws_sdk_cloudformation::Client::new(&self.config)
+    }
+
+    /// What is held here, to sign with.
+    pub(super) fn held(&self) -> Option<Credentials> {
+        self.held.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sees to it that there are credentials that do not end during the next call.
@@ -177,11 +170,9 @@ impl Keyring {
     }
 
     /// The account that the credentials are of. Everybody may ask for that.
-    pub(in crate::aws) async fn account(&self, way: &Way, http: SharedHttpClient) -> Result<String, AwsError> {
+    pub(in crate::aws) async fn account(&self) -> Result<String, AwsError> {
         self.ready().await?;
-        let mut config = self.sts.config().to_builder().http_client(http).credentials_provider(self.held.clone());
-        config.set_endpoint_url(way.endpoint.clone());
-        let sts = aws_sdk_sts::Client::from_conf(config.build());
+        let sts = aws_sdk_sts::Client::new(&self.config);
         let answer = self.caller.call(&GET_CALLER_IDENTITY, "", || sts.get_caller_identity().send()).await?;
         let lacks = || AwsError {
             action: GET_CALLER_IDENTITY.action,
@@ -192,7 +183,17 @@ impl Keyring {
     }
 }
 
-/// How the SDK behaves where it was changed over time. A newer one is a change that somebody looks at.
-fn behavior() -> BehaviorVersion {
-    BehaviorVersion::v2026_01_12()
+/// How all of the SDK's clients are set up: they repeat nothing, and wait as long as [`Caller`] does.
+fn config(way: &Way, http: SharedHttpClient, credentials: SharedCredentialsProvider) -> SdkConfig {
+    let mut config = SdkConfig::builder()
+        // How the SDK behaves where it was changed over time. A newer one is a change that somebody looks at.
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new(way.region.clone()))
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::disabled())
+        .identity_cache(IdentityCache::no_cache())
+        .http_client(http)
+        .credentials_provider(credentials);
+    config.set_endpoint_url(way.endpoint.clone());
+    config.build()
 }

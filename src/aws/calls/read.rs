@@ -89,17 +89,17 @@ fn shrinks(detail: &types::ResourceChangeDetail) -> bool {
     }
 }
 
-/// An event.
-pub(super) fn event(event: types::StackEvent) -> Result<Event, UnknownStatus> {
+/// An event. A word that is not known hides neither the others nor whose operation it is of.
+pub(super) fn event(event: types::StackEvent) -> Event {
     let status = event.resource_status.as_ref().map_or("", types::ResourceStatus::as_str);
-    Ok(Event {
+    Event {
         of_stack: event.physical_resource_id.is_some() && event.physical_resource_id == event.stack_id,
         id: event.logical_resource_id.unwrap_or_default(),
         kind: event.resource_type.unwrap_or_default(),
-        status: status.parse()?,
+        status: status.parse().ok(),
         reason: event.resource_status_reason.unwrap_or_default(),
         token: event.client_request_token,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +181,10 @@ mod tests {
                 .resource_status(types::ResourceStatus::CreateComplete)
                 .build()
         };
-        assert!(event(told("arn:a")).unwrap().of_stack);
-        assert!(!event(told("vpc-1")).unwrap().of_stack);
+        assert!(event(told("arn:a")).of_stack);
+        assert!(!event(told("vpc-1")).of_stack);
+        let mut strange = told("vpc-1");
+        strange.resource_status = Some(types::ResourceStatus::from("MELTED"));
+        assert_eq!(event(strange).status, None);
     }
 }

@@ -168,7 +168,7 @@ struct Work<'a, L> {
 impl<L: Ledger> Work<'_, L> {
     async fn advance(&self) -> Result<Told, AdvanceError> {
         let before = self.ledger.read();
-        let seen = self.look(before.as_ref().and_then(|record| record.id.as_deref())).await?;
+        let seen = self.look().await?;
         let mut record = record::take_up(before.as_ref(), &self.order.goal.text(), self.order.again);
         let is_new = before.is_none_or(|before| before.attempt != record.attempt);
         // An order to try again says so once.
@@ -206,8 +206,8 @@ impl<L: Ledger> Work<'_, L> {
         self.ledger.write(record).await.map_err(failed)
     }
 
-    /// The stack, or that there is none; `id` is its ARN, if it was written down. None: it is not known yet.
-    async fn look(&self, id: Option<&str>) -> Result<Option<Option<Arc<Seen>>>, AdvanceError> {
+    /// The stack, or that there is none. None: it is not known yet.
+    async fn look(&self) -> Result<Option<Option<Arc<Seen>>>, AdvanceError> {
         let Order { stack, goal, .. } = self.order;
         let view = self.session.account.view(stack);
         match view.map_err(|source| AdvanceError::Look { stack: (*stack).to_owned(), source })? {
@@ -215,8 +215,8 @@ impl<L: Ledger> Work<'_, L> {
             View::There(seen) => Ok(Some(Some(seen))),
             // What follows from it cannot be taken back: CloudFormation itself is asked.
             View::Absent if goal.is_formed() || matches!(goal, Goal::Absent { .. }) => {
-                let seen =
-                    self.session.cloudformation.stack(id.unwrap_or(stack)).await.map_err(|error| self.failed(error))?;
+                // By its name: an ARN that was written down may be of the one before, where whoever made another died too soon.
+                let seen = self.session.cloudformation.stack(stack).await.map_err(|error| self.failed(error))?;
                 Ok(Some(seen.map(Arc::new)))
             }
             View::Absent => Ok(Some(None)),

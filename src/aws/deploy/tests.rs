@@ -142,6 +142,25 @@ async fn a_stack_without_tags_is_ours_by_what_was_written_down_or_by_a_change_se
     }
 }
 
+/// Whoever made another stack died before he wrote its ARN down.
+#[tokio::test(start_paused = true)]
+async fn that_an_older_stack_is_gone_says_nothing_of_one_of_its_name() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let told = asked.clone();
+    let wire = Wire::asked(move |action, _, body| match action {
+        "GetCallerIdentity" => identity("111122223333"),
+        "DescribeStacks" if !body.contains("StackName") => answer(action, "<Stacks/>"),
+        "DescribeStacks" => {
+            told.lock().unwrap().push(body.to_owned());
+            if body.contains(NAME) { stack("CREATE_COMPLETE", &tags(UID)) } else { answer(action, "<Stacks/>") }
+        }
+        _ => answer(action, ""),
+    });
+    let told = step(&wire, &Paper::with(Some("arn:0")), false).await.unwrap();
+    assert!(matches!(told.step, Step::Delete { .. }), "{told:?}");
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_in_another_state_than_was_seen_is_looked_at_again() {
     for (code, is_error) in

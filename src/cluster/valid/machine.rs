@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::{Check, PoolName, Zone, text};
+use super::{AwsPool, Check, PoolName, Zone, text};
 use crate::api::{ControlPlaneSpec, MachineSpec, NodePoolSpec, StorageSpec, TaintEffect, TaintSpec};
 
 const GIB: u64 = 1 << 30;
@@ -52,6 +52,8 @@ pub struct NodePool {
     pub labels: BTreeMap<String, String>,
     /// Taints of the nodes.
     pub taints: Vec<Taint>,
+    /// Its machines, on AWS.
+    pub aws: AwsPool,
 }
 
 /// A taint of a node.
@@ -122,6 +124,7 @@ impl Check {
             zones: self.zones(&field("zones"), &spec.zones),
             labels: spec.labels.clone(),
             taints: self.taints(&field("taints"), &spec.taints),
+            aws: self.aws_pool(&field("aws"), spec.aws.as_ref()),
         }
     }
 

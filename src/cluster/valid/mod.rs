@@ -3,6 +3,7 @@
 //! The rules are those of the CRD, in [`crate::api`], once more: a stored object may be older than they are. What only we
 //! can check comes on top: that version and image are in the operator's catalogue. [`update`] judges a change.
 
+mod aws;
 mod check;
 mod kubernetes;
 mod machine;
@@ -12,6 +13,7 @@ mod update;
 
 use k8s_openapi::jiff::Timestamp;
 
+pub use aws::{Aws, AwsCredentials, AwsPool, Spot};
 pub use check::Violation;
 pub use kubernetes::{ApiServer, Flags, Kubernetes, Oidc, Version};
 pub use machine::{ControlPlane, DEFAULT_MACHINE, Machine, NodePool, Storage, Taint, parse_bytes};
@@ -50,6 +52,8 @@ pub struct Valid {
     pub etcd: Storage,
     /// Node pools, by name.
     pub pools: Vec<NodePool>,
+    /// What it is made of on AWS, if its nodes are there.
+    pub aws: Option<Aws>,
     /// How QEMU runs the guest.
     pub accelerator: Accelerator,
     /// The way to the API from outside the management cluster.
@@ -87,10 +91,13 @@ impl Valid {
         let identity = Identity::of(cluster);
         check.cluster_name(&identity.key.name);
         let kvm = spec.provider.kvm.clone().unwrap_or_default();
+        let version = check.version(cluster, kvm.image.as_deref(), pinned, settings);
+        let ranges = check.ranges(cluster, settings);
         let valid = Self {
-            version: check.version(cluster, kvm.image.as_deref(), pinned, settings),
+            aws: check.aws(spec, pinned, (&version, &ranges), &settings.aws),
+            version,
             kubernetes: check.kubernetes(&spec.kubernetes),
-            ranges: check.ranges(cluster, settings),
+            ranges,
             requested_vni: check.vni(spec.network.overlay.vni.or(pinned.vni)),
             mtu: check.mtu(&spec.network),
             control_plane: check.control_plane(&spec.control_plane),

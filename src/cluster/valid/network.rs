@@ -167,7 +167,8 @@ impl Check {
             }
         }
         let [(_, pods), (_, services), (field, net)] = named;
-        if underlay::judges(cluster)
+        if cluster.spec.provider.aws.is_none()
+            && underlay::judges(cluster)
             && let Some(problem) = Underlay::of_settings(settings).clash(net)
         {
             self.fail(field, problem);
@@ -192,7 +193,7 @@ impl Check {
         Fabric::Routed
     }
 
-    fn range(&mut self, field: &str, value: Option<&str>, default: Ipv4Net, prefixes: RangeInclusive<u8>) -> Ipv4Net {
+    pub(super) fn range(&mut self, field: &str, value: Option<&str>, default: Ipv4Net, prefixes: RangeInclusive<u8>) -> Ipv4Net {
         let Some(text) = value else { return default };
         // Written as we would write it: parsers disagree on leading zeros.
         let Some(range) = text.parse::<Ipv4Net>().ok().filter(|range| range.to_string() == text) else {

@@ -1,0 +1,504 @@
+//! Effects of the aws operator: a guest's stacks, from its Cluster.
+//!
+//! ```text
+//!  Cluster ─► plan ─► ClusterStack, PoolStack ─► body ─┐
+//!  Secret beside it ─► Session, one for each guest ────┼─► Stacks::step ─► Stand ─► reports: network, control plane, pools
+//!  status.aws.stacks ─► Book ──────────────────────────┘
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use tokio::time::Instant;
+
+use super::{
+    accounts::{Accounts, Intervals, Session},
+    blame::{self, Blame},
+    credentials,
+    deploy::{AdvanceError, Goal, Order},
+    driver::Wanted,
+    ledger::{self, Book},
+    memory::{Entry, Guest},
+    nodes::{self, Surroundings},
+    plan::{self, Outputs},
+    stacks::{Is, Stacks, Stand},
+    tags::Owner,
+    template::{Body, InputError},
+    user_data::UserDataError,
+};
+use crate::{
+    api::{Cluster, Reason, names},
+    cluster::{
+        ClusterKey, Report, Valid,
+        valid::{Aws, AwsCredentials},
+    },
+    context::{Context, Target},
+    kvm::{KvmFacts, PoolFacts},
+    network::NetworkFacts,
+    pki::roots,
+    runtime::{CallError, call, chain, operator::Reconciler, queue::Outcome},
+};
+
+/// In looks at an account that is busy: how often the Secret is looked at, while all is well and while it is not.
+const SECRET: u32 = 12;
+const SECRET_REFUSED: u32 = 2;
+/// Likewise, how long keys that were refused are not tried again while the Secret is the same.
+const REFUSED: u32 = 12;
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A step.
+    #[error(transparent)]
+    Step(#[from] AdvanceError),
+    /// The Secret.
+    #[error("read the Secret with AWS's credentials")]
+    Secret(#[source] CallError),
+}
+
+/// The aws operator.
+pub struct AwsOperator {
+    context: Context,
+    accounts: Accounts,
+    poll: Duration,
+    guests: Mutex<HashMap<ClusterKey, Guest>>,
+}
+
+/// What is said of a guest.
+struct Said {
+    network: Report<NetworkFacts>,
+    control_plane: Report<KvmFacts>,
+    pools: Report<PoolFacts>,
+    outcome: Outcome,
+}
+
+impl Said {
+    fn waiting(what: &str) -> Self {
+        Self {
+            network: Report::waiting(what),
+            control_plane: Report::waiting(what),
+            pools: Report::waiting(what),
+            outcome: Outcome::AwaitChange,
+        }
+    }
+
+    fn gone() -> Self {
+        let outcome = Outcome::AwaitChange;
+        Self { network: Report::Gone, control_plane: Report::Gone, pools: Report::Gone, outcome }
+    }
+}
+
+/// One look at a guest that is to be there.
+struct Look<'a> {
+    valid: &'a Valid,
+    aws: &'a Aws,
+    owner: Owner,
+    wanted: Wanted,
+    roots: BTreeMap<String, String>,
+}
+
+impl AwsOperator {
+    /// An aws operator, for as long as this process leads.
+    pub fn new(context: Context) -> Self {
+        let poll = Duration::try_from(context.settings.aws.poll).unwrap_or(Duration::from_secs(5));
+        let intervals = Intervals { change_set: poll * 4 / 5, busy: poll, idle: poll * 12 };
+        let accounts = Accounts::new(Some(context.leadership.clone()), intervals);
+        Self { context, accounts, poll, guests: Mutex::default() }
+    }
+
+    fn guests(&self) -> MutexGuard<'_, HashMap<ClusterKey, Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look(&self, key: &ClusterKey, target: &Target, guest: &mut Guest) -> Result<Said, Error> {
+        let book = self.book(key, target, guest);
+        let said = if target.is_deleting() {
+            self.leave(target, guest, &book).await
+        } else {
+            self.keep(target, guest, &book).await
+        };
+        guest.written = Some(book.close());
+        said
+    }
+
+    fn book(&self, key: &ClusterKey, target: &Target, guest: &mut Guest) -> Book {
+        let newest = ledger::newer(Cluster::clone(&target.cluster), guest.written.take());
+        Book::new(Api::namespaced(self.context.client.clone(), &key.namespace), key, newest)
+    }
+
+    /// Makes the guest's stacks, or makes them so.
+    async fn keep(&self, target: &Target, guest: &mut Guest, book: &Book) -> Result<Said, Error> {
+        let Some((valid, aws)) = target.workable().and_then(|valid| Some((valid, valid.aws.as_ref()?))) else {
+            return Ok(Said::waiting("a valid and protected Cluster"));
+        };
+        let Some(namespace) = self.context.namespace(&valid.identity) else {
+            return Ok(Said::waiting("the namespace"));
+        };
+        let roots = roots::fingerprints(namespace.metadata.annotations.as_ref());
+        if roots.is_empty() {
+            return Ok(Said::waiting("the guest's authorities"));
+        }
+        let session = match self.enter(target, (&aws.region, &aws.credentials), guest).await? {
+            Ok(session) => session,
+            Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET_REFUSED)),
+        };
+        let wanted = Wanted { given_up: given_up(target), formed: target.has_formed_etcd(), ..Wanted::default() };
+        let owner = plan::owner(&valid.identity);
+        let look = Look { valid, aws, owner, wanted, roots };
+        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll };
+        let cluster = self.cluster_stack(&look, &mut stacks).await?;
+        let outputs = Outputs::of(&cluster.outputs);
+        let mut outcome = Outcome::After(cluster.again);
+        let pools = match (&cluster.is, &outputs) {
+            (Is::Done, Some(outputs)) => {
+                let (report, again) = self.pools(&look, &mut stacks, outputs).await?;
+                outcome = outcome.or_sooner(Outcome::After(again));
+                report
+            }
+            _ if look.valid.pools.is_empty() => Report::Ready(PoolFacts::default()),
+            _ => Report::waiting("the stack of network and control plane"),
+        };
+        self.note_refusals(target, guest, &cluster);
+        let endpoint = outputs.as_ref().map(Outputs::endpoint);
+        let facts = |endpoint| NetworkFacts { inside: None, endpoint, ingress: None };
+        let masters = KvmFacts {
+            ready: 0,
+            wanted: usize::try_from(valid.control_plane.replicas).unwrap_or(usize::MAX),
+            runs: matches!(cluster.is, Is::Done).then(|| valid.version.clone()),
+            changing: look.wanted.formed && matches!(cluster.is, Is::Waits(_)),
+        };
+        let (network, control_plane) = match cluster.is {
+            Is::Done => (
+                Report::Ready(facts(endpoint.clone())),
+                Report::Waiting {
+                    what: format!("the guest's API to answer at {}", endpoint.unwrap_or_default()),
+                    facts: Some(masters),
+                },
+            ),
+            Is::Waits(what) => (
+                Report::Waiting { what: what.clone(), facts: endpoint.map(|endpoint| facts(Some(endpoint))) },
+                Report::Waiting { what, facts: Some(masters) },
+            ),
+            Is::Failed(Blame { reason, message }) => (
+                Report::Failed {
+                    reason,
+                    message: message.clone(),
+                    facts: endpoint.map(|endpoint| facts(Some(endpoint))),
+                },
+                Report::Failed { reason, message, facts: Some(masters) },
+            ),
+        };
+        Ok(Said { network, control_plane, pools, outcome })
+    }
+
+    async fn cluster_stack(&self, look: &Look<'_>, stacks: &mut Stacks<'_>) -> Result<Stand, Error> {
+        let around = self.around(look);
+        let rendered = around.map_or(Err(no_vault()), |around| {
+            let data = nodes::of_masters(look.valid, around).map_err(|error| of_user_data(&error))?;
+            let stack = plan::cluster_stack(look.valid, look.aws, data);
+            let body = stack.render().map_err(|error| of_input(&error))?;
+            Ok((body, stack.spec_hash))
+        });
+        self.apply(look, stacks, rendered).await
+    }
+
+    /// The stacks of the pools that there should be, and of those that there should not be any more.
+    async fn pools(
+        &self,
+        look: &Look<'_>,
+        stacks: &mut Stacks<'_>,
+        outputs: &Outputs,
+    ) -> Result<(Report<PoolFacts>, Duration), Error> {
+        let drain = self.context.settings.rollout.drain_timeout.as_secs().clamp(30, 7200);
+        let drain = u32::try_from(drain).unwrap_or(7200);
+        let mut again = stacks.session.account.intervals().idle;
+        let (mut waits, mut failed, mut wanted) = (None, None, 0);
+        let mut names = BTreeSet::new();
+        for pool in &look.valid.pools {
+            let rendered = self.around(look).map_or(Err(no_vault()), |around| {
+                let data = nodes::of_pool(look.valid, pool, around).map_err(|error| of_user_data(&error))?;
+                let stack = plan::pool_stack(look.valid, look.aws, pool, outputs, (data, drain));
+                let body = stack.render().map_err(|error| of_input(&error))?;
+                Ok((body, stack.spec_hash))
+            });
+            wanted += usize::try_from(pool.replicas).unwrap_or(usize::MAX);
+            let name = look.owner.pool_stack(pool.name.as_str());
+            stacks.guest.gone.remove(&name);
+            names.insert(name);
+            let stand = self.apply(look, stacks, rendered).await?;
+            again = again.min(stand.again);
+            match stand.is {
+                Is::Done => {}
+                Is::Waits(what) => waits = waits.or(Some(what)),
+                Is::Failed(blame) => failed = failed.or(Some(blame)),
+            }
+        }
+        for name in self.pools_of(&look.owner, stacks.book) {
+            if names.contains(&name) || stacks.guest.gone.contains(&name) {
+                continue;
+            }
+            let stand = remove(&look.owner, stacks, &name, false).await?;
+            again = again.min(stand.again);
+            match stand.is {
+                Is::Done => drop(stacks.guest.gone.insert(name)),
+                Is::Waits(what) => waits = waits.or(Some(what)),
+                Is::Failed(blame) => failed = failed.or(Some(blame)),
+            }
+        }
+        // How many of them are Ready the guest itself tells.
+        let facts = PoolFacts { ready: if waits.is_none() { wanted } else { 0 }, wanted, changing: waits.is_some() };
+        let report = match (failed, waits) {
+            (Some(Blame { reason, message }), _) => Report::Failed { reason, message, facts: Some(facts) },
+            (None, Some(what)) => Report::Waiting { what, facts: Some(facts) },
+            (None, None) => Report::Ready(facts),
+        };
+        Ok((report, again))
+    }
+
+    /// Brings a stack to what was rendered.
+    async fn apply(
+        &self,
+        look: &Look<'_>,
+        stacks: &mut Stacks<'_>,
+        rendered: Result<(Body, String), Blame>,
+    ) -> Result<Stand, Error> {
+        let (body, spec_hash) = match rendered {
+            Ok(rendered) => rendered,
+            Err(blame) => {
+                let again = stacks.session.account.intervals().idle;
+                return Ok(Stand { is: Is::Failed(blame), outputs: BTreeMap::new(), again });
+            }
+        };
+        let wanted = Wanted { spec_hash, ..look.wanted.clone() };
+        let goal = Goal::Present { body: &body, wanted: &wanted };
+        let order = Order { uid: &look.owner.uid, stack: &body.stack, goal, again: false };
+        Ok(stacks.step(order, body.resources).await?)
+    }
+
+    /// Removes the guest's stacks: those of pools first, then the one whose network they are in.
+    async fn leave(&self, target: &Target, guest: &mut Guest, book: &Book) -> Result<Said, Error> {
+        // An attempt is written down before anything is tried: nothing was ever made.
+        if book.stacks().is_empty() {
+            return Ok(Said::gone());
+        }
+        let owner = plan::owner(&target.identity);
+        let Some((region, credentials)) = target.aws_account() else { return Ok(Said::gone()) };
+        let session = match self.enter(target, (&region, &credentials), guest).await? {
+            Ok(session) => session,
+            Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET_REFUSED)),
+        };
+        let force = annotation(target, names::AWS_FORCE_DELETE_ANNOTATION) == Some("true");
+        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll };
+        let (mut again, mut left) = (session.account.intervals().idle, Vec::new());
+        let mut failed = None;
+        let pools = self.pools_of(&owner, book);
+        let stages = [pools, vec![owner.cluster_stack()]];
+        for stage in stages {
+            for name in stage {
+                if stacks.guest.gone.contains(&name) {
+                    continue;
+                }
+                let stand = remove(&owner, &mut stacks, &name, force).await?;
+                again = again.min(stand.again);
+                match stand.is {
+                    Is::Done => drop(stacks.guest.gone.insert(name)),
+                    Is::Waits(what) => left.push(what),
+                    Is::Failed(blame) => {
+                        left.push(name);
+                        failed = failed.or(Some(blame));
+                    }
+                }
+            }
+            if !left.is_empty() {
+                break;
+            }
+        }
+        if left.is_empty() {
+            return Ok(Said::gone());
+        }
+        if let Some(blame) = failed {
+            return Ok(self.blamed(target, &blame, again));
+        }
+        Ok(Said { outcome: Outcome::After(again), ..Said::waiting(&left.join(", ")) })
+    }
+
+    /// Names of the stacks of pools that are recorded.
+    fn pools_of(&self, owner: &Owner, book: &Book) -> Vec<String> {
+        let cluster = owner.cluster_stack();
+        book.stacks().into_iter().filter(|name| *name != cluster).collect()
+    }
+
+    fn around<'a>(&'a self, look: &'a Look<'a>) -> Option<Surroundings<'a>> {
+        // Of Vault's roles nothing is known here: who writes them tells their ids.
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        Some(Surroundings {
+            owner: &look.owner,
+            aws: look.aws,
+            vault: self.context.settings.vault.as_ref()?,
+            settings: &self.context.settings.aws,
+            roots: &look.roots,
+            etcd_formed: look.wanted.formed,
+            logins: &NONE,
+        })
+    }
+
+    /// The same of all that a guest has there; what was known stays known.
+    fn blamed(&self, target: &Target, blame: &Blame, again: Duration) -> Said {
+        let before = self.context.reports.of(&target.identity);
+        let Blame { reason, message } = blame;
+        Said {
+            network: Report::failed(*reason, message, before.network.as_ref()),
+            control_plane: Report::failed(*reason, message, before.kvm.as_ref()),
+            pools: Report::failed(*reason, message, before.pools.as_ref()),
+            outcome: Outcome::After(again),
+        }
+    }
+
+    /// Enters the guest's account, or stays there: the Secret is looked at now and then, and what it holds is used until it is another.
+    /// Keys that were refused are not tried again at once.
+    async fn enter(
+        &self,
+        target: &Target,
+        (region, credentials): (&str, &AwsCredentials),
+        guest: &mut Guest,
+    ) -> Result<Result<Session, Blame>, Error> {
+        if let Some(entry) = guest.entry.as_ref().filter(|entry| entry.credentials == *credentials) {
+            let pause = if entry.session.is_ok() { SECRET } else { SECRET_REFUSED };
+            if entry.looked.elapsed() < self.poll * pause {
+                return Ok(entry.session.clone());
+            }
+        }
+        let secret = self.secret(target, credentials).await?;
+        let version = secret.as_ref().and_then(|secret| {
+            let meta = &secret.metadata;
+            Some((meta.uid.clone()?, meta.resource_version.clone()?))
+        });
+        if let Some(entry) = guest.entry.as_mut()
+            && entry.version == version
+            && entry.credentials == *credentials
+            && entry.tried.elapsed() < self.poll * REFUSED
+        {
+            entry.looked = Instant::now();
+            return Ok(entry.session.clone());
+        }
+        if let Some(entry) = guest.entry.as_mut().filter(|entry| entry.version == version && entry.session.is_ok()) {
+            entry.looked = Instant::now();
+            return Ok(entry.session.clone());
+        }
+        let way = (region, credentials);
+        let session = match credentials::way(secret.as_ref(), &target.identity, way, &self.context.settings.aws) {
+            Err(error) => Err(Blame { reason: Reason::AWSCredentialsRefused, message: error.to_string() }),
+            Ok(way) => self.accounts.enter(&way).await.map_err(|error| Blame {
+                reason: blame::of_call(&error),
+                message: chain(&error),
+            }),
+        };
+        let now = Instant::now();
+        let credentials = credentials.clone();
+        guest.entry = Some(Entry { version, credentials, looked: now, tried: now, session: session.clone() });
+        Ok(session)
+    }
+
+    async fn secret(&self, target: &Target, credentials: &AwsCredentials) -> Result<Option<Secret>, Error> {
+        let (namespace, name) = (&target.identity.key.namespace, &credentials.secret);
+        let api = Api::<Secret>::namespaced(self.context.client.clone(), namespace);
+        call("get", format!("Secret {namespace}/{name}"), api.get_opt(name)).await.map_err(Error::Secret)
+    }
+
+    /// Keys that AWS does not take any more are looked at anew, soon.
+    fn note_refusals(&self, target: &Target, guest: &mut Guest, stand: &Stand) {
+        if let Is::Failed(Blame { reason: Reason::AWSCredentialsRefused, .. }) = &stand.is
+            && let Some(entry) = guest.entry.as_mut()
+        {
+            tracing::debug!(cluster = %target.identity.key, "AWS does not take the keys any more");
+            // The next look reads the Secret.
+            entry.looked = Instant::now().checked_sub(self.poll * SECRET).unwrap_or(entry.looked);
+        }
+    }
+}
+
+/// Removes a stack.
+async fn remove(owner: &Owner, stacks: &mut Stacks<'_>, name: &str, force: bool) -> Result<Stand, Error> {
+    let order = Order { uid: &owner.uid, stack: name, goal: Goal::Absent { force }, again: false };
+    Ok(stacks.step(order, 0).await?)
+}
+
+fn annotation<'a>(target: &'a Target, name: &str) -> Option<&'a str> {
+    target.cluster.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Logical ids that a person gave up.
+fn given_up(target: &Target) -> BTreeSet<String> {
+    let given = annotation(target, names::AWS_GIVE_UP_ANNOTATION).unwrap_or_default();
+    given.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned).collect()
+}
+
+fn no_vault() -> Blame {
+    Blame { reason: Reason::VaultUnavailable, message: "settings.vault names no Vault any more".into() }
+}
+
+fn of_user_data(error: &UserDataError) -> Blame {
+    let reason = match error {
+        UserDataError::TooBig { .. } => Reason::UserDataTooBig,
+        UserDataError::Render { .. } | UserDataError::Compress { .. } => Reason::Error,
+    };
+    Blame { reason, message: chain(error) }
+}
+
+fn of_input(error: &InputError) -> Blame {
+    let reason = match error {
+        InputError::UserDataTooBig { .. } | InputError::TemplateTooBig { .. } => Reason::UserDataTooBig,
+        _ => Reason::InvalidSpec,
+    };
+    Blame { reason, message: error.to_string() }
+}
+
+impl Reconciler for AwsOperator {
+    const NAME: &'static str = "aws";
+    type Key = ClusterKey;
+    type Error = Error;
+
+    async fn reconcile(&self, key: &ClusterKey) -> Result<Outcome, Error> {
+        let Some(target) = self.context.target(key).filter(Target::is_on_aws) else {
+            self.guests().remove(key);
+            return Ok(Outcome::AwaitChange);
+        };
+        if let Some(left) = target.paused(Timestamp::now()) {
+            return Ok(Outcome::After(left));
+        }
+        let uid = target.identity.uid.clone();
+        let known = self.guests().remove(key).filter(|guest| guest.uid == uid);
+        let mut guest = known.unwrap_or_else(|| Guest { uid, ..Guest::default() });
+        let said = self.look(key, &target, &mut guest).await;
+        self.guests().insert(key.clone(), guest);
+        let said = said.or_else(|error| match error {
+            // Another leads, or has written since: nothing to tell of the guest.
+            Error::Step(_) => Err(error),
+            Error::Secret(_) => {
+                let blame = Blame { reason: Reason::Error, message: chain(&error) };
+                let said = self.blamed(&target, &blame, self.poll);
+                self.say(&target, said);
+                Err(error)
+            }
+        })?;
+        let outcome = said.outcome;
+        self.say(&target, said);
+        Ok(outcome)
+    }
+}
+
+impl AwsOperator {
+    fn say(&self, target: &Target, said: Said) {
+        self.context.reports.update(&target.identity, |reports| {
+            reports.network = Some(said.network);
+            reports.kvm = Some(said.control_plane);
+            reports.pools = Some(said.pools);
+        });
+    }
+}
