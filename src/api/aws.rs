@@ -110,7 +110,7 @@ pub struct AwsCredentialsSpec {
     pub role_arn: Option<String>,
     /// External id that the role's trust policy asks for; no secret. Default: none. Changing it: in place.
     #[serde(default, rename = "externalID", skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = rules::EXTERNAL_ID), length(max = 1224))]
+    #[schemars(regex(pattern = rules::EXTERNAL_ID), length(min = 2, max = 1224))]
     pub external_id: Option<String>,
 }
 

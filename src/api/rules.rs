@@ -35,7 +35,7 @@ pub(super) const INSTANCE_TYPE: &str = "^[a-z][a-z0-9-]{0,15}\\.[a-z0-9-]{2,15}$
 /// The ARN of an IAM role.
 pub(super) const ROLE_ARN: &str = "^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,200}$";
 /// What STS takes for an external id.
-pub(super) const EXTERNAL_ID: &str = "^[A-Za-z0-9+=,.@:/_-]{2,1224}$";
+pub(super) const EXTERNAL_ID: &str = "^[A-Za-z0-9+=,.@:/_-]+$";
 /// The form of an IPv4 range.
 pub(super) const IPV4_RANGE: &str = r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/[0-9]{1,2}$";
 /// Key of a label or taint.

@@ -23,8 +23,12 @@ pub(super) struct Guest {
     pub retries: HashMap<String, Retry>,
     /// Stacks that something is done to, by name.
     pub busy: HashMap<String, Busy>,
-    /// Stacks of pools that were seen to be gone.
+    /// Stacks that were seen to be gone.
     pub gone: BTreeSet<String>,
+    /// Whether what the guest made itself was removed before its network, and after it.
+    pub swept: [bool; 2],
+    /// Instance types that were looked for in its zones, and what came of it.
+    pub offered: Option<Offered>,
 }
 
 /// An account that was entered, once for as long as the Secret and what the spec says of it are the same.
@@ -40,6 +44,15 @@ pub(super) struct Entry {
     pub tried: Instant,
     /// What came of it.
     pub session: Result<Session, super::blame::Blame>,
+}
+
+/// Whether the zones have what is asked for.
+#[derive(Debug)]
+pub(super) struct Offered {
+    pub types: Vec<String>,
+    pub zones: Vec<String>,
+    pub at: Instant,
+    pub missing: Option<super::blame::Blame>,
 }
 
 /// When what failed is tried again.

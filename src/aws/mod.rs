@@ -27,7 +27,7 @@
 //! And the micro-operator around them:
 //! - [`plan`]: which stacks a guest has, and what each is made of; [`nodes`]: what its nodes are handed; both pure
 //! - [`credentials`]: as whom its account is entered; [`blame`]: what people are told of what went wrong; both pure
-//! - [`reconcile`]: the effects; `stacks`: on one stack; `ledger`: its record in the Cluster's status; `memory`: what is remembered
+//! - [`reconcile`]: the effects; `stacks`: on one stack; `sweep`: on what the guest made itself; `ledger`: its record in the Cluster's status; `memory`: what is remembered
 
 pub mod accounts;
 pub mod blame;
@@ -44,6 +44,7 @@ pub mod plan;
 pub mod progress;
 pub mod reconcile;
 mod stacks;
+mod sweep;
 pub mod status;
 pub mod tags;
 pub mod template;

@@ -2,7 +2,7 @@
 //!
 //! What a stack is made for is a hash of the spec alone: a newer controller manager that would render it otherwise changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use serde_json::json;
@@ -198,6 +198,16 @@ pub fn instance_types(valid: &Valid, aws: &Aws) -> Vec<String> {
     all.sort();
     all.dedup();
     all
+}
+
+/// Which instance types are missing in which zones, of those that there are.
+pub fn missing(types: &[String], zones: &[String], found: &BTreeSet<(String, String)>) -> Vec<String> {
+    let lacks = |name: &String, zone: &String| !found.contains(&(name.clone(), zone.clone()));
+    let of = |name: &String| {
+        let zones: Vec<_> = zones.iter().filter(|zone| lacks(name, zone)).map(String::as_str).collect();
+        (!zones.is_empty()).then(|| format!("{name} in {}", zones.join(" and ")))
+    };
+    types.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

@@ -24,10 +24,11 @@ use super::{
     deploy::{AdvanceError, Goal, Order},
     driver::Wanted,
     ledger::{self, Book},
-    memory::{Entry, Guest},
+    memory::{Entry, Guest, Offered},
     nodes::{self, Surroundings},
     plan::{self, Outputs},
     stacks::{Is, Stacks, Stand},
+    sweep,
     tags::Owner,
     template::{Body, InputError},
     user_data::UserDataError,
@@ -152,6 +153,9 @@ impl AwsOperator {
         let owner = plan::owner(&valid.identity);
         let look = Look { valid, aws, owner, wanted, roots };
         let mut stacks = Stacks { session: &session, book, guest, poll: self.poll };
+        if let Some(blame) = self.offered(&look, &mut stacks).await {
+            return Ok(self.blamed(target, &blame, self.poll * SECRET));
+        }
         let cluster = self.cluster_stack(&look, &mut stacks).await?;
         let outputs = Outputs::of(&cluster.outputs);
         let mut outcome = Outcome::After(cluster.again);
@@ -252,7 +256,8 @@ impl AwsOperator {
             }
         }
         // How many of them are Ready the guest itself tells.
-        let facts = PoolFacts { ready: if waits.is_none() { wanted } else { 0 }, wanted, changing: waits.is_some() };
+        let facts = PoolFacts { ready: 0, wanted, changing: look.wanted.formed && waits.is_some() };
+        let waits = waits.or_else(|| (wanted > 0).then(|| format!("{wanted} nodes to register with the guest's API")));
         let report = match (failed, waits) {
             (Some(Blame { reason, message }), _) => Report::Failed { reason, message, facts: Some(facts) },
             (None, Some(what)) => Report::Waiting { what, facts: Some(facts) },
@@ -299,7 +304,19 @@ impl AwsOperator {
         let mut failed = None;
         let pools = self.pools_of(&owner, book);
         let stages = [pools, vec![owner.cluster_stack()]];
-        for stage in stages {
+        for (number, stage) in stages.into_iter().enumerate() {
+            // What is in its network keeps the network from going.
+            if number == 1 && !stacks.guest.swept[0] {
+                match self.sweep(&owner, &mut stacks, 0).await {
+                    Ok(None) => {}
+                    Ok(Some(what)) => {
+                        left.push(what);
+                        again = self.poll;
+                        break;
+                    }
+                    Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET)),
+                }
+            }
             for name in stage {
                 if stacks.guest.gone.contains(&name) {
                     continue;
@@ -310,6 +327,8 @@ impl AwsOperator {
                     Is::Done => drop(stacks.guest.gone.insert(name)),
                     Is::Waits(what) => left.push(what),
                     Is::Failed(blame) => {
+                        // Before it is tried again.
+                        stacks.guest.swept[0] = false;
                         left.push(name);
                         failed = failed.or(Some(blame));
                     }
@@ -319,6 +338,17 @@ impl AwsOperator {
                 break;
             }
         }
+        if left.is_empty() && !stacks.guest.swept[1] {
+            // Volumes that nodes of the control plane had.
+            match self.sweep(&owner, &mut stacks, 1).await {
+                Ok(None) => {}
+                Ok(Some(what)) => {
+                    left.push(what);
+                    again = self.poll;
+                }
+                Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET)),
+            }
+        }
         if left.is_empty() {
             return Ok(Said::gone());
         }
@@ -326,6 +356,42 @@ impl AwsOperator {
             return Ok(self.blamed(target, &blame, again));
         }
         Ok(Said { outcome: Outcome::After(again), ..Said::waiting(&left.join(", ")) })
+    }
+
+    /// Removes what the guest made itself: before its network goes what is in the way of that, and then the rest. Answers what it waits
+    /// for.
+    async fn sweep(&self, owner: &Owner, stacks: &mut Stacks<'_>, turn: usize) -> Result<Option<String>, Blame> {
+        let swept = sweep::sweep(stacks.session, owner).await;
+        let left = swept.map_err(|error| Blame { reason: blame::of_call(&error), message: chain(&error) })?;
+        let waits: Vec<_> = match turn {
+            0 => sweep::in_the_way(&left).map(ToString::to_string).collect(),
+            _ => left.iter().map(ToString::to_string).collect(),
+        };
+        if waits.is_empty() {
+            stacks.guest.swept[turn] = true;
+            return Ok(None);
+        }
+        Ok(Some(format!("{} to go, which the guest made", waits.join(", "))))
+    }
+
+    /// Whether the guest's zones have the instance types that it asks for: asked when either changes, and now and then while some are
+    /// missing. A stack would tell so only after minutes.
+    async fn offered(&self, look: &Look<'_>, stacks: &mut Stacks<'_>) -> Option<Blame> {
+        let (types, zones) = (plan::instance_types(look.valid, look.aws), look.aws.zones.clone());
+        let known = stacks.guest.offered.as_ref().filter(|known| known.types == types && known.zones == zones);
+        if let Some(known) = known.filter(|known| known.missing.is_none() || known.at.elapsed() < self.poll * SECRET) {
+            return known.missing.clone();
+        }
+        // Who may not ask, or gets no answer, is told by the stack itself.
+        let found = stacks.session.resources.offerings(&types, &zones).await.ok()?;
+        let lacks = plan::missing(&types, &zones, &found);
+        let missing = (!lacks.is_empty()).then(|| Blame {
+            reason: Reason::InstanceTypeUnavailable,
+            message: format!("AWS does not have {}; ask for other instance types or zones", lacks.join(", ")),
+        });
+        let at = Instant::now();
+        stacks.guest.offered = Some(Offered { types, zones, at, missing: missing.clone() });
+        missing
     }
 
     /// Names of the stacks of pools that are recorded.

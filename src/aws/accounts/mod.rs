@@ -26,6 +26,7 @@ use super::calls::{
     caller::{Caller, Paces},
     cloudformation::CloudFormation,
     identity::{Keyring, Way},
+    resources::Resources,
 };
 use crate::runtime::lease::Leadership;
 
@@ -71,6 +72,8 @@ pub struct Accounts {
 pub struct Session {
     /// Calls, as whom the way says.
     pub cloudformation: Arc<CloudFormation>,
+    /// Calls about what is beside the stacks.
+    pub resources: Arc<Resources>,
     /// What is shared with others who are in the account.
     pub account: Arc<Account>,
 }
@@ -100,13 +103,15 @@ impl Accounts {
             identities.retain(|_, paces| Arc::strong_count(paces) > 1);
             identities.entry(way.keys.id.clone()).or_default().clone()
         };
-        let keys = Keyring::new(way, self.http.clone(), Caller::new(paces, self.leadership.clone()));
+        let keys = Arc::new(Keyring::new(way, self.http.clone(), Caller::new(paces, self.leadership.clone())));
         let account = keys.account().await?;
         let account = self.account(Place { account, region: way.region.clone(), endpoint: way.endpoint.clone() });
         let caller = Caller::new(account.paces(), self.leadership.clone());
+        let place = (way.region.as_str(), way.endpoint.as_ref());
+        let resources = Arc::new(Resources::new(place, keys.clone(), caller.clone()));
         let cloudformation = Arc::new(CloudFormation::new(keys, caller));
         account.join(&cloudformation);
-        Ok(Session { cloudformation, account })
+        Ok(Session { cloudformation, resources, account })
     }
 
     /// The account at a place, which is followed from now on.

@@ -79,12 +79,12 @@ pub struct Described {
 #[derive(Debug)]
 pub struct CloudFormation {
     client: Client,
-    keys: Keyring,
+    keys: std::sync::Arc<Keyring>,
     caller: Caller,
 }
 
 impl CloudFormation {
-    pub(in crate::aws) fn new(keys: Keyring, caller: Caller) -> Self {
+    pub(in crate::aws) fn new(keys: std::sync::Arc<Keyring>, caller: Caller) -> Self {
         Self { client: keys.cloudformation(), keys, caller }
     }
 

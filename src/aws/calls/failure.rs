@@ -172,6 +172,9 @@ pub fn classify(action: &str, refusal: Refusal<'_>) -> Failure {
         "ChangeSetNotFound" | "StackNotFound" => Failure::NotFound(words()),
         "InvalidChangeSetStatus" | "OperationInProgress" | "OperationStatusCheckFailed" => Failure::Busy(words()),
         "LimitExceeded" => Failure::Quota(words()),
+        // Those of EC2 and load balancers.
+        "InvalidVolume.NotFound" | "LoadBalancerNotFound" => Failure::NotFound(words()),
+        "VolumeInUse" | "IncorrectState" | "ResourceInUse" | "DependencyViolation" => Failure::Busy(words()),
         "ValidationError" | "Validation" => invalid(said),
         "InsufficientCapabilities" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => Failure::Invalid(words()),
         "" if status < 500 => Failure::Refused { code: format!("HTTP {status}"), said: words() },

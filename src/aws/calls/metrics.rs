@@ -5,7 +5,7 @@ use prometheus::{HistogramVec, IntCounterVec};
 use super::failure::OUTCOMES;
 use crate::runtime::telemetry::metric::{Declared, Kind, Metric};
 
-const SERVICE: (&str, &str) = ("service", "cloudformation, sts");
+const SERVICE: (&str, &str) = ("service", "cloudformation, sts, ec2, elasticloadbalancing");
 const OPERATION: (&str, &str) = ("operation", "the call, by AWS's name");
 
 /// Calls, each try by itself.
@@ -28,7 +28,7 @@ pub(super) static CALL_SECONDS: Declared<HistogramVec> = Declared::histograms(Me
 pub(super) static HELD_BACK: Declared<IntCounterVec> = Declared::counters(Metric {
     name: "giantnetes_aws_held_back_total",
     kind: Kind::Counter,
-    labels: &[("family", "look, change, identity")],
+    labels: &[("family", "look, change, identity, resource")],
     help: "Calls to AWS that waited for their turn, since the account would be throttled, by what AWS counts together",
 });
 

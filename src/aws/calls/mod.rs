@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  CloudFormation ─┐                 ┌► leadership (writes) ─► time limit ─► SDK ─► AWS
-//!  Keyring (STS) ──┴─ Caller::call ──┤
-//!        ▲ throttled: once more      └► token bucket of the account, region and family
+//!  Keyring (STS) ──┼─ Caller::call ──┤
+//!  Resources ──────┘  ▲ once more    └► token bucket of the account, region and family
 //! ```
 //!
 //! - [`failure`]: what an answer means, and what is to be done about it; pure
@@ -11,6 +11,7 @@
 //! - `caller`: what every call goes through
 //! - [`identity`]: whom AWS takes us for
 //! - [`cloudformation`]: the calls that stacks need
+//! - [`resources`]: those about what is beside stacks; `query`: how these are made; `xml`: how they are answered, pure
 //! - `read`: AWS's answers in our words
 //! - `metrics`: what of it is counted
 //!
@@ -22,7 +23,10 @@ pub mod failure;
 pub mod identity;
 mod metrics;
 pub mod pace;
+mod query;
 mod read;
+pub mod resources;
+mod xml;
 
 pub use self::{
     failure::{AwsError, Failure},

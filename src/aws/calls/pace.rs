@@ -14,11 +14,13 @@ pub enum Family {
     Change,
     /// Those of STS.
     Identity,
+    /// Those of EC2 and of load balancers.
+    Resource,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Look, Self::Change, Self::Identity];
+    pub const ALL: [Self; 4] = [Self::Look, Self::Change, Self::Identity, Self::Resource];
 
     /// What metrics call it.
     pub fn name(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Family {
             Self::Look => "look",
             Self::Change => "change",
             Self::Identity => "identity",
+            Self::Resource => "resource",
         }
     }
 
@@ -35,6 +38,7 @@ impl Family {
         match self {
             Self::Look => Limits { fastest: Duration::from_millis(200), burst: 20 },
             Self::Change => Limits { fastest: Duration::from_millis(500), burst: 10 },
+            Self::Resource => Limits { fastest: Duration::from_millis(200), burst: 20 },
             Self::Identity => Limits { fastest: Duration::from_millis(200), burst: 10 },
         }
     }
