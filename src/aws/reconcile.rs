@@ -382,9 +382,14 @@ impl AwsOperator {
         if let Some(known) = known.filter(|known| known.missing.is_none() || known.at.elapsed() < self.poll * SECRET) {
             return known.missing.clone();
         }
-        // Who may not ask, or gets no answer, is told by the stack itself.
-        let found = stacks.session.resources.offerings(&types, &zones).await.ok()?;
-        let lacks = plan::missing(&types, &zones, &found);
+        let lacks = match stacks.session.resources.offerings(&types, &zones).await {
+            Ok(found) => plan::missing(&types, &zones, &found),
+            // Then the stack tells, later.
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "whether AWS has the instance types is not known");
+                Vec::new()
+            }
+        };
         let missing = (!lacks.is_empty()).then(|| Blame {
             reason: Reason::InstanceTypeUnavailable,
             message: format!("AWS does not have {}; ask for other instance types or zones", lacks.join(", ")),

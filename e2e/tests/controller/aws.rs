@@ -215,7 +215,7 @@ fn a_cluster_drives_its_stacks() {
         let wanted = ("NetworkReady", "False", "ChangeBlocked");
         let (message, took) = world.condition(TOLD, ("a", "one"), wanted).await.unwrap();
         println!("    {took:.1?}: {message}");
-        for word in ["Master0Volume", "giantnetes.io/aws-give-up"] {
+        for word in ["PrivateSubnetA", "giantnetes.io/aws-give-up"] {
             assert!(message.contains(word), "{message}");
         }
         tokio::time::sleep(SECOND * 3).await;
@@ -398,6 +398,12 @@ fn what_is_amiss_is_told_and_troubles_nobody_else() {
         site.proxy.refuse(None);
         made(&world, "quota", PATIENCE).await.unwrap();
 
+        println!("--- an instance type that there is not");
+        let type_ = json!({"provider": {"aws": {"controlPlane": {"instanceType": "m99.large"}}}});
+        world.create("a", "typeless", site.spec(&type_)).await.unwrap();
+        let message = told("typeless", "InstanceTypeUnavailable").await;
+        assert!(message.contains("m99.large in"), "{message}");
+
         println!("--- keys expire");
         site.proxy.refuse(Some(("CreateChangeSet", "ExpiredToken", "The security token is expired")));
         patch(&world, "quota", json!({"provider": {"aws": {"controlPlane": {"instanceType": "m7i.xlarge"}}}})).await;
@@ -430,7 +436,7 @@ fn what_is_amiss_is_told_and_troubles_nobody_else() {
         assert!(calls.len() <= 10, "{calls:?}");
         let cluster = world.clusters("a").get("good").await.unwrap();
         assert_eq!(condition(&cluster, "NetworkReady").unwrap().0, "True");
-        let names: BTreeSet<_> = ["good", "keyless", "powerless", "quota", "big"].into();
+        let names: BTreeSet<_> = ["good", "keyless", "powerless", "quota", "big", "typeless"].into();
         for name in names {
             world.delete("a", name).await.unwrap();
             world.gone(PATIENCE, "a", name).await.unwrap();

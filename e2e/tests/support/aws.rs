@@ -224,6 +224,25 @@ async fn listen(listener: TcpListener, upstream: Client, state: Arc<Mutex<State>
     }
 }
 
+/// What the peer does not know: every zone has every instance type, but for those of a family that there is not.
+fn offerings(form: &str) -> Response<Body> {
+    let values = |filter: &str| {
+        let head = format!("Filter.{filter}.Value.");
+        let of = form.split('&').filter_map(|pair| pair.strip_prefix(head.as_str())?.split_once('='));
+        of.map(|(_, value)| value.to_owned()).collect::<Vec<_>>()
+    };
+    let (types, zones) = (values("1"), values("2"));
+    let items: String = types
+        .iter()
+        .filter(|name| !name.starts_with("m99"))
+        .flat_map(|name| zones.iter().map(move |zone| format!("<item><instanceType>{name}</instanceType><location>{zone}</location></item>")))
+        .collect();
+    let body = format!(
+        "<DescribeInstanceTypeOfferingsResponse><instanceTypeOfferingSet>{items}</instanceTypeOfferingSet></DescribeInstanceTypeOfferingsResponse>"
+    );
+    Response::new(Body::from(body.into_bytes()))
+}
+
 fn refusal(status: u16, code: &str, said: &str) -> Response<Body> {
     let body = format!(
         "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{said}</Message></Error></ErrorResponse>"
@@ -249,6 +268,10 @@ async fn answer(upstream: Client, state: Arc<Mutex<State>>, request: Request<Inc
         if is_throttled {
             state.throttled += 1;
             return Ok(refusal(400, "Throttling", "Rate exceeded"));
+        }
+        if action == "DescribeInstanceTypeOfferings" {
+            state.calls.push(Call { action, status: 200 });
+            return Ok(offerings(&text));
         }
         if let Some([_, code, said]) = state.refuses.as_ref().filter(|[name, ..]| *name == action) {
             return Ok(refusal(400, code, said));
