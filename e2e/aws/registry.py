@@ -33,8 +33,9 @@ def teach(provisioners):
 
 def instances():
     for identity, tags in ec2._tags.items():
-        if identity.startswith("i-"):
-            yield f"arn:aws:ec2:{get_region()}:{get_account_id()}:instance/{identity}", tags
+        kind = {"i": "instance", "vol": "volume"}.get(identity.split("-")[0])
+        if kind:
+            yield f"arn:aws:ec2:{get_region()}:{get_account_id()}:{kind}/{identity}", tags
 
 
 def untagged(answer):

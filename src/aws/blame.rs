@@ -82,6 +82,15 @@ pub fn of_failure(stack: &str, failure: &driver::Failure, cause: Option<&str>) -
     Blame { reason, message: format!("stack {stack}: {failure}{cause}{advice}") }
 }
 
+/// What is told of a stack of which somebody changed this.
+pub fn of_drift(stack: &str, found: &[String]) -> Blame {
+    let message = format!(
+        "stack {stack}: somebody changed what it made: {}; change it back, since the next change of the stack may undo it or fail",
+        found.join(", ")
+    );
+    Blame { reason: Reason::StackDrifted, message }
+}
+
 /// What AWS tells of a resource in words alone.
 fn of_words(said: &str) -> Option<Reason> {
     let said = said.to_lowercase();

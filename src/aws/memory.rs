@@ -27,6 +27,8 @@ pub(super) struct Guest {
     pub gone: BTreeSet<String>,
     /// Whether what the guest made itself was removed before its network, and after it.
     pub swept: [bool; 2],
+    /// Stacks that are as they should be, by name: since when, and what was found to be changed of them past CloudFormation.
+    pub drifts: HashMap<String, Checked>,
     /// Instance types that were looked for in its zones, and what came of it.
     pub offered: Option<Offered>,
 }
@@ -44,6 +46,16 @@ pub(super) struct Entry {
     pub tried: Instant,
     /// What came of it.
     pub session: Result<Session, super::blame::Blame>,
+}
+
+/// Whether somebody changed what a stack made.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub since: Instant,
+    /// When it was last asked to be found out.
+    pub asked: Option<Instant>,
+    /// When what is told was found out, in seconds since 1970, and what that is.
+    pub told: Option<(i64, Vec<String>)>,
 }
 
 /// Whether the zones have what is asked for.

@@ -68,6 +68,7 @@ pub struct AwsOperator {
     context: Context,
     accounts: Accounts,
     poll: Duration,
+    drift_interval: Duration,
     guests: Mutex<HashMap<ClusterKey, Guest>>,
 }
 
@@ -110,7 +111,8 @@ impl AwsOperator {
         let poll = Duration::try_from(context.settings.aws.poll).unwrap_or(Duration::from_secs(5));
         let intervals = Intervals { change_set: poll * 4 / 5, busy: poll, idle: poll * 12 };
         let accounts = Accounts::new(Some(context.leadership.clone()), intervals);
-        Self { context, accounts, poll, guests: Mutex::default() }
+        let drift_interval = Duration::try_from(context.settings.aws.drift_interval).unwrap_or_default();
+        Self { context, accounts, poll, drift_interval, guests: Mutex::default() }
     }
 
     fn guests(&self) -> MutexGuard<'_, HashMap<ClusterKey, Guest>> {
@@ -152,7 +154,7 @@ impl AwsOperator {
         let wanted = Wanted { given_up: given_up(target), formed: target.has_formed_etcd(), ..Wanted::default() };
         let owner = plan::owner(&valid.identity);
         let look = Look { valid, aws, owner, wanted, roots };
-        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll };
+        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
         if let Some(blame) = self.offered(&look, &mut stacks).await {
             return Ok(self.blamed(target, &blame, self.poll * SECRET));
         }
@@ -177,7 +179,11 @@ impl AwsOperator {
             runs: matches!(cluster.is, Is::Done).then(|| valid.version.clone()),
             changing: look.wanted.formed && matches!(cluster.is, Is::Waits(_)),
         };
-        let (network, control_plane) = match cluster.is {
+        let is = match (cluster.is, cluster.drift) {
+            (Is::Done, Some(drift)) => Is::Failed(drift),
+            (is, _) => is,
+        };
+        let (network, control_plane) = match is {
             Is::Done => (
                 Report::Ready(facts(endpoint.clone())),
                 Report::Waiting {
@@ -237,6 +243,7 @@ impl AwsOperator {
             names.insert(name);
             let stand = self.apply(look, stacks, rendered).await?;
             again = again.min(stand.again);
+            failed = failed.or(stand.drift);
             match stand.is {
                 Is::Done => {}
                 Is::Waits(what) => waits = waits.or(Some(what)),
@@ -277,7 +284,7 @@ impl AwsOperator {
             Ok(rendered) => rendered,
             Err(blame) => {
                 let again = stacks.session.account.intervals().idle;
-                return Ok(Stand { is: Is::Failed(blame), outputs: BTreeMap::new(), again });
+                return Ok(Stand::failed(blame, again));
             }
         };
         let wanted = Wanted { spec_hash, ..look.wanted.clone() };
@@ -299,7 +306,7 @@ impl AwsOperator {
             Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET_REFUSED)),
         };
         let force = annotation(target, names::AWS_FORCE_DELETE_ANNOTATION) == Some("true");
-        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll };
+        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
         let (mut again, mut left) = (session.account.intervals().idle, Vec::new());
         let mut failed = None;
         let pools = self.pools_of(&owner, book);

@@ -11,11 +11,11 @@ use super::{
     deploy::{AdvanceError, Order, Told, advance},
     driver::Step,
     ledger::Book,
-    memory::{Busy, Guest},
+    memory::{Busy, Checked, Guest},
     progress,
     status::{Phase, StackStatus},
 };
-use crate::runtime::is_not_leading;
+use crate::runtime::{chain, is_not_leading};
 
 /// How a stack is.
 #[derive(Clone, Debug)]
@@ -23,8 +23,17 @@ pub(super) struct Stand {
     pub is: Is,
     /// What it says of itself, if it is there.
     pub outputs: std::collections::BTreeMap<String, String>,
+    /// What somebody changed of it.
+    pub drift: Option<Blame>,
     /// After which time it is looked at again.
     pub again: Duration,
+}
+
+impl Stand {
+    /// One of which nothing is known but that.
+    pub fn failed(blame: Blame, again: Duration) -> Self {
+        Self { is: Is::Failed(blame), outputs: Default::default(), drift: None, again }
+    }
 }
 
 /// Whether a stack is as it should be.
@@ -43,6 +52,8 @@ pub(super) struct Stacks<'a> {
     pub guest: &'a mut Guest,
     /// How often is looked.
     pub poll: Duration,
+    /// How often it is found out what somebody changed of a stack. Zero: never.
+    pub drift_interval: Duration,
 }
 
 /// In looks at an account that is busy: how long a stack that failed is let be, at first; one that is to go.
@@ -51,6 +62,8 @@ const REST_OF_LEAVING: u32 = 12;
 /// When events of a stack that takes long are looked at: twice in its first minutes, which is what a stack may cost, and then rarely.
 const LOOKS: [u32; 2] = [6, 24];
 const RARELY: u32 = 60;
+/// The part of the interval after which a stack is first looked at for what somebody changed of it.
+const FIRST_DRIFT: u32 = 36;
 
 impl Stacks<'_> {
     /// Takes a stack's next step. `resources`: how many it has when it is whole.
@@ -65,15 +78,18 @@ impl Stacks<'_> {
             Err(error @ AdvanceError::Record { .. }) => return Err(error),
             Err(error) if is_not_leading(&error) => return Err(error),
             Err(error) => {
-                let outputs = Default::default();
-                return Ok(Stand { is: Is::Failed(blame::of_advance(&error)), outputs, again: self.poll * 4 });
+                return Ok(Stand::failed(blame::of_advance(&error), self.poll * 4));
             }
         };
         let outputs = told.stack.as_ref().map(|seen| seen.outputs.clone()).unwrap_or_default();
         let idle = self.session.account.intervals().idle;
+        let mut drift = None;
         let (is, again) = match &told.step {
             Step::Done => {
                 self.guest.settled(stack);
+                if let Some(seen) = &told.stack {
+                    drift = self.drift(stack, seen).await;
+                }
                 (Is::Done, idle)
             }
             Step::Failed(failure) => {
@@ -88,7 +104,47 @@ impl Stacks<'_> {
             }
             _ => (Is::Waits(self.waits(stack, &told, resources).await), told.again.unwrap_or(self.poll)),
         };
-        Ok(Stand { is, outputs, again })
+        if !matches!(is, Is::Done) {
+            self.guest.drifts.remove(stack);
+        }
+        Ok(Stand { is, outputs, drift, again })
+    }
+
+    /// What somebody changed of a stack past CloudFormation. It is found out now and then; what was found is in every look at stacks.
+    async fn drift(&mut self, stack: &str, seen: &Seen) -> Option<Blame> {
+        let (interval, now) = (self.drift_interval, Instant::now());
+        if interval.is_zero() {
+            return None;
+        }
+        let fresh = || Checked { since: now, asked: None, told: None };
+        let known = self.guest.drifts.entry(stack.to_owned()).or_insert_with(fresh);
+        let age = seen.drift.checked.map(|at| {
+            let age = jiff::Timestamp::now().as_second().saturating_sub(at);
+            Duration::from_secs(u64::try_from(age).unwrap_or_default())
+        });
+        let is_due = match age {
+            Some(age) => age >= interval,
+            // For the first time soon, so that a manager that often begins anew comes to it, too.
+            None => known.since.elapsed() >= interval / FIRST_DRIFT,
+        };
+        if is_due && known.asked.is_none_or(|asked| asked.elapsed() >= interval / FIRST_DRIFT) {
+            known.asked = Some(now);
+            if let Err(error) = self.session.cloudformation.detect_drift(&seen.id).await {
+                tracing::debug!(error = chain(&error), "whether stack {stack} was changed is not found out");
+            }
+        }
+        if !seen.drift.is_drifted {
+            known.told = None;
+            return None;
+        }
+        let checked = seen.drift.checked.unwrap_or_default();
+        if known.told.as_ref().is_none_or(|(at, _)| *at != checked) {
+            // What it is, is told as soon as it can be.
+            let found = self.session.cloudformation.drifts(&seen.id).await.ok()?;
+            known.told = Some((checked, found));
+        }
+        let found = known.told.as_ref().map(|(_, found)| found.as_slice()).unwrap_or_default();
+        Some(blame::of_drift(stack, found))
     }
 
     /// What is told of a stack that something is done to.

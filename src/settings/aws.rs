@@ -16,6 +16,8 @@ pub struct AwsSettings {
     /// How often an account's stacks are looked at while something is done to one of them, such as `5s`; otherwise it is twelve
     /// times as long.
     pub poll: SignedDuration,
+    /// How often CloudFormation is asked whether somebody changed what stacks made, such as `6h`. Zero: never.
+    pub drift_interval: SignedDuration,
     /// Path of Vault's AWS auth method, by which nodes log in.
     pub vault_mount: String,
     /// What nodes have to sign for that Vault alone (`iam_server_id_header_value` of the method), such as its host name.
@@ -28,6 +30,7 @@ impl Default for AwsSettings {
             images: BTreeMap::new(),
             endpoint: None,
             poll: SignedDuration::from_secs(5),
+            drift_interval: SignedDuration::from_hours(6),
             vault_mount: "giantnetes-aws".into(),
             vault_server_id: "giantnetes".into(),
         }

@@ -67,6 +67,11 @@ impl Peer {
         Ok(Self { told, process, input })
     }
 
+    /// Where it is.
+    pub fn address(&self) -> &str {
+        &self.told.address
+    }
+
     /// The account that it makes up.
     pub fn account(&self) -> &str {
         &self.told.account
@@ -269,10 +274,6 @@ async fn answer(upstream: Client, state: Arc<Mutex<State>>, request: Request<Inc
             state.throttled += 1;
             return Ok(refusal(400, "Throttling", "Rate exceeded"));
         }
-        if action == "DescribeInstanceTypeOfferings" {
-            state.calls.push(Call { action, status: 200 });
-            return Ok(offerings(&text));
-        }
         if let Some([_, code, said]) = state.refuses.as_ref().filter(|[name, ..]| *name == action) {
             return Ok(refusal(400, code, said));
         }
@@ -286,8 +287,11 @@ async fn answer(upstream: Client, state: Arc<Mutex<State>>, request: Request<Inc
     if moment == Some(Moment::BeforeForwarding) {
         return Err(cut());
     }
-    // With its Host: that is signed.
-    let answer = upstream.send(Request::from_parts(head, Body::from(body.to_vec()))).await?;
+    let answer = match action.as_str() {
+        "DescribeInstanceTypeOfferings" => offerings(&text),
+        // With its Host: that is signed.
+        _ => upstream.send(Request::from_parts(head, Body::from(body.to_vec()))).await?,
+    };
     if counts {
         state.lock().unwrap().calls.push(Call { action, status: answer.status().as_u16() });
     }

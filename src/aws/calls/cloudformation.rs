@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aws_sdk_cloudformation::{
     Client,
-    types::{Capability, ChangeSetType, DeletionMode, OnStackFailure, Tag},
+    types::{Capability, ChangeSetType, DeletionMode, OnStackFailure, StackResourceDriftStatus, Tag},
 };
 
 use super::{
@@ -40,6 +40,8 @@ operations! {
     DESCRIBE_STACK_EVENTS = "DescribeStackEvents", Look;
     DESCRIBE_CHANGE_SET = "DescribeChangeSet", Look;
     LIST_CHANGE_SETS = "ListChangeSets", Look;
+    DESCRIBE_STACK_RESOURCE_DRIFTS = "DescribeStackResourceDrifts", Look;
+    DETECT_STACK_DRIFT = "DetectStackDrift", Change;
     CREATE_CHANGE_SET = "CreateChangeSet", Change;
     EXECUTE_CHANGE_SET = "ExecuteChangeSet", Change;
     DELETE_CHANGE_SET = "DeleteChangeSet", Change;
@@ -62,6 +64,17 @@ pub struct Seen {
     pub stack: Result<Stack, UnknownStatus>,
     /// What it says of itself: ids of its network, for one.
     pub outputs: BTreeMap<String, String>,
+    /// Whether somebody changed what it made.
+    pub drift: Drift,
+}
+
+/// Whether somebody changed what a stack made, past it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Whether that was seen.
+    pub is_drifted: bool,
+    /// When it was last looked for, in seconds since 1970.
+    pub checked: Option<i64>,
 }
 
 /// A change set, with whose it is.
@@ -205,6 +218,31 @@ impl CloudFormation {
         let send = || self.client.list_change_sets().stack_name(stack).send();
         let page = self.call(&LIST_CHANGE_SETS, stack, send).await?;
         Ok(page.summaries.unwrap_or_default().into_iter().filter_map(|set| set.change_set_name).collect())
+    }
+
+    /// Has CloudFormation look for what somebody changed of a stack's resources; what it finds is in later looks at the stack.
+    ///
+    /// # Errors
+    /// If AWS refuses; [`Failure::Busy`] if it is at that already.
+    pub async fn detect_drift(&self, stack: &str) -> Result<(), AwsError> {
+        let send = || self.client.detect_stack_drift().stack_name(stack).send();
+        self.call(&DETECT_STACK_DRIFT, stack, send).await.map(drop)
+    }
+
+    /// What was found to be changed or gone, for people: the first hundred.
+    ///
+    /// # Errors
+    /// If it cannot be got.
+    pub async fn drifts(&self, stack: &str) -> Result<Vec<String>, AwsError> {
+        let send = || {
+            let request = self.client.describe_stack_resource_drifts().stack_name(stack);
+            request
+                .stack_resource_drift_status_filters(StackResourceDriftStatus::Modified)
+                .stack_resource_drift_status_filters(StackResourceDriftStatus::Deleted)
+                .send()
+        };
+        let page = self.call(&DESCRIBE_STACK_RESOURCE_DRIFTS, stack, send).await?;
+        Ok(page.stack_resource_drifts.unwrap_or_default().into_iter().map(read::drift).collect())
     }
 
     /// Executes the change set with this ARN.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aws_sdk_cloudformation::{operation::describe_change_set::DescribeChangeSetOutput, types};
 
 use super::{
-    cloudformation::{Described, Seen},
+    cloudformation::{Described, Drift, Seen},
     failure::Failure,
 };
 use crate::{
@@ -37,7 +37,23 @@ pub(super) fn stack(stack: types::Stack) -> Option<Seen> {
         reason: stack.stack_status_reason.unwrap_or_default(),
         stack: word.parse().map(|status| Stack { status, owner, is_protected, spec_hash }),
         outputs,
+        drift: stack.drift_information.map_or_else(Drift::default, |told| Drift {
+            is_drifted: told.stack_drift_status == Some(types::StackDriftStatus::Drifted),
+            checked: told.last_check_timestamp.map(|at| at.secs()),
+        }),
     })
+}
+
+/// A resource that is not as its stack made it: which, and what of it.
+pub(super) fn drift(drift: types::StackResourceDrift) -> String {
+    let id = drift.logical_resource_id.unwrap_or_default();
+    let kind = drift.resource_type.unwrap_or_default();
+    if drift.stack_resource_drift_status == Some(types::StackResourceDriftStatus::Deleted) {
+        return format!("{id} ({kind}) is gone");
+    }
+    // What it is and should be may be long, and is nobody's secret, but not for everybody who reads a status.
+    let paths = drift.property_differences.unwrap_or_default().into_iter().filter_map(|it| it.property_path);
+    format!("{id} ({kind}) has another {}", paths.collect::<Vec<_>>().join(" and "))
 }
 
 /// UID of the Cluster that tags name.
