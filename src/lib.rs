@@ -27,7 +27,7 @@
 //! - [`access`]: users' certificates and kubeconfigs
 //! - [`node_config`]: what runs inside a guest node
 //! - [`kvm`]: VM pods and their volumes
-//! - [`aws`]: stacks of guests on AWS, which no operator asks for yet (feature `aws`)
+//! - [`aws`]: stacks of guests on AWS (feature `aws`)
 //! - [`node_agent`]: what a node on AWS gets its certificates by (feature `aws`)
 //! - [`rollout`]: which node may change next
 //! - [`isolation`]: whether VM pods reach what they must not

@@ -74,6 +74,7 @@ pub(super) async fn plan(cluster: &mut Cluster, settings: &Settings, now: Timest
         .map(|step| {
             let state = match (step.part, &vni) {
                 ("pki", _) => pki.get(&step.object.name).cloned().unwrap_or(State::Created),
+                ("aws", _) => State::Unknown("is in AWS and was not looked at".into()),
                 ("guest", _) => State::Unknown("is inside the guest and was not looked at".into()),
                 ("network", VniChoice::InUse(vni, Holder::Cluster(_))) if is_claim(&step) => {
                     State::Unknown(format!("VNI {vni} belongs to another Cluster"))

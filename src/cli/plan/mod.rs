@@ -7,12 +7,15 @@
 //! - [`disruption`]: what of it users of the guest notice
 //! - [`live`]: what the management cluster has
 //! - [`show`]: YAML or one line per step
+//! - `stacks`: the stacks of a guest on AWS
 
 mod compare;
 mod disruption;
 mod document;
 mod live;
 mod show;
+#[cfg(feature = "aws")]
+mod stacks;
 mod steps;
 
 use std::{
@@ -174,6 +177,27 @@ mod tests {
         fresh(cluster, &settings()).unwrap().show(format).unwrap()
     }
 
+    /// Those of an installation with a Vault.
+    fn with_vault() -> Settings {
+        let vault = json!({
+            "address": "https://vault.example.com:8200",
+            "caCertificate": crate::testing::certificate(),
+            "auth": {"kubernetes": {"role": "giantnetes"}},
+        });
+        Settings { vault: serde_json::from_value(vault).unwrap(), ..settings() }
+    }
+
+    #[test]
+    fn a_guest_on_aws_is_its_stacks() {
+        let outcome = fresh(&example("aws.yaml"), &with_vault()).unwrap();
+        let text = outcome.show(Format::Summary).unwrap();
+        let stacks: Vec<_> = text.lines().filter(|line| line.contains("Stack ")).collect();
+        assert_eq!(stacks.len(), 3, "{text}");
+        assert!(!text.contains("Pod") && !text.contains("NetworkClaim"), "{text}");
+        let yaml = outcome.show(Format::Yaml).unwrap();
+        assert!(yaml.contains("AWS::EC2::VPC") && !yaml.contains("PRIVATE"));
+    }
+
     #[test]
     fn the_plans_of_the_examples_are_golden() {
         for name in ["minimal", "typical", "maximal"] {
@@ -187,9 +211,9 @@ mod tests {
     fn every_example_can_be_fulfilled() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/examples");
         let examples: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(examples.len() >= 4);
+        assert!(examples.len() >= 5);
         for name in examples {
-            fresh(&example(name.to_str().unwrap()), &settings()).unwrap();
+            fresh(&example(name.to_str().unwrap()), &with_vault()).unwrap();
         }
     }
 

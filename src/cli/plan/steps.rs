@@ -49,7 +49,7 @@ pub(super) struct Object {
     pub resource: ApiResource,
     pub namespace: Option<String>,
     pub name: String,
-    /// Whether it lies in the guest's own API.
+    /// Whether it lies elsewhere than in the management cluster: in the guest's own API, or in AWS.
     pub in_guest: bool,
 }
 
@@ -120,6 +120,13 @@ fn endpoint_service(valid: &Valid) -> &'static str {
 pub(super) fn of(valid: &Valid, settings: &Settings, known: &Known) -> Result<Vec<Step>, Failure> {
     let identity = &valid.identity;
     let namespace = format!("namespace {}", identity.namespace);
+    #[cfg(feature = "aws")]
+    if let Some(aws) = &valid.aws {
+        let mut steps = vec![step("cluster", "the guest's namespace", &cluster::plan::namespace(identity), &[])?];
+        steps.extend(pki_steps(valid, &namespace, known));
+        steps.extend(super::stacks::of(valid, aws, settings)?);
+        return Ok(steps);
+    }
     let mut steps = vec![
         step("cluster", "the guest's namespace", &cluster::plan::namespace(identity), &[])?,
         step("network", "the VNI", &claims::claim(identity, known.vni), &[])?,
@@ -226,7 +233,10 @@ fn pki_steps(valid: &Valid, namespace: &str, known: &Known) -> Vec<Step> {
     let mut world = World {
         namespace: true,
         endpoint: Some(known.endpoint.clone()),
-        workers: kvm::workers(valid, &known.workers).into_iter().map(|(_, node)| node).collect(),
+        workers: match valid.aws {
+            Some(_) => Vec::new(),
+            None => kvm::workers(valid, &known.workers).into_iter().map(|(_, node)| node).collect(),
+        },
         places: known.all_places(valid).given,
         ..World::default()
     };
