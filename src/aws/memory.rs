@@ -21,6 +21,8 @@ pub(super) struct Guest {
     pub written: Option<Cluster>,
     /// Stacks that failed, by name: when they are tried again.
     pub retries: HashMap<String, Retry>,
+    /// What became of stacks that failed, by name: for a while nothing is asked, however often somebody looks.
+    pub rests: HashMap<String, Rest>,
     /// Stacks that something is done to, by name.
     pub busy: HashMap<String, Busy>,
     /// Stacks that were seen to be gone.
@@ -67,6 +69,15 @@ pub(super) struct Offered {
     pub missing: Option<super::blame::Blame>,
 }
 
+/// A stack that failed.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// What it was to be.
+    pub goal: String,
+    pub until: Instant,
+    pub stand: super::stacks::Stand,
+}
+
 /// When what failed is tried again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retry {
@@ -105,6 +116,13 @@ impl Guest {
             retry.at = now + pause(retry.count);
         }
         retry.at.saturating_duration_since(now)
+    }
+
+    /// What is known of a stack that failed, as long as it is to be let be.
+    pub fn rest(&self, stack: &str, goal: &str) -> Option<super::stacks::Stand> {
+        let rest = self.rests.get(stack).filter(|rest| rest.goal == goal)?;
+        let again = rest.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        Some(super::stacks::Stand { again, ..rest.stand.clone() })
     }
 
     /// A stack is as it should be.

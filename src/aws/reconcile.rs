@@ -477,6 +477,8 @@ impl AwsOperator {
                 message: chain(&error),
             }),
         };
+        // With other keys all may be otherwise.
+        guest.rests.clear();
         let now = Instant::now();
         let credentials = credentials.clone();
         guest.entry = Some(Entry { version, credentials, looked: now, tried: now, session: session.clone() });

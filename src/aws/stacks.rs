@@ -8,10 +8,10 @@ use super::{
     accounts::Session,
     blame::{self, Blame},
     calls::cloudformation::Seen,
-    deploy::{AdvanceError, Order, Told, advance},
+    deploy::{self, AdvanceError, Order, Told},
     driver::Step,
     ledger::Book,
-    memory::{Busy, Checked, Guest},
+    memory::{Busy, Checked, Guest, Rest},
     progress,
     status::{Phase, StackStatus},
 };
@@ -73,7 +73,29 @@ impl Stacks<'_> {
     pub async fn step(&mut self, mut order: Order<'_>, resources: usize) -> Result<Stand, AdvanceError> {
         let stack = order.stack;
         order.again = self.guest.is_due(stack);
-        let told = match advance(self.session, &order, &self.book.of(stack)).await {
+        let goal = format!("{:?}", order.goal.desired());
+        if let Some(stand) = self.guest.rest(stack, &goal).filter(|_| !order.again) {
+            return Ok(stand);
+        }
+        let stand = self.advance(&order, resources).await?;
+        match &stand.is {
+            Is::Failed(_) => {
+                let rest = Rest { goal, until: Instant::now() + stand.again, stand: stand.clone() };
+                self.guest.rests.insert(stack.to_owned(), rest);
+            }
+            Is::Waits(_) => {
+                self.guest.rests.remove(stack);
+                // Whoever looks at the account knows that somebody waits.
+                self.session.account.hurry();
+            }
+            Is::Done => drop(self.guest.rests.remove(stack)),
+        }
+        Ok(stand)
+    }
+
+    async fn advance(&mut self, order: &Order<'_>, resources: usize) -> Result<Stand, AdvanceError> {
+        let stack = order.stack;
+        let told = match deploy::advance(self.session, order, &self.book.of(stack)).await {
             Ok(told) => told,
             Err(error @ AdvanceError::Record { .. }) => return Err(error),
             Err(error) if is_not_leading(&error) => return Err(error),
@@ -95,7 +117,7 @@ impl Stacks<'_> {
             Step::Failed(failure) => {
                 self.guest.busy.remove(stack);
                 let blame = blame::of_failure(stack, failure, told.cause.as_deref());
-                let first = self.poll * if is_leaving(&order) { REST_OF_LEAVING } else { REST };
+                let first = self.poll * if is_leaving(order) { REST_OF_LEAVING } else { REST };
                 let again = match failure.may_be_tried_again() {
                     true => self.guest.failed(stack, order.again, first).min(idle).max(self.poll),
                     false => idle,

@@ -75,7 +75,7 @@ impl Goal<'_> {
         }
     }
 
-    fn desired(&self) -> Desired {
+    pub(in crate::aws) fn desired(&self) -> Desired {
         match self {
             Self::Present { wanted, .. } => Desired::Present((*wanted).clone()),
             Self::Absent { force } => Desired::Absent { force: *force },
