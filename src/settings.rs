@@ -373,7 +373,10 @@ mod tests {
         let (network, exposure) = (NetworkSettings::default(), ExposureSettings::default());
         let (kvm, rollout) = (KvmSettings::default(), RolloutSettings::default());
         let access = AccessSettings::default();
-        assert_eq!(chart, Settings { kubernetes, network, exposure, kvm, rollout, access, vault: None });
+        assert_eq!(
+            chart,
+            Settings { kubernetes, network, exposure, kvm, rollout, access, vault: None, aws: AwsSettings::default() }
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 """What ministack does not know of AWS: which property of a resource replaces it (it says of every change that it might, and replaces
-nothing), by AWS's own registry of resource types, which cfn-lint carries; instances' tags, when a policy asks for them; and that a stack
+nothing), by AWS's own registry of resource types, which cfn-lint carries; tags of instances and volumes, when a policy asks for them; which
+network a load balancer is in; and that a stack
 has no tags before its first change set is executed.
 """
 import json
@@ -7,7 +8,7 @@ import pathlib
 
 import cfnlint
 from ministack.core.responses import get_account_id, get_region
-from ministack.services import cloudformation, ec2, tagging
+from ministack.services import alb, cloudformation, ec2, tagging
 
 SCHEMAS = pathlib.Path(cfnlint.__file__).parent / "data/schemas"
 
@@ -27,6 +28,8 @@ def teach(provisioners):
             # Properties of properties are not told apart.
             table[kind] = tuple(path.split("/")[2] for path in schema.get(word, []))
     tagging._RESOURCE_TAG_COLLECTORS["ec2"] = instances
+    tell = alb._lb_xml
+    alb._lb_xml = lambda it: tell(it | {"VpcId": next((ec2._subnets[subnet]["VpcId"] for subnet in it["Subnets"]), "")})
     propose = cloudformation._ACTION_HANDLERS["CreateChangeSet"]
     cloudformation._ACTION_HANDLERS["CreateChangeSet"] = lambda params: untagged(propose(params))
 

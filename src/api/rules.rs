@@ -292,14 +292,20 @@ fn of_aws() -> [ValidationRule; 5] {
     let is_aws = "(has(self.provider) && has(self.provider.aws))";
     let only = |path: &[&str], default: &str, wanted: &str, message: &str| {
         let given = given("self", path);
-        rule(&format!("!{is_aws} || ({given} : '{default}') == '{wanted}'"), message, Some(&format!(".{}", path.join("."))))
+        rule(
+            &format!("!{is_aws} || ({given} : '{default}') == '{wanted}'"),
+            message,
+            Some(&format!(".{}", path.join("."))),
+        )
     };
     [
         only(&["pki", "backend"], "Embedded", "Vault", NEEDS_VAULT),
         only(&["exposure", "type"], "None", "None", NO_EXPOSURE),
         only(&["network", "overlay", "backend"], "Native", "Native", NO_FLANNEL),
         rule(
-            &format!("!{is_aws} || !has(self.ingressController) || !has(self.ingressController.enabled) || !self.ingressController.enabled"),
+            &format!(
+                "!{is_aws} || !has(self.ingressController) || !has(self.ingressController.enabled) || !self.ingressController.enabled"
+            ),
             NO_INGRESS,
             Some(".ingressController.enabled"),
         ),
@@ -312,7 +318,8 @@ fn of_aws() -> [ValidationRule; 5] {
 }
 
 /// Why a guest on AWS has its keys in Vault.
-pub const NEEDS_VAULT: &str = "must be Vault with provider aws: its nodes prove to Vault who they are, and get certificates there";
+pub const NEEDS_VAULT: &str =
+    "must be Vault with provider aws: its nodes prove to Vault who they are, and get certificates there";
 /// Why a guest on AWS has no exposure.
 pub const NO_EXPOSURE: &str = "must be None with provider aws, where provider.aws.apiAccess says who reaches the API";
 /// Why a guest on AWS has no Flannel.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     api::{Reason, names},
-    runtime::{CallFailure as Silence, chain},
+    runtime::chain,
 };
 
 /// What is told of a stack that cannot be as it should.
@@ -37,6 +37,20 @@ pub fn of_call(error: &AwsError) -> Reason {
     }
 }
 
+/// Whether a call was one too many: it is made later, and nobody has to do anything.
+pub fn is_of_pace(error: &AwsError) -> bool {
+    matches!(&error.source, CallFailure::Throttled(_) | CallFailure::Crowded(_))
+}
+
+/// Whether a step came to nothing since a call was one too many.
+pub fn waits_its_turn(error: &AdvanceError) -> bool {
+    match error {
+        AdvanceError::Look { source, .. } => is_of_pace(source),
+        AdvanceError::Call { source, .. } => is_of_pace(source),
+        AdvanceError::Record { .. } | AdvanceError::Unknown { .. } => false,
+    }
+}
+
 /// Of which sort it is that a step came to nothing.
 pub fn of_advance(error: &AdvanceError) -> Blame {
     let reason = match error {
@@ -45,11 +59,6 @@ pub fn of_advance(error: &AdvanceError) -> Blame {
         AdvanceError::Record { .. } | AdvanceError::Unknown { .. } => Reason::Error,
     };
     Blame { reason, message: chain(error) }
-}
-
-/// Whether it is nothing that anybody would have to be told: another replica leads.
-pub fn is_not_leading(error: &AwsError) -> bool {
-    matches!(&error.source, CallFailure::Call(Silence::NotLeading(_)))
 }
 
 /// What is told of a stack that the driver gave up, with the event that it comes of.
@@ -119,10 +128,7 @@ mod tests {
         for (cause, reason) in [
             ("NatA (…): The maximum number of addresses has been reached. (Service: Ec2)", Reason::AWSQuotaExceeded),
             ("Vpc (…): VpcLimitExceeded", Reason::AWSQuotaExceeded),
-            (
-                "Role (…): User: arn is not authorized to perform: iam:CreateRole on resource: x",
-                Reason::AWSDenied,
-            ),
+            ("Role (…): User: arn is not authorized to perform: iam:CreateRole on resource: x", Reason::AWSDenied),
             (
                 "Group (…): Your requested instance type (m9x.large) is not supported in your requested Availability Zone",
                 Reason::InstanceTypeUnavailable,
@@ -152,5 +158,8 @@ mod tests {
         assert_eq!(of(CallFailure::Denied { action: "a:b".into(), said: String::new() }), Reason::AWSDenied);
         assert_eq!(of(CallFailure::Quota(String::new())), Reason::AWSQuotaExceeded);
         assert_eq!(of(CallFailure::Throttled(String::new())), Reason::AWSUnavailable);
+        let source = CallFailure::Crowded(std::time::Duration::from_secs(15));
+        let call = AwsError { action: "a:b", object: String::new(), source };
+        assert!(waits_its_turn(&AdvanceError::Call { stack: "g8s-a".into(), source: call }));
     }
 }

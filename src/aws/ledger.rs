@@ -125,7 +125,8 @@ fn kept(record: &Record) -> StackRecord {
 /// The newer of two states of an object: resourceVersions are numbers that rise. What is no number is compared by nobody, and the
 /// first is taken.
 pub(super) fn newer(seen: Cluster, kept: Option<Cluster>) -> Cluster {
-    let number = |cluster: &Cluster| cluster.metadata.resource_version.as_ref().and_then(|text| text.parse::<u128>().ok());
+    let number =
+        |cluster: &Cluster| cluster.metadata.resource_version.as_ref().and_then(|text| text.parse::<u128>().ok());
     match kept.filter(|kept| kept.metadata.uid == seen.metadata.uid) {
         Some(kept) if number(&kept) > number(&seen) && number(&seen).is_some() => kept,
         _ => seen,

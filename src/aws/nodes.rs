@@ -71,7 +71,9 @@ fn keys<'a>(valid: &Valid, around: Surroundings<'a>, nodes: Nodes<'_>, leaves: &
     let login = nodes.login(around.owner);
     let login_id = around.logins.get(&login).map_or(
         // Nothing is signed by it: a node waits until its user data has the id.
-        "unknown", String::as_str);
+        "unknown",
+        String::as_str,
+    );
     Keys {
         vault: around.vault.into(),
         login: Login {

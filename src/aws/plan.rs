@@ -253,7 +253,8 @@ mod tests {
         let of: Vec<_> = stack.masters.iter().map(|master| master.zone.as_str()).collect();
         assert_eq!(of, ["eu-central-1a", "eu-central-1b", "eu-central-1a"]);
         assert_eq!((stack.masters[0].etcd_disk, stack.masters[0].machine.disk, stack.nat), (8, 20, Nat::PerZone));
-        let parts: Vec<_> = stack.zones.iter().map(|zone| (zone.private.to_string(), zone.public.to_string())).collect();
+        let parts: Vec<_> =
+            stack.zones.iter().map(|zone| (zone.private.to_string(), zone.public.to_string())).collect();
         let at = |private: &str, public: &str| (private.to_owned(), public.to_owned());
         assert_eq!(parts, [at("10.8.0.0/18", "10.8.192.0/20"), at("10.8.64.0/18", "10.8.208.0/20")]);
         let pool = pool_stack(&valid, &aws, &valid.pools[0], &outputs(), (Vec::new(), 600));
@@ -291,7 +292,8 @@ mod tests {
     fn merge(into: &mut serde_json::Value, from: &serde_json::Value) {
         match (into, from) {
             (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
-                from.iter().for_each(|(key, value)| merge(into.entry(key.clone()).or_insert(serde_json::Value::Null), value));
+                from.iter()
+                    .for_each(|(key, value)| merge(into.entry(key.clone()).or_insert(serde_json::Value::Null), value));
             }
             (into, from) => *into = from.clone(),
         }

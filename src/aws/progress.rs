@@ -90,7 +90,14 @@ mod tests {
 
     fn event(id: &str, status: ResourceStatus, reason: &str) -> Event {
         let of_stack = id == "g8s-k3v7qzma";
-        Event { id: id.into(), of_stack, kind: String::new(), status: Some(status), reason: reason.into(), token: Some("now".into()) }
+        Event {
+            id: id.into(),
+            of_stack,
+            kind: String::new(),
+            status: Some(status),
+            reason: reason.into(),
+            token: Some("now".into()),
+        }
     }
 
     fn begun_and_done(ids: &[&str]) -> Vec<Event> {

@@ -154,7 +154,8 @@ impl AwsOperator {
         let wanted = Wanted { given_up: given_up(target), formed: target.has_formed_etcd(), ..Wanted::default() };
         let owner = plan::owner(&valid.identity);
         let look = Look { valid, aws, owner, wanted, roots };
-        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
+        let mut stacks =
+            Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
         if let Some(blame) = self.offered(&look, &mut stacks).await {
             return Ok(self.blamed(target, &blame, self.poll * SECRET));
         }
@@ -171,7 +172,9 @@ impl AwsOperator {
             _ => Report::waiting("the stack of network and control plane"),
         };
         self.note_refusals(target, guest, &cluster);
-        let endpoint = outputs.as_ref().map(Outputs::endpoint);
+        // What is not seen now is where it was.
+        let pinned = || target.cluster.status.as_ref().and_then(|status| status.endpoint.clone());
+        let endpoint = outputs.as_ref().map(Outputs::endpoint).or_else(pinned);
         let facts = |endpoint| NetworkFacts { inside: None, endpoint, ingress: None };
         let masters = KvmFacts {
             ready: 0,
@@ -306,7 +309,8 @@ impl AwsOperator {
             Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET_REFUSED)),
         };
         let force = annotation(target, names::AWS_FORCE_DELETE_ANNOTATION) == Some("true");
-        let mut stacks = Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
+        let mut stacks =
+            Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
         let (mut again, mut left) = (session.account.intervals().idle, Vec::new());
         let mut failed = None;
         let pools = self.pools_of(&owner, book);
@@ -472,10 +476,11 @@ impl AwsOperator {
         let way = (region, credentials);
         let session = match credentials::way(secret.as_ref(), &target.identity, way, &self.context.settings.aws) {
             Err(error) => Err(Blame { reason: Reason::AWSCredentialsRefused, message: error.to_string() }),
-            Ok(way) => self.accounts.enter(&way).await.map_err(|error| Blame {
-                reason: blame::of_call(&error),
-                message: chain(&error),
-            }),
+            Ok(way) => self
+                .accounts
+                .enter(&way)
+                .await
+                .map_err(|error| Blame { reason: blame::of_call(&error), message: chain(&error) }),
         };
         // With other keys all may be otherwise.
         guest.rests.clear();

@@ -99,6 +99,11 @@ impl Stacks<'_> {
             Ok(told) => told,
             Err(error @ AdvanceError::Record { .. }) => return Err(error),
             Err(error) if is_not_leading(&error) => return Err(error),
+            Err(error) if blame::waits_its_turn(&error) => {
+                let what = format!("a turn to call AWS ({})", chain(&error));
+                let outputs = Default::default();
+                return Ok(Stand { is: Is::Waits(what), outputs, drift: None, again: self.poll * 4 });
+            }
             Err(error) => {
                 return Ok(Stand::failed(blame::of_advance(&error), self.poll * 4));
             }

@@ -179,7 +179,11 @@ fn conditions(observed: &Observed, now: Timestamp) -> Vec<Condition> {
     let Observed { generation, old, valid, reports, deleting, failure, .. } = observed;
     let mut conditions = Conditions::new(&old.conditions, *generation, now);
     if let Some(left) = deleting {
-        let message = format!("still there: {}", left.join(", "));
+        let why = match &reports.kvm {
+            Some(Report::Failed { message, .. }) => format!("; {message}"),
+            _ => String::new(),
+        };
+        let message = format!("still there: {}{why}", left.join(", "));
         conditions.set(ConditionType::Deleting, Status::True, Reason::Deleting, message);
     }
     let ClusterReports { network: _, flannel: _, pki, kvm, pools, isolation: _, ways: _, guest, bound: _ } = reports;
@@ -353,7 +357,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{api::NodeCounts, guest::GuestFacts, kvm::KvmFacts, network::{Inside, NetworkFacts}, testing::valid};
+    use crate::{
+        api::NodeCounts,
+        guest::GuestFacts,
+        kvm::KvmFacts,
+        network::{Inside, NetworkFacts},
+        testing::valid,
+    };
 
     fn good() -> ClusterReports {
         ClusterReports {

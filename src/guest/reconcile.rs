@@ -160,7 +160,12 @@ impl GuestOperator {
             return Ok((Report::waiting("a valid and protected Cluster"), Outcome::AwaitChange));
         };
         let reports = self.context.reports.of(&target.identity);
-        let address = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.inside).map(|inside| inside.api_address);
+        let address = reports
+            .network
+            .as_ref()
+            .and_then(Report::facts)
+            .and_then(|facts| facts.inside)
+            .map(|inside| inside.api_address);
         let running = reports.kvm.as_ref().and_then(Report::facts).is_some_and(|facts| facts.ready > 0);
         let Some(address) = address.filter(|_| running) else {
             return Ok((Report::waiting("the control plane"), Outcome::AwaitChange));

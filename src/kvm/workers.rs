@@ -46,7 +46,10 @@ impl KvmOperator {
         }
         let Some(namespace) = self.context.namespace(identity) else { return waiting("the namespace") };
         let reports = self.context.reports.of(identity);
-        let Some(network) = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.inside.as_ref()) else { return waiting("the network") };
+        let Some(network) = reports.network.as_ref().and_then(Report::facts).and_then(|facts| facts.inside.as_ref())
+        else {
+            return waiting("the network");
+        };
         if target.asks_for_flannel() && reports.flannel.as_ref().and_then(Report::facts).is_none() {
             return waiting("what flanneld needs");
         }

@@ -157,7 +157,8 @@ impl NetworkOperator {
             Some(Way::At(address)) => (Some(address), None),
             Some(Way::Waits(what)) => (None, Some(what)),
         };
-        let facts = |endpoint| NetworkFacts { inside: Some(Inside { vni, api_address }), endpoint, ingress: ingress.clone() };
+        let facts =
+            |endpoint| NetworkFacts { inside: Some(Inside { vni, api_address }), endpoint, ingress: ingress.clone() };
         // A guest that people do not reach is made nevertheless.
         Ok(match outside {
             Outside::At(endpoint) => {

@@ -7,10 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
-use kube::{
-
-    api::{DeleteParams, Patch, PatchParams, PostParams},
-};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -290,7 +287,12 @@ fn a_kill_at_any_call_leaves_nothing_unaccounted() {
                 let mut id = None;
                 for (word, spec) in [
                     ("create", Some(site.spec(&json!({})))),
-                    ("update", Some(json!({"provider": {"aws": {"nat": "PerZone", "controlPlane": {"instanceType": "m7i.xlarge"}}}}))),
+                    (
+                        "update",
+                        Some(
+                            json!({"provider": {"aws": {"nat": "PerZone", "controlPlane": {"instanceType": "m7i.xlarge"}}}}),
+                        ),
+                    ),
                     ("delete", None),
                 ] {
                     site.proxy.cut(at, moment);
@@ -334,7 +336,9 @@ async fn finished(site: &Site, world: &World, manager: &mut Manager, name: &str,
                     let cluster = world.clusters("a").get(name).await.unwrap();
                     cluster.status.is_some_and(|status| status.observed_generation == cluster.metadata.generation)
                 };
-                is_new && made(world, name, Duration::ZERO).await.is_ok() && (word == "create" || is_updated(world, name).await)
+                is_new
+                    && made(world, name, Duration::ZERO).await.is_ok()
+                    && (word == "create" || is_updated(world, name).await)
             }
         };
         if done {
@@ -438,7 +442,14 @@ fn what_is_amiss_is_told_and_troubles_nobody_else() {
         assert!(calls.len() <= 10, "{calls:?}");
         let cluster = world.clusters("a").get("good").await.unwrap();
         assert_eq!(condition(&cluster, "NetworkReady").unwrap().0, "True");
-        let names: BTreeSet<_> = ["good", "keyless", "powerless", "quota", "big", "typeless"].into();
+        let names: BTreeSet<_> = ["good", "keyless", "quota", "big", "typeless"].into();
+        // Without rights nobody can tell whether something is left.
+        world.delete("a", "powerless").await.unwrap();
+        let what = ("Deleting", "True", "Deleting");
+        let (message, _) = world.condition(TOLD, ("a", "powerless"), what).await.unwrap();
+        println!("    {message}");
+        site.keys(&world, "powerless", User::Manager).await;
+        world.gone(PATIENCE, "a", "powerless").await.unwrap();
         for name in names {
             world.delete("a", name).await.unwrap();
             world.gone(PATIENCE, "a", name).await.unwrap();
@@ -550,7 +561,8 @@ fn clusters_share_looks_at_their_account() {
 fn throttling_slows_down_and_stops_nothing() {
     on_servers("aws-throttled", async |servers, world| {
         let site = Site::new(servers, &world, "aws-throttled").await;
-        let _manager = Manager::start(servers, "one", site.options()).await;
+        let aws = json!({"endpoint": site.proxy.address, "poll": "2s"});
+        let _manager = Manager::start(servers, "one", Options { aws: Some(aws), ..site.options() }).await;
         site.proxy.throttle(true);
         let began = Instant::now();
         for name in ["one", "two", "three"] {
@@ -573,8 +585,10 @@ fn throttling_slows_down_and_stops_nothing() {
 fn a_leader_that_changes_makes_no_second_stack() {
     on_servers("aws-leaders", async |servers, world| {
         let site = Site::new(servers, &world, "aws-leaders").await;
-        let mut managers =
-            [Manager::start(servers, "one", site.options()).await, Manager::start(servers, "two", site.options()).await];
+        let mut managers = [
+            Manager::start(servers, "one", site.options()).await,
+            Manager::start(servers, "two", site.options()).await,
+        ];
         let pool = json!({"nodePools": [{"name": "web"}]});
         world.create("a", "one", site.spec(&pool)).await.unwrap();
         for round in 0..4 {
@@ -588,7 +602,12 @@ fn a_leader_that_changes_makes_no_second_stack() {
         made(&world, "one", PATIENCE).await.unwrap();
         let first = records(&world, "one").await;
         assert_eq!((first.len(), stacks(&site).await.len()), (2, 2), "{first:?}");
-        patch(&world, "one", json!({"provider": {"aws": {"nat": "PerZone"}}, "nodePools": [{"name": "web", "replicas": 2}]})).await;
+        patch(
+            &world,
+            "one",
+            json!({"provider": {"aws": {"nat": "PerZone"}}, "nodePools": [{"name": "web", "replicas": 2}]}),
+        )
+        .await;
         for round in 0..3 {
             tokio::time::sleep(Duration::from_millis(500)).await;
             managers[round % 2].restart();

@@ -240,7 +240,11 @@ fn offerings(form: &str) -> Response<Body> {
     let items: String = types
         .iter()
         .filter(|name| !name.starts_with("m99"))
-        .flat_map(|name| zones.iter().map(move |zone| format!("<item><instanceType>{name}</instanceType><location>{zone}</location></item>")))
+        .flat_map(|name| {
+            zones
+                .iter()
+                .map(move |zone| format!("<item><instanceType>{name}</instanceType><location>{zone}</location></item>"))
+        })
         .collect();
     let body = format!(
         "<DescribeInstanceTypeOfferingsResponse><instanceTypeOfferingSet>{items}</instanceTypeOfferingSet></DescribeInstanceTypeOfferingsResponse>"

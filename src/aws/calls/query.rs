@@ -95,7 +95,8 @@ impl Query {
             }
             answer => answer?,
         };
-        let strange = || AwsError { action: operation.action, object: object.to_owned(), source: Failure::Answer("XML") };
+        let strange =
+            || AwsError { action: operation.action, object: object.to_owned(), source: Failure::Answer("XML") };
         Element::parse(&text).ok_or_else(strange)
     }
 

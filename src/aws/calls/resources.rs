@@ -83,11 +83,7 @@ pub struct Resources {
 }
 
 impl Resources {
-    pub(in crate::aws) fn new(
-        (region, endpoint): (&str, Option<&String>),
-        keys: Arc<Keyring>,
-        caller: Caller,
-    ) -> Self {
+    pub(in crate::aws) fn new((region, endpoint): (&str, Option<&String>), keys: Arc<Keyring>, caller: Caller) -> Self {
         Self { query: Query::new(region.to_owned(), endpoint.cloned(), keys, caller) }
     }
 
@@ -95,11 +91,7 @@ impl Resources {
     ///
     /// # Errors
     /// If that cannot be told.
-    pub async fn offerings(
-        &self,
-        types: &[String],
-        zones: &[String],
-    ) -> Result<BTreeSet<(String, String)>, AwsError> {
+    pub async fn offerings(&self, types: &[String], zones: &[String]) -> Result<BTreeSet<(String, String)>, AwsError> {
         let mut parameters = vec![("LocationType".to_owned(), "availability-zone".to_owned())];
         parameters.extend(filter(1, "instance-type", types));
         parameters.extend(filter(2, "location", zones));

@@ -209,7 +209,9 @@ impl Check {
         for text in networks.iter().take(MAX_NETWORKS) {
             match text.parse::<Ipv4Net>().ok().filter(|net| net.trunc() == *net && !found.contains(net)) {
                 Some(network) => found.push(network),
-                None => self.text(&field, text, false, "must be another IPv4 range without host bits, such as 10.0.0.0/8"),
+                None => {
+                    self.text(&field, text, false, "must be another IPv4 range without host bits, such as 10.0.0.0/8")
+                }
             }
         }
         found
@@ -279,7 +281,12 @@ fn is_region(text: &str) -> bool {
     let letters = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
     let [first, middle @ .., last] = words.as_slice() else { return false };
     let is_number = last.len() == 1 && last.bytes().all(|byte| byte.is_ascii_digit());
-    text.len() <= 32 && first.len() == 2 && letters(first) && !middle.is_empty() && middle.iter().all(|word| letters(&word)) && is_number
+    text.len() <= 32
+        && first.len() == 2
+        && letters(first)
+        && !middle.is_empty()
+        && middle.iter().all(|word| letters(&word))
+        && is_number
 }
 
 /// `ami-0123456789abcdef0`

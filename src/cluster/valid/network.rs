@@ -193,7 +193,13 @@ impl Check {
         Fabric::Routed
     }
 
-    pub(super) fn range(&mut self, field: &str, value: Option<&str>, default: Ipv4Net, prefixes: RangeInclusive<u8>) -> Ipv4Net {
+    pub(super) fn range(
+        &mut self,
+        field: &str,
+        value: Option<&str>,
+        default: Ipv4Net,
+        prefixes: RangeInclusive<u8>,
+    ) -> Ipv4Net {
         let Some(text) = value else { return default };
         // Written as we would write it: parsers disagree on leading zeros.
         let Some(range) = text.parse::<Ipv4Net>().ok().filter(|range| range.to_string() == text) else {
