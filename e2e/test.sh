@@ -117,7 +117,7 @@ if $fast || [[ $chosen == controller ]]; then
   # A third of its time: what shows in minutes that the core is sound. Outages, leadership, rollouts and the rest have a
   # slow group of their own.
   if $fast && [[ $part != all && $chosen != controller ]]; then
-    quick=(access:: apart:: children:: claims:: crash::networks escrow:: exposure:: flannel:: largest:: masters:: namesakes:: pause:: people:: pools:: steady:: strangers:: told::)
+    quick=(access:: apart:: aws::a_cluster aws::what_ children:: claims:: crash::networks escrow:: exposure:: flannel:: largest:: masters:: namesakes:: pause:: people:: pools:: steady:: strangers:: told::)
   fi
   e2e controller "${quick[@]}"
 fi

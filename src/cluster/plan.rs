@@ -517,6 +517,38 @@ mod tests {
         assert_eq!((new.image_entry.as_deref(), new.rolled_at.as_deref()), (Some("debug"), Some("now")));
     }
 
+    #[cfg(feature = "aws")]
+    #[test]
+    fn what_is_recorded_of_stacks_is_in_every_status_that_follows() {
+        let checked = crate::testing::on_aws(json!({}));
+        let record = crate::api::StackRecord { attempt: 2, goal: "present/a".into(), id: None };
+        let aws = AwsStatus { image: Some("ami-00000000000000001".into()), stacks: [("g8s-a".into(), record)].into() };
+        let old = ClusterStatus { version: Some("v1.36.3".into()), aws: Some(aws.clone()), ..ClusterStatus::default() };
+        let of = |valid: Result<Valid, Vec<Violation>>, runs: bool| {
+            let runs = runs.then(|| checked.version.clone());
+            let kvm = Some(Report::Ready(KvmFacts { runs, ..KvmFacts::default() }));
+            let reports = ClusterReports { kvm, ..ClusterReports::default() };
+            let observed = Observed {
+                identity: &checked.identity,
+                generation: 1,
+                old: &old,
+                valid: &valid,
+                reports: &reports,
+                deleting: None,
+                namespace_uid: None,
+                failure: None,
+            };
+            status(&observed, Timestamp::UNIX_EPOCH)
+        };
+        // Its image is pinned, as its version is, when that has arrived.
+        assert_eq!(of(Ok(checked.clone()), false).aws.as_ref(), Some(&aws));
+        let arrived = of(Ok(checked.clone()), true);
+        assert_eq!(arrived.provider.as_deref(), Some("aws"));
+        let arrived = arrived.aws.unwrap();
+        assert_eq!((arrived.image.as_deref(), arrived.stacks), (Some("ami-0123456789abcdef0"), aws.stacks.clone()));
+        assert_eq!(of(Err(vec![Violation::new("spec", "x")]), true).aws.as_ref(), Some(&aws));
+    }
+
     #[test]
     fn a_failure_is_degraded_and_names_its_cause() {
         let mut reports = good();
