@@ -28,6 +28,7 @@ def teach(provisioners):
             # Properties of properties are not told apart.
             table[kind] = tuple(path.split("/")[2] for path in schema.get(word, []))
     tagging._RESOURCE_TAG_COLLECTORS["ec2"] = instances
+    tagging._RESOURCE_TAG_COLLECTORS["elasticloadbalancing"] = lambda: alb._tags.items()
     tell = alb._lb_xml
     alb._lb_xml = lambda it: tell(it | {"VpcId": next((ec2._subnets[subnet]["VpcId"] for subnet in it["Subnets"]), "")})
     propose = cloudformation._ACTION_HANDLERS["CreateChangeSet"]

@@ -27,7 +27,7 @@
 //! And the micro-operator around them:
 //! - [`plan`]: which stacks a guest has, and what each is made of; [`nodes`]: what its nodes are handed; both pure
 //! - [`credentials`]: as whom its account is entered; [`blame`]: what people are told of what went wrong; both pure
-//! - [`reconcile`]: the effects; `stacks`: on one stack; `sweep`: on what the guest made itself; `ledger`: its record in the Cluster's status; `memory`: what is remembered
+//! - [`reconcile`]: the effects; `enter`: the way into the account, `leave`: on a guest that goes; `stacks`: on one stack; `sweep`: on what the guest made itself; `ledger`: its record in the Cluster's status; `memory`: what is remembered
 
 pub mod accounts;
 pub mod blame;
@@ -36,7 +36,9 @@ pub mod change_set;
 pub mod credentials;
 pub mod deploy;
 pub mod driver;
+mod enter;
 pub mod identity;
+mod leave;
 mod ledger;
 mod memory;
 pub mod nodes;

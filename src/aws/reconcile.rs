@@ -13,45 +13,37 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use tokio::time::Instant;
 
 use super::{
-    accounts::{Accounts, Intervals, Session},
-    blame::{self, Blame},
-    credentials,
+    accounts::{Accounts, Intervals},
+    blame::Blame,
     deploy::{AdvanceError, Goal, Order},
     driver::Wanted,
+    leave::remove,
     ledger::{self, Book},
-    memory::{Entry, Guest, Offered},
+    memory::{Guest, Offered},
     nodes::{self, Surroundings},
     plan::{self, Outputs},
     stacks::{Is, Stacks, Stand},
-    sweep,
     tags::Owner,
     template::{Body, InputError},
     user_data::UserDataError,
 };
 use crate::{
     api::{Cluster, Reason, names},
-    cluster::{
-        ClusterKey, Report, Valid,
-        valid::{Aws, AwsCredentials},
-    },
+    cluster::{ClusterKey, Report, Valid, valid::Aws},
     context::{Context, Target},
     kvm::{KvmFacts, PoolFacts},
     network::NetworkFacts,
     pki::roots,
-    runtime::{CallError, call, chain, operator::Reconciler, queue::Outcome},
+    runtime::{CallError, chain, operator::Reconciler, queue::Outcome},
 };
 
 /// In looks at an account that is busy: how often the Secret is looked at, while all is well and while it is not.
-const SECRET: u32 = 12;
-const SECRET_REFUSED: u32 = 2;
-/// Likewise, how long keys that were refused are not tried again while the Secret is the same.
-const REFUSED: u32 = 12;
-
+pub(super) const SECRET: u32 = 12;
+pub(super) const SECRET_REFUSED: u32 = 2;
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,23 +57,23 @@ pub enum Error {
 
 /// The aws operator.
 pub struct AwsOperator {
-    context: Context,
-    accounts: Accounts,
-    poll: Duration,
-    drift_interval: Duration,
+    pub(super) context: Context,
+    pub(super) accounts: Accounts,
+    pub(super) poll: Duration,
+    pub(super) drift_interval: Duration,
     guests: Mutex<HashMap<ClusterKey, Guest>>,
 }
 
 /// What is said of a guest.
-struct Said {
-    network: Report<NetworkFacts>,
-    control_plane: Report<KvmFacts>,
-    pools: Report<PoolFacts>,
-    outcome: Outcome,
+pub(super) struct Said {
+    pub(super) network: Report<NetworkFacts>,
+    pub(super) control_plane: Report<KvmFacts>,
+    pub(super) pools: Report<PoolFacts>,
+    pub(super) outcome: Outcome,
 }
 
 impl Said {
-    fn waiting(what: &str) -> Self {
+    pub(super) fn waiting(what: &str) -> Self {
         Self {
             network: Report::waiting(what),
             control_plane: Report::waiting(what),
@@ -90,7 +82,7 @@ impl Said {
         }
     }
 
-    fn gone() -> Self {
+    pub(super) fn gone() -> Self {
         let outcome = Outcome::AwaitChange;
         Self { network: Report::Gone, control_plane: Report::Gone, pools: Report::Gone, outcome }
     }
@@ -296,95 +288,6 @@ impl AwsOperator {
         Ok(stacks.step(order, body.resources).await?)
     }
 
-    /// Removes the guest's stacks: those of pools first, then the one whose network they are in.
-    async fn leave(&self, target: &Target, guest: &mut Guest, book: &Book) -> Result<Said, Error> {
-        // An attempt is written down before anything is tried: nothing was ever made.
-        if book.stacks().is_empty() {
-            return Ok(Said::gone());
-        }
-        let owner = plan::owner(&target.identity);
-        let Some((region, credentials)) = target.aws_account() else { return Ok(Said::gone()) };
-        let session = match self.enter(target, (&region, &credentials), guest).await? {
-            Ok(session) => session,
-            Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET_REFUSED)),
-        };
-        let force = annotation(target, names::AWS_FORCE_DELETE_ANNOTATION) == Some("true");
-        let mut stacks =
-            Stacks { session: &session, book, guest, poll: self.poll, drift_interval: self.drift_interval };
-        let (mut again, mut left) = (session.account.intervals().idle, Vec::new());
-        let mut failed = None;
-        let pools = self.pools_of(&owner, book);
-        let stages = [pools, vec![owner.cluster_stack()]];
-        for (number, stage) in stages.into_iter().enumerate() {
-            // What is in its network keeps the network from going.
-            if number == 1 && !stacks.guest.swept[0] {
-                match self.sweep(&owner, &mut stacks, 0).await {
-                    Ok(None) => {}
-                    Ok(Some(what)) => {
-                        left.push(what);
-                        again = self.poll;
-                        break;
-                    }
-                    Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET)),
-                }
-            }
-            for name in stage {
-                if stacks.guest.gone.contains(&name) {
-                    continue;
-                }
-                let stand = remove(&owner, &mut stacks, &name, force).await?;
-                again = again.min(stand.again);
-                match stand.is {
-                    Is::Done => drop(stacks.guest.gone.insert(name)),
-                    Is::Waits(what) => left.push(what),
-                    Is::Failed(blame) => {
-                        // Before it is tried again.
-                        stacks.guest.swept[0] = false;
-                        left.push(name);
-                        failed = failed.or(Some(blame));
-                    }
-                }
-            }
-            if !left.is_empty() {
-                break;
-            }
-        }
-        if left.is_empty() && !stacks.guest.swept[1] {
-            // Volumes that nodes of the control plane had.
-            match self.sweep(&owner, &mut stacks, 1).await {
-                Ok(None) => {}
-                Ok(Some(what)) => {
-                    left.push(what);
-                    again = self.poll;
-                }
-                Err(blame) => return Ok(self.blamed(target, &blame, self.poll * SECRET)),
-            }
-        }
-        if left.is_empty() {
-            return Ok(Said::gone());
-        }
-        if let Some(blame) = failed {
-            return Ok(self.blamed(target, &blame, again));
-        }
-        Ok(Said { outcome: Outcome::After(again), ..Said::waiting(&left.join(", ")) })
-    }
-
-    /// Removes what the guest made itself: before its network goes what is in the way of that, and then the rest. Answers what it waits
-    /// for.
-    async fn sweep(&self, owner: &Owner, stacks: &mut Stacks<'_>, turn: usize) -> Result<Option<String>, Blame> {
-        let swept = sweep::sweep(stacks.session, owner).await;
-        let left = swept.map_err(|error| Blame { reason: blame::of_call(&error), message: chain(&error) })?;
-        let waits: Vec<_> = match turn {
-            0 => sweep::in_the_way(&left).map(ToString::to_string).collect(),
-            _ => left.iter().map(ToString::to_string).collect(),
-        };
-        if waits.is_empty() {
-            stacks.guest.swept[turn] = true;
-            return Ok(None);
-        }
-        Ok(Some(format!("{} to go, which the guest made", waits.join(", "))))
-    }
-
     /// Whether the guest's zones have the instance types that it asks for: asked when either changes, and now and then while some are
     /// missing. A stack would tell so only after minutes.
     async fn offered(&self, look: &Look<'_>, stacks: &mut Stacks<'_>) -> Option<Blame> {
@@ -410,12 +313,6 @@ impl AwsOperator {
         missing
     }
 
-    /// Names of the stacks of pools that are recorded.
-    fn pools_of(&self, owner: &Owner, book: &Book) -> Vec<String> {
-        let cluster = owner.cluster_stack();
-        book.stacks().into_iter().filter(|name| *name != cluster).collect()
-    }
-
     fn around<'a>(&'a self, look: &'a Look<'a>) -> Option<Surroundings<'a>> {
         // Of Vault's roles nothing is known here: who writes them tells their ids.
         static NONE: BTreeMap<String, String> = BTreeMap::new();
@@ -431,7 +328,7 @@ impl AwsOperator {
     }
 
     /// The same of all that a guest has there; what was known stays known.
-    fn blamed(&self, target: &Target, blame: &Blame, again: Duration) -> Said {
+    pub(super) fn blamed(&self, target: &Target, blame: &Blame, again: Duration) -> Said {
         let before = self.context.reports.of(&target.identity);
         let Blame { reason, message } = blame;
         Said {
@@ -441,80 +338,9 @@ impl AwsOperator {
             outcome: Outcome::After(again),
         }
     }
-
-    /// Enters the guest's account, or stays there: the Secret is looked at now and then, and what it holds is used until it is another.
-    /// Keys that were refused are not tried again at once.
-    async fn enter(
-        &self,
-        target: &Target,
-        (region, credentials): (&str, &AwsCredentials),
-        guest: &mut Guest,
-    ) -> Result<Result<Session, Blame>, Error> {
-        if let Some(entry) = guest.entry.as_ref().filter(|entry| entry.credentials == *credentials) {
-            let pause = if entry.session.is_ok() { SECRET } else { SECRET_REFUSED };
-            if entry.looked.elapsed() < self.poll * pause {
-                return Ok(entry.session.clone());
-            }
-        }
-        let secret = self.secret(target, credentials).await?;
-        let version = secret.as_ref().and_then(|secret| {
-            let meta = &secret.metadata;
-            Some((meta.uid.clone()?, meta.resource_version.clone()?))
-        });
-        if let Some(entry) = guest.entry.as_mut()
-            && entry.version == version
-            && entry.credentials == *credentials
-            && entry.tried.elapsed() < self.poll * REFUSED
-        {
-            entry.looked = Instant::now();
-            return Ok(entry.session.clone());
-        }
-        if let Some(entry) = guest.entry.as_mut().filter(|entry| entry.version == version && entry.session.is_ok()) {
-            entry.looked = Instant::now();
-            return Ok(entry.session.clone());
-        }
-        let way = (region, credentials);
-        let session = match credentials::way(secret.as_ref(), &target.identity, way, &self.context.settings.aws) {
-            Err(error) => Err(Blame { reason: Reason::AWSCredentialsRefused, message: error.to_string() }),
-            Ok(way) => self
-                .accounts
-                .enter(&way)
-                .await
-                .map_err(|error| Blame { reason: blame::of_call(&error), message: chain(&error) }),
-        };
-        // With other keys all may be otherwise.
-        guest.rests.clear();
-        let now = Instant::now();
-        let credentials = credentials.clone();
-        guest.entry = Some(Entry { version, credentials, looked: now, tried: now, session: session.clone() });
-        Ok(session)
-    }
-
-    async fn secret(&self, target: &Target, credentials: &AwsCredentials) -> Result<Option<Secret>, Error> {
-        let (namespace, name) = (&target.identity.key.namespace, &credentials.secret);
-        let api = Api::<Secret>::namespaced(self.context.client.clone(), namespace);
-        call("get", format!("Secret {namespace}/{name}"), api.get_opt(name)).await.map_err(Error::Secret)
-    }
-
-    /// Keys that AWS does not take any more are looked at anew, soon.
-    fn note_refusals(&self, target: &Target, guest: &mut Guest, stand: &Stand) {
-        if let Is::Failed(Blame { reason: Reason::AWSCredentialsRefused, .. }) = &stand.is
-            && let Some(entry) = guest.entry.as_mut()
-        {
-            tracing::debug!(cluster = %target.identity.key, "AWS does not take the keys any more");
-            // The next look reads the Secret.
-            entry.looked = Instant::now().checked_sub(self.poll * SECRET).unwrap_or(entry.looked);
-        }
-    }
 }
 
-/// Removes a stack.
-async fn remove(owner: &Owner, stacks: &mut Stacks<'_>, name: &str, force: bool) -> Result<Stand, Error> {
-    let order = Order { uid: &owner.uid, stack: name, goal: Goal::Absent { force }, again: false };
-    Ok(stacks.step(order, 0).await?)
-}
-
-fn annotation<'a>(target: &'a Target, name: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(target: &'a Target, name: &str) -> Option<&'a str> {
     target.cluster.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
@@ -562,14 +388,11 @@ impl Reconciler for AwsOperator {
         let mut guest = known.unwrap_or_else(|| Guest { uid, ..Guest::default() });
         let said = self.look(key, &target, &mut guest).await;
         self.guests().insert(key.clone(), guest);
-        let said = said.or_else(|error| match error {
-            // Another leads, or has written since: nothing to tell of the guest.
-            Error::Step(_) => Err(error),
-            Error::Secret(_) => {
-                let blame = Blame { reason: Reason::Error, message: chain(&error) };
-                let said = self.blamed(&target, &blame, self.poll);
-                self.say(&target, said);
-                Err(error)
+        let said = said.inspect_err(|error| {
+            // Of a step it is that another leads, or has written since: nothing to tell of the guest.
+            if matches!(error, Error::Secret(_)) {
+                let blame = Blame { reason: Reason::Error, message: chain(error) };
+                self.say(&target, self.blamed(&target, &blame, self.poll));
             }
         })?;
         let outcome = said.outcome;

@@ -285,7 +285,7 @@ fn is_region(text: &str) -> bool {
         && first.len() == 2
         && letters(first)
         && !middle.is_empty()
-        && middle.iter().all(|word| letters(&word))
+        && middle.iter().all(letters)
         && is_number
 }
 
