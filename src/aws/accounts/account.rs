@@ -22,8 +22,8 @@ use crate::{
     runtime::chain,
 };
 
-/// How long it is looked at often after somebody last waited for something.
-const HURRY: Duration = Duration::from_secs(60);
+/// For how many looks it is looked at often after somebody last waited for something: a minute, as it is usually.
+const HURRY: u32 = 12;
 
 /// What is older than so many looks at an account that is idle, since the later ones failed, is not served any more.
 const LOOKS_MISSED: u32 = 3;
@@ -134,7 +134,7 @@ impl Account {
 
     /// Somebody waits for something: it is looked at often for a while.
     pub fn hurry(&self) {
-        *locked(&self.hurry) = Some(Instant::now() + HURRY);
+        *locked(&self.hurry) = Some(Instant::now() + self.intervals.busy * HURRY);
         self.stir.notify_one();
     }
 
