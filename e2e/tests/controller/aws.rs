@@ -521,7 +521,9 @@ fn what_the_guest_made_goes_first() {
         assert!(place("DeleteLoadBalancer") < place("DeleteStack"), "{calls:?}");
         assert!(place("DeleteVolume") < usize::MAX, "{calls:?}");
         let left = leftovers(&site, &[]);
-        assert_eq!(left["volumes"], json!([2]), "{left}");
+        // Those of the claim and of another cluster; what the peer makes of etcd's, whose policy is a snapshot, is its own.
+        let volumes = left["volumes"].as_array().unwrap();
+        assert!(!volumes.contains(&json!(1)) && volumes.contains(&json!(2)), "{left}");
         assert_eq!(left["balancers"], json!([]), "{left}");
     });
 }
