@@ -12,6 +12,9 @@ export CARGO_BUILD_BUILD_DIR ?= $(GIANTNETES_CACHE)/build
 # The last two are where `make deps` puts Rust and Go if the machine has none.
 export PATH := /usr/sbin:/sbin:$(PATH):$(HOME)/.cargo/bin:$(GIANTNETES_CACHE)/go/bin
 
+# What `make bench` measured, until it is added to docs/benchmarks.
+BENCH := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/bench.jsonl
+
 LAB := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/lab
 
 .PHONY: help
@@ -61,16 +64,27 @@ tools: ## Build the third-party servers that are missing (ONLY="etcd helm": only
 images: deps tools build ## Build the images that are missing (ONLY="pause vm": only these)
 	@images/build.sh $(ONLY)
 
+# Of an optimised build, which the tests have no time for.
+.PHONY: release-images
+release-images: deps tools ours ## Build the images that users get, of an optimised binary
+	@cargo build --release --locked -p giantnetes
+	@GIANTNETES_BIN=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/release/giantnetes images/build.sh vm controller
+
 .PHONY: sbom
 sbom: images ## Write what the images are made of (CycloneDX) into target/sbom
 	@images/sbom.py $(or $(CARGO_TARGET_DIR),target)/sbom
 
 .PHONY: bench
-bench: tools ours ## Measure what the controller manager costs, with an optimised build, and how fast guests' machines reach each other
+bench: tools ours ## Measure what the manager costs and how fast guests' machines reach each other, into docs/benchmarks (RUNS=3)
 	@cargo build --release -p giantnetes
 	@cargo build --release -p giantnetes-e2e --bins
-	@cargo test --release -p giantnetes-e2e --test controller --test vault -- --ignored --nocapture --test-threads=1 bench
-	@TEST=throughput e2e/test.sh
+	@mkdir -p $(dir $(BENCH)) && rm -f $(BENCH)
+	@for run in $$(seq $(or $(RUNS),1)); do \
+	  GIANTNETES_BENCH=$(BENCH) cargo test --release -p giantnetes-e2e --test controller --test vault -- \
+	    --ignored --nocapture --test-threads=1 bench; \
+	done
+	@GIANTNETES_BENCH=$(BENCH) TEST=throughput e2e/test.sh
+	@docs/benchmarks/tables.py --take $(BENCH)
 
 # Half an hour of builds would be in vain on a machine that cannot carry a lab.
 .PHONY: preflight
@@ -97,6 +111,11 @@ crds: ours ## Write the CustomResourceDefinitions that follow from src/api
 	@cp manifests/crds/giantnetes.io.yaml charts/giantnetes/files/crds.yaml
 
 .PHONY: docs
-docs: ours ## Write docs/metrics.md, which follows from the code, and the chart's reference, from values.yaml
+docs: ours ## Write what of the documents follows from the code, from what was measured, and from the chart's values
 	@cargo run -q -p giantnetes -- metrics >docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	@cargo run -q -p giantnetes -- reference >docs/fields.md.new && mv docs/fields.md.new docs/fields.md
+	@for page in reference api; do \
+	  cargo run -q -p giantnetes -- reference docs/$$page.md >docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md; \
+	done
+	@docs/benchmarks/tables.py
 	@charts/giantnetes/reference.py

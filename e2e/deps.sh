@@ -8,9 +8,10 @@ packages=(
   # The lab: container runtime, network tools and an HTTPS client
   containerd runc iproute2 iptables nftables conntrack ipset ethtool socat curl kmod util-linux mount procps
   # Images: building root file systems and container images
+  dosfstools fdisk mtools systemd-boot-efi
   mmdebstrap debian-archive-keyring buildah qemu-utils e2fsprogs binutils python3 python3-venv gcc libc6-dev busybox-static
   # The accelerator's probe, which runs on the machine itself
-  qemu-system-x86
+  qemu-system-x86 ovmf
   # The tests
   make git ca-certificates coreutils openssl
 )

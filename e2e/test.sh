@@ -14,10 +14,13 @@
 #   flannel          a guest of three nodes whose overlay is Flannel's
 #   throughput       bytes between two machines of a guest, as a share of those between two pods; a part of make bench
 #   upgrade          a guest goes to the next patch and minor version of Kubernetes under a workload; builds both
+#   release          a guest of the released version (e2e/release.txt) while the chart is upgraded, rolled back and uninstalled; builds
+#                    its images
 #   mistakes         Clusters that cannot be made, and such as are deleted half-way
+#   aws-node         a node on AWS boots: the image for EC2 by the user data of a stack on ministack; builds that image
 #   management       what the lab's cluster offers: network, policies, volumes, ingress, failing hosts
-#   images           builds all images a second time, compares, lists what they are made of; checkov judges the chart,
-#                    cargo-deny what the product is built on
+#   images           builds all images a second time, compares, lists what they are made of; but in CI, the controller manager's of
+#                    an optimised build, which has a limit; checkov judges the chart, cargo-deny what the product is built on
 #   controller       the controller manager against a real API server: every crash point, outages in full length (a part of
 #                    it is among the fast tests)
 #   mutants          breaks the product on purpose, rule by rule: a test must notice each
@@ -37,7 +40,7 @@ started=$SECONDS
 lab=$target/debug/lab
 groups=(demo quick-start guest typical mistakes management images controller mutants lab-0 lab-1 lab-2 lab-3)
 # Not in the rotation: they take longer than CI has beside the fast tests and a cold cache, or were not seen green yet.
-long_groups=(survival masters rotation scaling flannel throughput upgrade)
+long_groups=(aws-node survival masters rotation scaling flannel throughput upgrade release)
 
 step() {
   local began=$SECONDS
@@ -79,6 +82,7 @@ if $fast; then
   step make --no-print-directory check
   step cargo test -p giantnetes-e2e --lib
   step diff <(e2e/mutants.py --table) docs/mutants.md
+  step docs/benchmarks/tables.py --check
 fi
 step make --no-print-directory preflight
 # In one go with those that the lab needs, whose sources it shares in part.
@@ -117,12 +121,17 @@ if $fast || [[ $chosen == controller ]]; then
   # A third of its time: what shows in minutes that the core is sound. Outages, leadership, rollouts and the rest have a
   # slow group of their own.
   if $fast && [[ $part != all && $chosen != controller ]]; then
-    quick=(access:: apart:: aws::a_cluster aws::what_ children:: claims:: crash::networks escrow:: exposure:: flannel:: largest:: masters:: namesakes:: pause:: people:: pools:: steady:: strangers:: told::)
+    quick=(access:: apart:: children:: claims:: crash::networks escrow:: exposure:: flannel:: largest:: masters:: namesakes:: pause:: people:: pools:: release:: steady:: strangers:: told::)
   fi
   e2e controller "${quick[@]}"
 fi
 
 if [[ $part == all || $chosen == mutants ]]; then step e2e/mutants.py; fi
+# Without a lab, too: a Vault, an API server and ministack of its own, and one machine at a time.
+if runs aws-node; then
+  step images/build.sh ami
+  e2e aws_node
+fi
 
 # All images once more, from the same tools and binary: what differs must be expected.
 compare_images() {
@@ -135,15 +144,28 @@ compare_images() {
   images/sbom.py "$target/sbom" || return
   rm -rf "$second"
 }
+# What users get of the controller manager is optimised; that it is small enough, its build says. In a cache of its own, or it would push
+# out the one that tests use.
+build_optimised() {
+  local second=$GIANTNETES_CACHE/optimised
+  cargo build --release -p giantnetes || return
+  mkdir -p "$second"
+  ln -sfn "$GIANTNETES_CACHE/tools" "$second/tools"
+  GIANTNETES_CACHE=$second GIANTNETES_BIN=$target/release/giantnetes images/build.sh controller || return
+  du -b "$(GIANTNETES_CACHE=$second GIANTNETES_BIN=$target/release/giantnetes images/build.sh --path controller)"
+  rm -rf "$second"
+}
 if runs images; then
   step compare_images
+  # Half an hour of one CPU, which CI has not.
+  if [[ $part != ci ]]; then step build_optimised; fi
   step e2e/checkov.py
   step e2e/deny.sh
 fi
 
 raised=false
 # Those that run on a lab that is up, in this order.
-on_a_lab=(quick-start management mistakes guest typical survival masters rotation scaling flannel throughput upgrade)
+on_a_lab=(quick-start management mistakes guest typical survival masters rotation scaling flannel throughput upgrade release)
 chosen_on_a_lab=()
 for group in "${on_a_lab[@]}"; do if runs "$group"; then chosen_on_a_lab+=("$group"); fi; done
 if [[ ${#chosen_on_a_lab[@]} -gt 0 ]]; then
@@ -165,10 +187,21 @@ build_versions() {
     "$lab" load "$(GIANTNETES_KUBERNETES=$product images/build.sh --path vm)" || return
   done
 }
+# What was released, as the images of controller manager and VMs, beside those of now.
+build_released() {
+  local image
+  e2e/release.sh || return
+  for image in vm controller; do
+    GIANTNETES_RELEASE=$(e2e/release.sh --version) GIANTNETES_BIN=$(e2e/release.sh --dir)/giantnetes released "$image" || return
+  done
+}
+# released IMAGE: builds it, and loads it into the lab
+released() { images/build.sh "$1" && "$lab" load "$(images/build.sh --path "$1")"; }
 for group in "${chosen_on_a_lab[@]}"; do
   case $group in
     guest) e2e accelerator ;;
     upgrade) step build_versions ;;
+    release) step build_released ;;
   esac
   e2e "${group/-/_}"
 done

@@ -16,13 +16,17 @@ tools=$here/../e2e/tools/build.sh
 # The Kubernetes that node disk and VM image carry: a product of e2e/tools.
 kubernetes=${GIANTNETES_KUBERNETES:-kubernetes}
 binary=${GIANTNETES_BIN:-${CARGO_TARGET_DIR:-$here/../target}/debug/giantnetes}
+# The version that the binary was released as, if it was: its images are called by it, and lie beside those of now.
+release=${GIANTNETES_RELEASE:+-$GIANTNETES_RELEASE}
 # To be raised when this script itself changes what it makes.
 recipe=3
 # Bytes that the controller image may have: a host that takes over has to get it first. A debug build, which the tests use, is
 # larger than what users get.
 controller_limit=60000000
-[[ $binary != */debug/giantnetes ]] || controller_limit=75000000
+[[ $binary != */debug/giantnetes && -z $release ]] || controller_limit=75000000
 names=(base base-vm pause toolbox nettools calico coredns traefik etcd node vm controller)
+# Built when they are named.
+on_demand=(ami)
 # Images that a guest's node has from the start: the sandbox, the add-ons, and a toolbox for whoever looks for a fault.
 preloaded=(pause toolbox calico coredns traefik)
 
@@ -43,8 +47,9 @@ inputs() {
       for image in "${preloaded[@]}"; do hash_of "$image"; done
       tool_names "$kubernetes" etcd cni calico ;;
     vm) hash_of base-vm; hash_of node; tool_names flannel; binary_hash ;;
+    ami) echo "recipe $recipe"; hash_of node; binary_hash ;;
     controller) hash_of base; binary_hash ;;
-    *) die "there is no image $name; known: ${names[*]}" ;;
+    *) die "there is no image $name; known: ${names[*]} ${on_demand[*]}" ;;
   esac
 }
 hash_of() { inputs "$1" | sha256sum | cut -c1-12; }
@@ -56,19 +61,21 @@ kubernetes_version() { tool_version "$kubernetes"; }
 # folder NAME: where its results lie. Another Kubernetes' have a folder of their own, or they would push each other out.
 folder() {
   case $1 in
-    node | vm) echo "$cache/images/$1${kubernetes#kubernetes}" ;;
+    node | ami) echo "$cache/images/$1${kubernetes#kubernetes}" ;;
+    vm) echo "$cache/images/$1${kubernetes#kubernetes}$release" ;;
+    controller) echo "$cache/images/$1$release" ;;
     *) echo "$cache/images/$1" ;;
   esac
 }
 result() { echo "$(folder "$1")/$(hash_of "$1")"; }
-path() { if [[ $1 == node ]]; then result node; else echo "$(result "$1")/$1.tar"; fi; }
+path() { if [[ $1 == node || $1 == ami ]]; then result "$1"; else echo "$(result "$1")/$1.tar"; fi; }
 ref() {
   case $1 in
     base) echo debian:bookworm-slim ;;
     base-vm) echo debian:trixie-slim ;;
     pause | toolbox | nettools) echo "giantnetes/$1:1" ;;
     calico | coredns | traefik | etcd) echo "giantnetes/$1:$(tool_version "$1")" ;;
-    vm) echo "giantnetes/vm:$(kubernetes_version)" ;;
+    vm) echo "giantnetes/vm:$(kubernetes_version)$release" ;;
     # Its content: a changed one must be rolled out.
     controller) echo "giantnetes/controller:$(hash_of controller)" ;;
     *) die "$1 has no reference" ;;
@@ -80,6 +87,7 @@ needs() {
     pause | toolbox | nettools | calico | coredns | traefik | etcd | controller) echo base ;;
     node) echo "${preloaded[@]}" ;;
     vm) echo base-vm node ;;
+    ami) echo node ;;
   esac
 }
 
@@ -207,6 +215,12 @@ put_binary() {
   install -m 755 "$binary" "$1/giantnetes"
   strip "$1/giantnetes" 2> /dev/null || true
   touch -d @0 "$1/giantnetes"
+}
+build_ami() {
+  mkdir "$1/binary"
+  put_binary "$1/binary"
+  NODE=$(result node) BINARY=$1/binary/giantnetes "$here/ami/build.sh" "$1"
+  rm -rf "$1/binary"
 }
 build_vm() {
   put_tool flannel "$1" bin

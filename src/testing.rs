@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     api::Cluster,
     cluster::Valid,
-    pki::{authority::Kept, embedded, roots::Roots},
+    pki::{authority::Kept, embedded, keys::Wishes, roots::Roots},
     settings::Settings,
 };
 
@@ -86,7 +86,8 @@ pub(crate) fn roots() -> Roots {
         etcd: authority("etcd"),
         front_proxy: authority("front-proxy"),
         service_account: embedded::key_pair().unwrap(),
-        encryption: embedded::encryption_config().unwrap(),
+        encryption: embedded::encryption_config("key1").unwrap(),
         rotated_for: 0,
+        keys_for: Wishes::default(),
     }
 }

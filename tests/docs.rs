@@ -128,3 +128,98 @@ fn the_quick_start_is_quick() {
     let words = text.split_whitespace().count();
     assert!(words <= 250, "it has {words} words");
 }
+
+/// The part of a document below a heading.
+fn section(document: &str, heading: &str) -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(document)).unwrap();
+    let (_, rest) =
+        text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("{document} has no {heading}"));
+    rest.split("\n## ").next().unwrap().to_owned()
+}
+
+/// The version that a product of e2e/tools is pinned to: what its product.sh says, or what its go.mod requires.
+fn pinned(product: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/tools").join(product);
+    let of = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let told = of("product.sh");
+    let value = |name: &str| told.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+    value("version=").unwrap_or_else(|| {
+        let module = value("module=").unwrap();
+        let requires = |line: &str| {
+            let mut words = line.trim().trim_start_matches("require ").split(' ');
+            (words.next() == Some(&module)).then(|| words.next().unwrap_or_default().to_owned())
+        };
+        of("go.mod").lines().find_map(requires).unwrap_or_else(|| panic!("{product} requires no {module}"))
+    })
+}
+
+#[test]
+fn the_versions_are_those_that_are_pinned() {
+    let told = section("reference.md", "Versions");
+    let products = [
+        ("kubernetes", "Kubernetes of guests"),
+        ("kubernetes-1.36.1", "Kubernetes of guests"),
+        ("kubernetes-1.37.2", "Kubernetes of guests"),
+        ("kubernetes", "management cluster"),
+        ("etcd", "in a node: etcd"),
+        ("cni", "in a node: etcd"),
+        ("calico", "in a node: Calico"),
+        ("coredns", "in a node: Calico"),
+        ("traefik", "in a node: Calico"),
+        ("flannel", "beside it: flanneld"),
+        ("etcd", "flannel's etcd"),
+        ("helm", "helm, Vault"),
+        ("vault", "helm, Vault"),
+        ("prometheus", "helm, Vault"),
+        ("gateway-api", "helm, Vault"),
+    ];
+    for (product, row) in products {
+        let row = told.lines().find(|line| line.starts_with(&format!("| {row}"))).unwrap_or_else(|| panic!("no {row}"));
+        let version = pinned(product);
+        assert!(row.contains(&version), "{product} is {version}, and docs/reference.md says: {row}");
+    }
+    let least = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/giantnetes/Chart.yaml")).unwrap();
+    let least = least.lines().find_map(|line| line.strip_prefix("kubeVersion: \">=")).unwrap();
+    let least = least.split(".0-0").next().unwrap();
+    assert!(told.contains(&format!("the chart takes {least} and newer")), "the chart takes {least}");
+}
+
+#[test]
+fn the_images_of_nodes_are_those_that_are_built() {
+    let told = section("reference.md", "Images to mirror");
+    let build = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("images/build.sh")).unwrap();
+    let list = build.lines().find_map(|line| line.strip_prefix("preloaded=(")).unwrap().trim_end_matches(')');
+    let images: Vec<_> = list.split(' ').collect();
+    assert!(images.len() >= 5, "{images:?}");
+    for image in images {
+        let tag = if ["pause", "toolbox"].contains(&image) { "1".to_owned() } else { pinned(image) };
+        let whole = format!("`giantnetes/{image}:{tag}`");
+        assert!(told.contains(&whole), "docs/reference.md lacks {whole}");
+    }
+}
+
+/// Numbers behind these words in the chart's templates, but for those that a value gives.
+fn ports_of_the_chart() -> BTreeSet<u16> {
+    let mut found = BTreeSet::new();
+    for template in files("charts/giantnetes/templates", ".yaml") {
+        for line in fs::read_to_string(template).unwrap().lines() {
+            for word in ["containerPort: ", "port: "] {
+                let digits = line
+                    .split(word)
+                    .skip(1)
+                    .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+                found.extend(digits.filter_map(|digits| digits.parse::<u16>().ok()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_port_of_the_chart_is_missing() {
+    let told = section("reference.md", "Ports");
+    let ports = ports_of_the_chart();
+    assert!(ports.contains(&8080) && ports.contains(&2379), "{ports:?}");
+    let lacking: Vec<_> = ports.iter().filter(|port| !told.contains(&format!("{port}"))).collect();
+    assert!(lacking.is_empty(), "docs/reference.md tells nothing of {lacking:?}");
+}

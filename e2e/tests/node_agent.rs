@@ -16,15 +16,21 @@ use anyhow::{Context as _, Result, ensure};
 use giantnetes::{
     api::names,
     aws::{
+        admission::{
+            Admission,
+            plan::{self, Group},
+        },
         identity::{self, Nodes},
         tags::Owner,
         user_data::{Keys, OWN_ADDRESS, OWN_NAME},
     },
     cluster::{ClusterKey, Identity},
-    node_agent::config::{AuthorityAt, Config, Login, Readers, Wanted},
+    node_agent::config::{AuthorityAt, Config, KeyFile, Keys as Kept, Login, Machine, Readers, Wanted},
     pki::{
-        embedded::fingerprint,
+        authority::Kept as PkiKept,
+        embedded::{self, fingerprint},
         leaf::{self, Authority, Leaf},
+        roots::Roots,
         vault::{Vault, check, client::Address},
     },
     settings::VaultSettings,
@@ -32,18 +38,17 @@ use giantnetes::{
 use k8s_openapi::jiff::Timestamp;
 use lab::{command::Run, wait_for};
 use rcgen::{KeyPair, PublicKeyData as _};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use support::{
     instances::{Instance, Instances},
     processes::{Process, spawn, tied},
-    vault::VaultServer,
+    vault::{SERVER_ID, VaultServer},
 };
 use x509_parser::pem::parse_x509_pem;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// What a signature has to name.
-const SERVER_ID: &str = "vault.giantnetes.test";
-const METHOD: &str = "giantnetes-aws";
+const METHOD: &str = identity::METHOD;
 /// The metadata service's stand-in is a process, Vault asks another one, and the machine builds something: that takes a while.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,6 +60,8 @@ struct World {
     logins: Vec<(String, String)>,
     mount: String,
     root: String,
+    cluster: Identity,
+    owner: Owner,
 }
 
 impl World {
@@ -64,9 +71,9 @@ impl World {
         let instances = Instances::start(vault.folder(), &roles).unwrap();
         let cluster = Identity::new(ClusterKey { namespace: "team".into(), name: "demo".into() }, "uid".into());
         let owner = Owner { uid: "uid".into(), id: cluster.id.clone(), name: "team/demo".into() };
-        set_up(&vault, &instances.here.sts).unwrap();
+        vault.await_nodes(&instances.here.sts).unwrap();
         let (mount, root) = authority(&vault, &cluster);
-        let mut world = Self { instances, vault, logins: Vec::new(), mount, root };
+        let mut world = Self { instances, vault, logins: Vec::new(), mount, root, cluster, owner: owner.clone() };
         let nodes = [Nodes::ControlPlane, Nodes::Pool("web"), Nodes::Pool("db")];
         for (index, nodes) in nodes.into_iter().enumerate() {
             let login = nodes.login(&owner);
@@ -130,6 +137,8 @@ impl World {
             }],
             leaves: &leaves,
             ttl,
+            lasting: None,
+            machine: Machine::default(),
         };
         let mut config = keys.agent();
         config.metadata.clone_from(&self.instance(login).metadata);
@@ -149,33 +158,6 @@ impl World {
 
 fn file(folder: &Path, name: &str, end: &str) -> PathBuf {
     folder.join(format!("{name}.{end}"))
-}
-
-/// What docs/vault.md says that an operator does once.
-fn set_up(vault: &VaultServer, sts: &str) -> Result<()> {
-    vault.root(&["auth", "enable", &format!("-path={METHOD}"), "aws"])?;
-    let id = format!("iam_server_id_header_value={SERVER_ID}");
-    let sts = format!("sts_endpoint={sts}");
-    vault.root(&[
-        "write",
-        &format!("auth/{METHOD}/config/client"),
-        &id,
-        &sts,
-        "sts_region=eu-central-1",
-        "max_retries=0",
-    ])?;
-    let accessor = vault.root(&["read", "-field=accessor", &format!("sys/auth/{METHOD}")])?;
-    let shipped = |name: &str| fs::read_to_string(support::root().join("charts/giantnetes/files/aws").join(name));
-    for (name, text) in [
-        (identity::POLICY, shipped("vault-nodes-policy.hcl")?.replace("ACCESSOR", &accessor)),
-        (METHOD, shipped("vault-manager-policy.hcl")?),
-    ] {
-        let file = vault.folder().join(format!("{name}.hcl"));
-        fs::write(&file, text)?;
-        vault.root(&["policy", "write", name, &file.display().to_string()])?;
-    }
-    let policies = format!("token_policies=giantnetes,{METHOD}");
-    vault.root(&["write", "auth/approle/role/giantnetes", &policies, "token_ttl=1h"]).map(drop)
 }
 
 /// The guest's authority for Kubernetes: its mount and its certificate.
@@ -499,4 +481,117 @@ fn the_manager_says_who_logs_in_and_not_what_for() {
     world.write(&path("g8s-x"), &login).unwrap();
     world.manager(&["delete", &path("g8s-x")]).unwrap();
     assert_eq!(names::guest_namespace("x"), "g8s-x");
+}
+
+/// What the operator calls, by the rights of the controller manager alone.
+#[test]
+fn nodes_are_let_in_and_shut_out_and_masters_alone_have_keys_that_nobody_signs() {
+    let world = World::new("admission");
+    let day = Duration::from_secs(24 * 3600);
+    let settings: VaultSettings = serde_json::from_value(world.vault.settings(&world.vault.app_role())).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let vault = runtime.block_on(async { Vault::new(settings, None) }).unwrap();
+    let admission = Admission { vault: &vault, identity: &world.cluster, owner: &world.owner };
+    let kept = |key| PkiKept::InVault { certificate: "a".into(), mount: key };
+    let [kubernetes, etcd, front_proxy] = ["a", "b", "c"].map(|mount| kept(mount.to_owned()));
+    let (service_account, encryption) = (embedded::key_pair().unwrap(), embedded::encryption_config("key1").unwrap());
+    let roots = Roots {
+        kubernetes,
+        etcd,
+        front_proxy,
+        service_account,
+        encryption,
+        rotated_for: 0,
+        keys_for: giantnetes::pki::keys::Wishes::default(),
+    };
+    let arns: Vec<_> = (0..2).map(|index| world.instance(index).arn.clone()).collect();
+    let group = |nodes, index: usize, may_come: bool| Group {
+        nodes,
+        role_arn: may_come.then_some(arns[index].as_str()),
+        leaves: vec![leaf::of_node(&world.instance(index).id, OWN_ADDRESS).into()],
+        ttl: day,
+    };
+    let ensure = |group: &Group<'_>| runtime.block_on(admission.ensure(group, Some(&roots))).unwrap();
+    let audit = world.vault.folder().join("audit.log");
+    world.vault.root(&["audit", "enable", "file", &format!("file_path={}", audit.display())]).unwrap();
+    let writes = || {
+        let text = fs::read_to_string(&audit).unwrap();
+        let is_write = |line: &&str| {
+            line.contains("\"type\":\"response\"")
+                && !line.contains("/login\"")
+                && ["create", "update", "delete"].iter().any(|what| line.contains(&format!("\"operation\":\"{what}\"")))
+        };
+        text.lines().filter(is_write).count()
+    };
+
+    println!("--- before there is a stack");
+    let id = ensure(&group(Nodes::ControlPlane, 0, false));
+    assert_eq!(id, world.logins[0].1, "a login that is changed gets another id");
+    let config = |index: usize, folder: &str, id: &str| {
+        let folder = Agent::folder(&world, folder);
+        let mut config = world.config(index, &folder, day);
+        let file = |(name, key): (&str, SecretString)| KeyFile {
+            name: name.into(),
+            sha256: fingerprint(key.expose_secret()),
+            file: folder.join(name),
+        };
+        config.keys = Some(Kept { path: plan::keys_path(id), files: plan::keys(&roots).map(file).into() });
+        (folder, config)
+    };
+    let (folder, of_master) = config(0, "master", &id);
+    let mut agent = Agent::start(&folder, &of_master, &[]);
+    agent.says("does not belong to the role");
+
+    println!("--- after it");
+    assert_eq!(ensure(&group(Nodes::ControlPlane, 0, true)), id);
+    agent.becomes_ready();
+    for (name, key) in plan::keys(&roots) {
+        let path = folder.join(name);
+        assert_eq!(fs::read_to_string(&path).unwrap(), key.expose_secret(), "{name}");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "{name}");
+    }
+    fs::write(folder.join("sa.key"), "torn").unwrap();
+    let whole = roots.service_account.key.expose_secret();
+    drop(agent);
+    agent = Agent::start(&folder, &of_master, &[]);
+    wait_for(PATIENCE, "the key", || so(fs::read_to_string(folder.join("sa.key"))? == whole)).unwrap();
+    agent.becomes_ready();
+    let before = writes();
+    assert!(before > 4, "only {before} writes were noted");
+    let _ = ensure(&group(Nodes::ControlPlane, 0, true));
+    // A manager that just started has written nothing that it knows of.
+    assert_eq!(writes(), before, "something is written where nothing changed");
+
+    println!("--- a worker");
+    ensure(&group(Nodes::Pool("web"), 1, true));
+    let (folder, of_worker) = config(1, "worker", &id);
+    let worker = Agent::start(&folder, &of_worker, &[]);
+    worker.says("permission denied");
+    wait_for(PATIENCE, "word of it", || so(worker.state()?["lacksKeys"] == true)).unwrap();
+    assert!(worker.state().unwrap()["ready"] == false && !folder.join("sa.key").exists());
+    let error = world.manager(&["read", &plan::keys_path(&id)]).expect_err("the manager reads keys");
+    assert!(format!("{error:#}").contains("permission denied"), "{error:#}");
+
+    println!("--- another key than the one that the node was told of");
+    let (folder, mut other) = config(0, "other", &id);
+    other.keys.as_mut().unwrap().files[1].sha256 = "00".repeat(32);
+    let other = Agent::start(&folder, &other, &[]);
+    other.says("is not the key that this node was told of");
+    assert!(!folder.join("sa.key").exists() && !folder.join("encryption.yaml").exists());
+
+    println!("--- shut out");
+    let certificates = leaf::OF_WORKER.map(|name| (Authority::Kubernetes, name));
+    for _ in 0..2 {
+        runtime.block_on(admission.remove(Nodes::ControlPlane, &certificates)).unwrap();
+    }
+    let gone = |path: &str| {
+        let error = world.vault.root(&["read", path]).expect_err(path);
+        assert!(format!("{error:#}").contains("No value found"), "{error:#}");
+    };
+    gone(&plan::login_path(&world.owner, Nodes::ControlPlane));
+    gone(&plan::keys_path(&id));
+    gone(&plan::signer_path(&world.mount, &id, "kubelet"));
+    assert!(world.vault.root(&["read", &plan::login_path(&world.owner, Nodes::Pool("web"))]).is_ok());
+    let keys: Vec<_> = plan::keys(&roots).iter().map(|(_, key)| key.expose_secret().to_owned()).collect();
+    tells_no_secret(&world, &[&agent, &worker, &other], &[agent.key("kubelet"), keys[1].clone(), keys[2].clone()]);
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "rotation/keys.rs"]
+mod keys;
 mod support;
 
 use std::sync::Arc;
@@ -13,14 +15,18 @@ use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
-use support::pods::{await_pods, web_server};
+use support::pods::{await_pods, fetch, web_server};
 use support::traces::{KEPT, nothing_is_left};
 use support::{Guest, giantnetes, in_steps, installed, patience};
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// What a lone API server may be away, by the design.
-const AWAY: Duration = Duration::from_secs(60);
+/// What a lone API server may be away: a minute, three times.
+const AWAY: Duration = Duration::from_secs(3 * 60);
+/// A user with a ClusterAccess.
+const ALICE: [&str; 6] = ["--user", "alice", "--cluster-role", "view", "--in", "default"];
 const ROTATION: &str = "giantnetes.io/rotation";
+
+const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -29,12 +35,16 @@ fn a_guest_of_two_nodes_gets_other_authorities() {
     let lab = installed();
     let spec = "{pki: {ca: {overlap: 10m}}, nodePools: [{name: default, replicas: 1}]}";
     let guest = Guest::create(&lab, "e2e-rotation", "pair", spec);
-    let steps: [(&str, Step); 4] = [
+    let steps: [(&str, Step); 8] = [
         ("two nodes become Ready, and pods run", become_ready),
         ("everybody learns of the others, and the API is away once, for a minute at most", |lab, guest| {
             begins(lab, guest, AWAY)
         }),
-        ("when users have had their time, the former ones are dropped", is_over),
+        ("when users have had their time, the former ones are dropped, and no request fails", is_over),
+        ("who started before it works, and so does who comes", all_is_well),
+        ("a pod asks with its token", keys::prepare),
+        ("the service-account key is rotated, and no pod refused", keys::service_account_key),
+        ("the encryption key is rotated, and no Secret lost", keys::encryption_key),
         ("deleting it leaves nothing", leaves_nothing),
     ];
     in_steps(&steps, |step| step(&lab, &guest));
@@ -45,10 +55,14 @@ fn a_control_plane_of_three_gets_other_authorities_and_refuses_nobody() {
     let lab = installed();
     let spec = "{pki: {ca: {overlap: 10m}}, controlPlane: {replicas: 3, machine: {memory: 3Gi}}}";
     let guest = Guest::create(&lab, "e2e-rotation-three", "trio", spec);
-    let steps: [(&str, Step); 4] = [
+    let steps: [(&str, Step); 8] = [
         ("three nodes become Ready, and pods run", become_ready),
         ("everybody learns of the others, and no request fails", |lab, guest| begins(lab, guest, Duration::ZERO)),
-        ("when users have had their time, the former ones are dropped", is_over),
+        ("when users have had their time, the former ones are dropped, and no request fails", is_over),
+        ("who started before it works, and so does who comes", all_is_well),
+        ("a pod asks with its token", keys::prepare),
+        ("the service-account key is rotated, and no pod refused", keys::service_account_key),
+        ("the encryption key is rotated, and no Secret lost", keys::encryption_key),
         ("deleting it leaves nothing", leaves_nothing),
     ];
     in_steps(&steps, |step| step(&lab, &guest));
@@ -56,7 +70,7 @@ fn a_control_plane_of_three_gets_other_authorities_and_refuses_nobody() {
 
 fn become_ready(_: &Lab, guest: &Guest) -> Result<()> {
     guest.await_condition(patience() * 3, "Ready", "True")?;
-    guest.kubectl_input(&["apply", "-f", "-"], &format!("{KEPT}\n{}", web_server("web", "master-0")))?;
+    guest.kubectl_input(&["apply", "-f", "-"], &format!("{KEPT}\n{SERVICE}{}", web_server("web", "master-0")))?;
     await_pods(guest, &["web"])
 }
 
@@ -67,9 +81,10 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(guest: &Guest) -> Result<Self> {
+    fn start(guest: &Guest, user: &str) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (until, mut command) = (stop.clone(), guest.command(&["get", "--raw", "/api/v1/namespaces/default"])?);
+        let ask = ["get", "--raw", "/api/v1/namespaces/default"];
+        let (until, mut command) = (stop.clone(), guest.command_as(user, &ask)?);
         command.arg("--request-timeout=60s").stdout(std::process::Stdio::null());
         let asks = thread::spawn(move || {
             let (mut asked, mut failed, mut longest, mut good) = (0, 0, Duration::ZERO, Instant::now());
@@ -88,10 +103,18 @@ impl Watch {
         Ok(Self { stop, asks })
     }
 
-    /// Requests, how many of them failed, and the longest time between two that did not.
-    fn end(self) -> (usize, usize, Duration) {
+    /// Fails if a request did, or if the API may be `away`, if it was for longer.
+    fn end(self, away: Duration) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        self.asks.join().unwrap()
+        let (asked, failed, longest) = self.asks.join().unwrap();
+        println!("    of {asked} requests {failed} failed; the longest time between two answers was {longest:.1?}");
+        ensure!(asked > 0, "nobody asked");
+        if away.is_zero() {
+            ensure!(failed == 0, "{failed} requests failed");
+        } else {
+            ensure!(longest <= away, "the API was away for {longest:.1?}");
+        }
+        Ok(())
     }
 }
 
@@ -111,37 +134,45 @@ fn await_stage(guest: &Guest, stage: Option<&str>) -> Result<()> {
 }
 
 fn begins(lab: &Lab, guest: &Guest, away: Duration) -> Result<()> {
-    // As a user keeps it.
+    // As users keep them.
     guest.kubeconfig("former", &[])?;
-    let watch = Watch::start(guest)?;
+    guest.kubeconfig("former-alice", &ALICE)?;
+    let watch = Watch::start(guest, "former")?;
     let arguments = ["rotate", "ca", guest.name, "-n", guest.namespace];
     let kubeconfig = format!("KUBECONFIG={}", lab.kubeconfig().display());
     Run::new("env").arg(kubeconfig).arg(giantnetes()).args(arguments).output()?;
     await_stage(guest, Some("Overlap"))?;
-    let (asked, failed, longest) = watch.end();
-    println!("    of {asked} requests {failed} failed; the longest time between two answers was {longest:.1?}");
-    if away.is_zero() {
-        ensure!(failed == 0, "{failed} requests failed");
-    } else {
-        ensure!(longest <= away, "the API was away for {longest:.1?}");
+    watch.end(away)?;
+    let kept = ["get", "configmap", "kept"];
+    for user in ["former", "former-alice"] {
+        guest.kubectl_as(user, &kept).context("who held a kubeconfig is cut off")?;
     }
-    guest.kubectl_as("former", &["get", "configmap", "kept"]).context("who held a kubeconfig is cut off")?;
-    guest.kubeconfig("renewed", &[])?;
-    guest.kubectl_as("renewed", &["get", "configmap", "kept"]).map(drop)
+    for (user, words) in [("renewed", &[][..]), ("renewed-alice", &ALICE)] {
+        guest.kubeconfig(user, words)?;
+        guest.kubectl_as(user, &kept).context("who fetched theirs anew is not let in")?;
+    }
+    Ok(())
 }
 
 fn is_over(lab: &Lab, guest: &Guest) -> Result<()> {
     let home = guest.home()?;
     let path = format!("jsonpath={{.metadata.annotations.{}}}", ROTATION.replace('.', "\\."));
     let noted = lab.kubectl(&["get", "namespace", &home, "-o", &path])?;
-    let mut words = noted.split(' ');
-    let (generation, stage) = (words.next().context("a generation")?, words.next().context("a stage")?);
-    let note = format!("{ROTATION}={generation} {stage} 2026-01-01T00:00:00Z");
-    lab.kubectl(&["annotate", "--overwrite", "namespace", &home, &note])?;
+    let mut words: Vec<_> = noted.split(' ').collect();
+    // Generation, stage, since when, and in which manner.
+    *words.get_mut(2).with_context(|| format!("no time in {noted}"))? = "2026-01-01T00:00:00Z";
+    let watch = Watch::start(guest, "renewed")?;
+    lab.kubectl(&["annotate", "--overwrite", "namespace", &home, &format!("{ROTATION}={}", words.join(" "))])?;
     await_stage(guest, None)?;
-    let refused = guest.kubectl_as("former", &["get", "--raw", "/version"]);
-    ensure!(refused.is_err(), "the former authority opens the guest");
-    guest.kubectl_as("renewed", &["get", "configmap", "kept"]).context("who fetched his in time is cut off")?;
+    // No API server is started anew without another one that serves.
+    watch.end(Duration::ZERO)?;
+    for user in ["former", "former-alice"] {
+        let refused = guest.kubectl_as(user, &["get", "--raw", "/version"]);
+        ensure!(refused.is_err(), "the former authority opens the guest to {user}");
+    }
+    for user in ["renewed", "renewed-alice"] {
+        guest.kubectl_as(user, &["get", "configmap", "kept"]).context("who fetched theirs in time is cut off")?;
+    }
     // By the kubeconfig that was issued since.
     std::fs::remove_file(guest.kubeconfig("administrator", &[])?)?;
     wait_for(MINUTE, "the administrator to be let in", || guest.kubectl(&["get", "configmap", "kept"]))?;
@@ -149,7 +180,65 @@ fn is_over(lab: &Lab, guest: &Guest) -> Result<()> {
     await_pods(guest, &["web"])?;
     let left = lab.kubectl(&["-n", &home, "get", "secrets", "-o", "name"])?;
     ensure!(left.contains("secret/roots-2") && !left.contains("secret/roots-1\n"), "{left}");
-    guest.kubectl(&["logs", "web", "--tail=1"]).map(drop)
+    Ok(())
+}
+
+/// What depends on authorities inside the guest, by whoever started before they were rotated.
+fn all_is_well(_: &Lab, guest: &Guest) -> Result<()> {
+    let restarts =
+        guest.kubectl(&["get", "pod", "web", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"])?;
+    ensure!(restarts.trim() == "0", "the workload was started anew {restarts} times");
+    // API servers reach kubelets.
+    ensure!(guest.kubectl(&["logs", "web"])?.trim() == "serving", "no logs");
+    ensure!(guest.kubectl(&["exec", "web", "--", "hostname"])?.trim() == "web", "no exec");
+    trusts_the_api(guest, "web")?;
+    // CoreDNS and kube-proxy hear of what is made now, by whom they know; and a pod that comes gets an address of Calico.
+    let nodes = guest.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
+    let last = nodes.split_whitespace().last().context("no nodes")?;
+    guest.kubectl_input(&["apply", "-f", "-"], &web_server("later", last))?;
+    await_pods(guest, &["web", "later"])?;
+    guest.kubectl(&["expose", "pod", "later", "--name=later", "--port=80", "--target-port=8080"])?;
+    wait_for(MINUTE * 2, "the new Service's name to lead to its pod", || {
+        let said = fetch(guest, "web", "http://later.default.svc.cluster.local/")?;
+        ensure!(said.trim() == "later", "{said}");
+        Ok(())
+    })?;
+    let answer = guest.kubectl(&["exec", "web", "--", "nslookup", "kubernetes.default.svc.cluster.local"])?;
+    ensure!(answer.contains("10.96.0.1"), "{answer}");
+    // One who is let in only now.
+    guest.kubeconfig("bob", &["--user", "bob", "--cluster-role", "view", "--in", "default"])?;
+    // What is bound is known to the API server a moment later.
+    wait_for(MINUTE, "a ClusterAccess to let in", || guest.kubectl_as("bob", &["get", "configmap", "kept"])).map(drop)
+}
+
+/// A pod's service account opens the API to whoever trusts what that pod trusts, which is one authority.
+fn trusts_the_api(guest: &Guest, pod: &str) -> Result<()> {
+    let held = |file: &str| {
+        let path = format!("/var/run/secrets/kubernetes.io/serviceaccount/{file}");
+        guest.kubectl(&["exec", pod, "--", "cat", &path])
+    };
+    let administrator = guest.kubeconfig("administrator", &[])?;
+    let text = std::fs::read_to_string(&administrator)?;
+    let server = text.lines().find(|line| line.contains("server: https://")).context("no server")?.trim();
+    // Kubelet brings what is published within a minute or two.
+    wait_for(MINUTE * 3, "the pod to trust the new authority alone", || {
+        let trusted = held("ca.crt")?;
+        ensure!(trusted.matches("BEGIN CERTIFICATE").count() == 1, "{trusted}");
+        let (file, token) = (administrator.with_file_name("pod-ca.crt"), held("token")?);
+        std::fs::write(&file, trusted)?;
+        let kubeconfig = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: pod\n\
+             clusters:\n- name: pod\n  cluster:\n    {server}\n    certificate-authority: {}\n\
+             users:\n- {{name: pod, user: {{token: {}}}}}\n\
+             contexts:\n- {{name: pod, context: {{cluster: pod, user: pod}}}}\n",
+            file.display(),
+            token.trim(),
+        );
+        std::fs::write(administrator.with_file_name("pod"), kubeconfig)?;
+        let who = guest.kubectl_as("pod", &["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
+        ensure!(who.trim() == "system:serviceaccount:default:default", "{who}");
+        Ok(())
+    })
 }
 
 fn leaves_nothing(lab: &Lab, guest: &Guest) -> Result<()> {

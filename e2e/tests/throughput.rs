@@ -48,6 +48,14 @@ fn bytes_go(lab: &Lab, guest: &Guest) -> Result<()> {
     let pods = pods.context("pods of the management cluster")?;
     let machines = measure(guest, inside, Network::Node, NODES, OF_MACHINES).context("virtual machines")?;
     let inner = measure(guest, inside, Network::Own, NODES, OF_MACHINES).context("pods of the guest")?;
+    let ends = |rate: Rate| [rate.least, rate.most];
+    support::keep(
+        "throughput",
+        serde_json::json!({
+            "pods_mib_s": pods.median, "machines_mib_s": machines.median, "inner_mib_s": inner.median,
+            "pods_ends": ends(pods), "machines_ends": ends(machines), "inner_ends": ends(inner),
+        }),
+    );
     let share = |rate: Rate| 100.0 * rate.median / pods.median;
     println!("    pods of the management cluster on two hosts: {pods}");
     println!("    virtual machines there, emulated: {machines}, {:.2} %", share(machines));

@@ -9,64 +9,14 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{Lab, wait_every};
 use support::traces::fingerprints;
-use support::workload::{SPREAD, web_servers};
+use support::workload::{asked_from, counts};
 use support::{Guest, in_steps, installed_with};
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// Three emulated boots one after the other, and two drains.
 const UPGRADE: Duration = Duration::from_secs(2400);
-
-/// Two servers, one of which always serves, and a client on every node that asks them twice a second. It asks by address:
-/// whether names resolve while the one DNS server moves is another matter.
-const WORKLOAD: &str = r#"
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: kept}
-data: {a: b}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {clusterIP: 10.96.0.80, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {name: web}
-spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
----
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: client}
-spec:
-  selector: {matchLabels: {app: client}}
-  template:
-    metadata: {labels: {app: client}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      tolerations: [{operator: Exists}]
-      containers:
-      - name: client
-        image: giantnetes/toolbox:1
-        imagePullPolicy: Never
-        command:
-        - sh
-        - -c
-        - |
-          mkdir -p /count
-          # With -T of its own Debian's busybox ends by SIGSEGV.
-          # The first answer on a node that has just come is waited for.
-          until timeout 5 wget -q -O /dev/null http://10.96.0.80/; do sleep 1; done
-          while :; do
-            if timeout 10 wget -q -O /dev/null http://10.96.0.80/; then echo >> /count/served; else date >> /count/failed; fi
-            sleep 0.5
-          done
-"#;
-
-/// Of the servers' pods: as long as all nodes may take to hear that one goes, it serves.
-const LINGERS: &str = "lifecycle: {preStop: {sleep: {seconds: 30}}}";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -85,7 +35,9 @@ fn a_guest_is_upgraded_under_a_workload() {
             ensure!(versions(guest)?.iter().all(|(_, version)| version == "v1.36.1"), "{:?}", versions(guest)?);
             Ok(())
         }),
-        ("a workload runs, and is asked from every node", workload_runs),
+        ("a workload runs, and is asked from every node", |_, guest| {
+            asked_from(guest, &["master-0", "default-0", "default-1"])
+        }),
         ("it goes to the next patch version", |_, guest| upgrade(guest, "v1.36.3")),
         ("it goes to the next minor version", |_, guest| upgrade(guest, "v1.37.2")),
     ];
@@ -98,33 +50,6 @@ fn versions(guest: &Guest) -> Result<Vec<(String, String)>> {
     let said = guest.kubectl(&["get", "nodes", "-o", each])?;
     let pairs = said.lines().filter_map(|line| line.split_once(' '));
     Ok(pairs.map(|(name, version)| (name.to_owned(), version.to_owned())).collect())
-}
-
-fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
-    let servers = web_servers(2, &format!("terminationGracePeriodSeconds: 60\n{SPREAD}"), LINGERS);
-    guest.kubectl_input(&["apply", "-f", "-"], &format!("{WORKLOAD}{servers}"))?;
-    for workload in ["deployment/web", "daemonset/client"] {
-        guest.kubectl(&["rollout", "status", workload, "--timeout=180s"])?;
-    }
-    for node in ["master-0", "default-0", "default-1"] {
-        wait_every(Duration::from_secs(2), MINUTE * 3, "answers", || {
-            let (served, _) = counts(guest, node)?;
-            ensure!(served > 0, "{node} got no answer yet");
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-/// How many requests of the client on a node were served since it started, and how many were not.
-fn counts(guest: &Guest, node: &str) -> Result<(u64, u64)> {
-    let selector = format!("--field-selector=spec.nodeName={node}");
-    let pod = guest.kubectl(&["get", "pods", "-l", "app=client", &selector, "-o", support::NAMED])?;
-    let count = "cd /count; for f in served failed; do cat $f 2>/dev/null | wc -l; done";
-    let said = guest.kubectl(&["exec", pod.trim(), "--", "sh", "-c", count])?;
-    let mut numbers = said.split_whitespace().map(str::parse);
-    let mut next = || numbers.next().context("a number is missing");
-    Ok((next()??, next()??))
 }
 
 /// Moves the guest to `version` and watches nodes, workload and API meanwhile.

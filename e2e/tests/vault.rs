@@ -16,13 +16,18 @@ use giantnetes::{
         embedded::{self, Pair},
         leaf::{self, Authority, Leaf, REQUESTED, Usage},
         request::{Signer, Unfit},
-        vault::{InVault, Request, Vault, role},
+        roots::Root,
+        vault::{
+            self, InVault, Request, Vault, VaultError,
+            client::{Address, Connection},
+            escrow, role,
+        },
     },
     settings::{Settings, VaultAuth, VaultSettings},
 };
 use k8s_openapi::jiff::Timestamp;
 use rcgen::PublicKeyData as _;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use support::{
     requests::{EC, request},
@@ -390,6 +395,229 @@ async fn is_removed(server: &VaultServer, vault: &Vault, one: &Identity, two: &I
     assert!(left.len() == 3 && left.iter().all(|mount| mount.contains(&two.id)), "{left:?}");
 }
 
+/// The mounts' issuers: one each.
+fn has_one_issuer(server: &VaultServer, mount: &str) {
+    let issuers: Vec<String> =
+        serde_json::from_str(&server.root(&["list", "-format=json", &format!("{mount}/issuers")]).unwrap()).unwrap();
+    assert_eq!(issuers.len(), 1, "{mount}");
+}
+
+/// Paths of the keys that are written down for a guest's authority.
+fn written_down(server: &VaultServer, identity: &Identity, of: &str) -> Vec<String> {
+    let folder = format!("giantnetes/{}/escrow/metadata/{of}", identity.id);
+    let Ok(list) = server.root(&["list", "-format=json", &folder]) else { return Vec::new() };
+    let entries: Vec<String> = serde_json::from_str(&list).unwrap();
+    entries.iter().map(|entry| format!("giantnetes/{}/escrow/data/{of}/{entry}", identity.id)).collect()
+}
+
+fn name_of(authority: Authority) -> &'static str {
+    Root::Ca(authority).name()
+}
+
+fn is_refused(server: &VaultServer, token: &str, args: &[&str]) {
+    // What a KV engine would take.
+    let answer = server.as_holder(token, args).input(r#"{"data": {"key": "x"}}"#).output();
+    let error = answer.map_or_else(|error| format!("{error:#}"), |said| panic!("{args:?} was allowed: {said}"));
+    assert!(error.contains("permission denied") || error.contains("403"), "{args:?}: {error}");
+}
+
+#[test]
+fn keys_that_can_be_exported_are_written_once_and_read_by_officers_alone() {
+    let server = VaultServer::start("escrow").unwrap();
+    let [one, two, three] = [("one", "1"), ("two", "2"), ("three", "3")].map(|(name, uid)| valid(name, uid));
+    block_on(async {
+        let now = Timestamp::now();
+        let mut roots = Vec::new();
+        for authority in Authority::ALL {
+            // Whoever comes later, in another life, finds the same.
+            let root = client_of(&server).make_exportable(&one.identity, authority, now, YEAR).await.unwrap();
+            is_a_root(&root, now, YEAR);
+            let again = client_of(&server).make_exportable(&one.identity, authority, now, YEAR).await.unwrap();
+            assert_eq!(again, root);
+            let mount = role::mount("giantnetes", &one.identity, authority);
+            has_one_issuer(&server, &mount);
+            let entries = written_down(&server, &one.identity, name_of(authority));
+            let [entry] = &entries[..] else { panic!("{entries:?}") };
+            assert!(entry.ends_with(&embedded::fingerprint(&root)), "{entry}");
+            officers_read(&server, &mount, authority, &root, entry).await;
+            roots.push((authority, root));
+        }
+        let vault = client_of(&server);
+        signs_what_is_planned(&vault, &one).await;
+        neither_does_more_than_it_has_to(&server, &one.identity);
+        a_lost_mount_comes_back_of_its_key(&server, &one, &roots).await;
+        a_death_between_writing_down_and_importing_leaves_one_authority(&server, &two).await;
+        what_comes_from_elsewhere_is_brought_once(&server, &three).await;
+        // Somebody else's mount is not written into, and stays.
+        let four = valid("four", "4");
+        let escrow = format!("giantnetes/{}/escrow", four.identity.id);
+        server.root(&["secrets", "enable", &format!("-path={escrow}"), "-version=2", "kv"]).unwrap();
+        let error = vault.make_exportable(&four.identity, Authority::Etcd, now, YEAR).await.unwrap_err().to_string();
+        assert!(error.contains(&escrow) && error.contains("not this Cluster's"), "{error}");
+        // It goes with the guest, and that of others does not.
+        let mut gone = vault.remove(&one.identity).await.unwrap();
+        assert_eq!((gone.len(), gone.pop().unwrap()), (4, format!("giantnetes/{}/escrow", one.identity.id)));
+        assert_eq!(vault.remove(&one.identity).await.unwrap(), Vec::<String>::new());
+        vault.remove(&four.identity).await.unwrap();
+        let left = server.mounts().unwrap();
+        assert!(left.iter().all(|mount| !mount.contains(&one.identity.id)) && left.contains(&format!("{escrow}/")));
+    });
+}
+
+/// What was written down is what Vault signs by.
+async fn officers_read(server: &VaultServer, mount: &str, authority: Authority, root: &str, entry: &str) {
+    let token = server.officers_token().unwrap();
+    let [address, file, _] = server.variables("").map(|text| text.split_once('=').unwrap().1.to_owned());
+    let at = Address { address, ca_certificate: std::fs::read_to_string(file).unwrap(), namespace: None };
+    let kept = InVault { mount, certificate: root };
+    let connection = Connection::with_token(at.clone(), token.clone().into()).unwrap();
+    let pair = escrow::read(&connection, authority, kept).await.unwrap().unwrap();
+    assert_eq!(pair.certificate, root);
+    let key = rcgen::KeyPair::from_pem(pair.key.expose_secret()).unwrap();
+    read(root, |root| assert_eq!(root.public_key().raw, key.subject_public_key_info()));
+    let other = embedded::root("kubernetes", "nobody", Timestamp::now(), YEAR).unwrap().certificate;
+    let none = escrow::read(&connection, authority, InVault { certificate: &other, ..kept }).await.unwrap();
+    assert!(none.is_none());
+    let managers = Connection::with_token(at.clone(), server.managers_token().unwrap().into()).unwrap();
+    let refused = giantnetes::runtime::chain(&escrow::read(&managers, authority, kept).await.unwrap_err());
+    assert!(refused.contains(&format!("refuses to read {entry}")), "{refused}");
+    let nobody = Connection::with_token(at, "hvs.nobody".to_owned().into()).unwrap();
+    let refused = giantnetes::runtime::chain(&escrow::read(&nobody, authority, kept).await.unwrap_err());
+    assert!(refused.contains("not known to Vault"), "{refused}");
+}
+
+/// The controller manager does not come by what it wrote down, and an officer by nothing else.
+fn neither_does_more_than_it_has_to(server: &VaultServer, identity: &Identity) {
+    let guest = format!("giantnetes/{}", identity.id);
+    let entry = written_down(server, identity, "etcd").remove(0);
+    let below = |part: &str| entry.replace("/data/", &format!("/{part}/"));
+    let (escrow, other) = (format!("{guest}/escrow"), format!("{guest}/escrow/data/etcd/other"));
+    let manager = server.managers_token().unwrap();
+    for refused in [
+        ["read", "-format=json", &entry],
+        ["read", "-format=json", &below("subkeys")],
+        ["list", "-format=json", &format!("{escrow}/metadata/etcd")],
+        ["list", "-format=json", &format!("{escrow}/metadata")],
+        ["write", &entry, "-"],
+        ["write", &below("metadata"), "max_versions=1"],
+        ["write", &below("destroy"), "versions=1"],
+        ["write", &below("delete"), "versions=1"],
+        ["delete", "-format=json", &entry],
+        ["delete", "-format=json", &below("metadata")],
+        ["write", &format!("{escrow}/config"), "max_versions=1"],
+        ["write", &format!("sys/mounts/{escrow}/tune"), "description=x"],
+        ["write", &format!("sys/mounts/{guest}x/escrow"), "type=pki"],
+        ["write", &format!("sys/mounts/{guest}x/etcd"), "type=kv"],
+        ["list", "-format=json", &format!("{guest}/etcd/keys")],
+        ["write", &format!("{guest}/etcd/root/generate/exported"), "common_name=x"],
+        ["write", &format!("{guest}/etcd/config/issuers"), "default=x"],
+        ["write", &format!("{guest}/etcd/issuers/import/bundle"), "key_name=x"],
+    ] {
+        is_refused(server, &manager, &refused);
+    }
+    let officer = server.officers_token().unwrap();
+    server.as_holder(&officer, &["read", "-format=json", &entry]).output().unwrap();
+    for refused in [
+        ["write", &entry, "-"],
+        ["write", &other, "-"],
+        ["delete", "-format=json", &entry],
+        ["read", "-format=json", &below("metadata")],
+        ["list", "-format=json", &format!("{escrow}/metadata/etcd")],
+        ["write", &below("destroy"), "versions=1"],
+        ["read", "-format=json", &format!("{guest}/etcd/roles/master-0.etcd-server")],
+        ["write", &format!("{guest}/etcd/sign/master-0.etcd-server"), "csr=x"],
+        ["list", "-format=json", &format!("{guest}/etcd/keys")],
+        ["read", "-format=json", &format!("sys/mounts/{escrow}")],
+        ["secrets", "list", "-detailed"],
+        ["policy", "list", "-format=json"],
+        ["token", "create", "-format=json"],
+    ] {
+        is_refused(server, &officer, &refused);
+    }
+}
+
+/// As docs/vault.md says it.
+async fn a_lost_mount_comes_back_of_its_key(server: &VaultServer, cluster: &Valid, roots: &[(Authority, String)]) {
+    let (vault, guest) = (client_of(server), format!("giantnetes/{}", cluster.identity.id));
+    let (mount, entry) = (format!("{guest}/etcd"), written_down(server, &cluster.identity, "etcd").remove(0));
+    let (_, root) = roots.iter().find(|(authority, _)| *authority == Authority::Etcd).unwrap();
+    let authority = InVault { mount: &mount, certificate: root };
+    vault.verify(authority).await.unwrap();
+    server.root(&["secrets", "disable", &mount]).unwrap();
+    assert!(matches!(
+        vault.verify(authority).await,
+        Err(vault::Error::Vault(VaultError::NoMount(_)) | vault::Error::Exchanged(_))
+    ));
+    let (escrow, path) = entry.split_once("/data/").unwrap();
+    let get = |field: &str| {
+        server.root(&["kv", "get", &format!("-mount={escrow}"), &format!("-field={field}"), path]).unwrap()
+    };
+    let file = server.folder().join("etcd.pem");
+    std::fs::write(&file, format!("{}\n{}\n", get("key"), get("certificate"))).unwrap();
+    let description = format!("-description=giantnetes: team/one {}", cluster.identity.uid);
+    let enable = ["secrets", "enable", &format!("-path={mount}"), "-max-lease-ttl=8760h", &description, "pki"];
+    server.root(&enable).unwrap();
+    let bundle = format!("pem_bundle=@{}", file.display());
+    server.root(&["write", &format!("{mount}/issuers/import/bundle"), &bundle]).unwrap();
+    vault.verify(authority).await.unwrap();
+    let (_, leaf) = planned(cluster).into_iter().find(|(_, leaf)| leaf.authority == Authority::Etcd).unwrap();
+    let now = Timestamp::now();
+    let pair = client_of(server).sign(authority, "master-0", &leaf, now, DAY).await.unwrap();
+    is_as_planned(root, &leaf, &pair, now, DAY);
+}
+
+/// As if it died there: what it wrote down is of no use, and the next one makes another, whose key is there as well.
+async fn a_death_between_writing_down_and_importing_leaves_one_authority(server: &VaultServer, cluster: &Valid) {
+    let policy = server.root(&["policy", "read", "giantnetes"]).unwrap();
+    let file = server.folder().join("without-import.hcl");
+    let set = |policy: &str| {
+        std::fs::write(&file, policy).unwrap();
+        server.root(&["policy", "write", "giantnetes", &file.display().to_string()]).unwrap();
+    };
+    set(&policy.replace("issuers/import/bundle", "issuers/import/none"));
+    let (identity, now) = (&cluster.identity, Timestamp::now());
+    let first = client_of(server);
+    for _ in 0..3 {
+        let error = first.make_exportable(identity, Authority::Etcd, now, YEAR).await.unwrap_err().to_string();
+        assert!(error.contains("issuers/import/bundle"), "{error}");
+        assert_eq!(written_down(server, identity, "etcd").len(), 1, "a try writes no other one down");
+    }
+    set(&policy);
+    let root = client_of(server).make_exportable(identity, Authority::Etcd, now, YEAR).await.unwrap();
+    let entries = written_down(server, identity, "etcd");
+    assert_eq!(entries.len(), 2);
+    assert!(entries.iter().any(|entry| entry.ends_with(&embedded::fingerprint(&root))), "its key is not there");
+    // The one that was thought dead comes too late.
+    assert_eq!(first.make_exportable(identity, Authority::Etcd, now, YEAR).await.unwrap(), root);
+    has_one_issuer(server, &role::mount("giantnetes", identity, Authority::Etcd));
+}
+
+async fn what_comes_from_elsewhere_is_brought_once(server: &VaultServer, cluster: &Valid) {
+    let (identity, now) = (&cluster.identity, Timestamp::now());
+    for (authority, exportable) in [(Authority::Kubernetes, false), (Authority::Etcd, true)] {
+        let pair = embedded::root(name_of(authority), "elsewhere/one", now, YEAR).unwrap();
+        for _ in 0..2 {
+            let vault = client_of(server);
+            vault.bring(identity, authority, &pair, YEAR, exportable).await.unwrap();
+        }
+        let mount = role::mount("giantnetes", identity, authority);
+        has_one_issuer(server, &mount);
+        assert_eq!(written_down(server, identity, name_of(authority)).len(), usize::from(exportable));
+        let other = embedded::root(name_of(authority), "elsewhere/two", now, YEAR).unwrap();
+        let vault = client_of(server);
+        let error = vault.bring(identity, authority, &other, YEAR, exportable).await.unwrap_err().to_string();
+        assert!(error.contains(&mount) && error.contains("another root already"), "{error}");
+        has_one_issuer(server, &mount);
+        let leaves = planned(cluster).into_iter().filter(|(_, leaf)| leaf.authority == authority);
+        for (holder, leaf) in leaves {
+            let authority = InVault { mount: &mount, certificate: &pair.certificate };
+            let now = Timestamp::now();
+            let signed = vault.sign(authority, &holder, &leaf, now, DAY).await.unwrap();
+            is_as_planned(&pair.certificate, &leaf, &signed, now, DAY);
+        }
+    }
+}
+
 /// A token that was revoked, or that a restored Vault never heard of, costs no certificate.
 #[test]
 fn a_revoked_token_is_given_up_for_another() {
@@ -489,6 +717,7 @@ fn bench_certificates() {
     });
     let (ours, theirs) = (rate(CERTIFICATES, took), rate(THEIRS, began.elapsed()));
     let each = cpu.as_secs_f64() * 1000.0 / CERTIFICATES as f64;
+    support::keep("vault", serde_json::json!({"certificates_per_s": ours, "theirs_per_s": theirs, "cpu_ms": each}));
     println!("    {ours:.0} certificates/s, `vault write` {theirs:.0}/s; {each:.2} ms of CPU each (aim: 2 ms)");
 }
 

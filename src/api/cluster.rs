@@ -86,8 +86,22 @@ impl Cluster {
         replicas.map(|replicas| usize::try_from(replicas.unwrap_or(1)).unwrap_or_default()).sum()
     }
 
-    /// The wish for other authorities: how often they were asked for, as it is written.
-    pub fn rotations_asked(&self) -> i32 {
-        self.spec.pki.ca.rotate.unwrap_or_default()
+    /// The wishes for other authorities, service-account keys and encryption keys, by their places in `spec.pki`: how often they were
+    /// asked for, as it is written.
+    pub fn rotations_asked(&self) -> [(&'static str, i32); 3] {
+        let pki = &self.spec.pki;
+        let (keys, encryption) = (&pki.service_account_key, &pki.encryption_key);
+        [("ca", pki.ca.rotate), ("serviceAccountKey", keys.rotate), ("encryptionKey", encryption.rotate)]
+            .map(|(place, count)| (place, count.unwrap_or_default()))
+    }
+
+    /// Whether keys of authorities that are in Vault are written down there for escrow officers.
+    pub fn has_exportable_keys(&self) -> bool {
+        self.spec.pki.exportable.unwrap_or_default()
+    }
+
+    /// Whether its authorities are to be in Vault.
+    pub fn is_kept_in_vault(&self) -> bool {
+        self.spec.pki.backend == super::PkiBackend::Vault
     }
 }

@@ -26,6 +26,8 @@ pub enum Unset {
     Text(&'static str),
     /// This number.
     Number(i64),
+    /// No.
+    False,
     /// This amount of bytes; `1Gi` equals `1024Mi`.
     Size(&'static str),
     /// This lifetime; `1h` equals `60m`.
@@ -37,7 +39,7 @@ const fn fixed(path: &'static [&'static str], unset: Unset) -> Fixed {
 }
 
 /// What is fixed for a Cluster's whole life. (A provider that has a region is another than one that has none.)
-pub const FIXED: [Fixed; 13] = [
+pub const FIXED: [Fixed; 14] = [
     fixed(&["provider", "aws", "region"], Unset::Text("")),
     fixed(&["provider", "aws", "network"], Unset::Text("10.8.0.0/16")),
     fixed(&["kubernetes", "podCIDR"], Unset::Text("10.200.0.0/16")),
@@ -51,6 +53,9 @@ pub const FIXED: [Fixed; 13] = [
     fixed(&["pki", "backend"], Unset::Text("Embedded")).because(
         "is immutable: keys that were made in Vault never leave it, and a guest lives by the authorities that it began with; make \
          a new Cluster",
+    ),
+    fixed(&["pki", "exportable"], Unset::False).because(
+        "is immutable: whether the keys of authorities can be exported is decided when they are made; make a new Cluster",
     ),
     fixed(&["pki", "importFrom", "secretName"], Unset::Text("")).because(
         "is immutable: a guest lives by the authorities that it began with; make a new Cluster",
@@ -80,6 +85,7 @@ impl Fixed {
             match self.unset {
                 Unset::Text(text) => format!("({given} : '{text}')"),
                 Unset::Number(number) => format!("({given} : {number})"),
+                Unset::False => format!("({given} : false)"),
                 Unset::Size(size) => format!("quantity({given} : '{size}')"),
                 Unset::Lifetime(lifetime) => format!("duration({given} : '{lifetime}')"),
             }
@@ -97,6 +103,7 @@ impl Fixed {
             (Some(value), _) => value.clone(),
             (None, Unset::Text(text) | Unset::Size(text) | Unset::Lifetime(text)) => json!(text),
             (None, Unset::Number(number)) => json!(number),
+            (None, Unset::False) => json!(false),
         }
     }
 }

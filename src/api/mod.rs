@@ -34,7 +34,10 @@ pub use machines::{
 };
 pub use network_claim::{ClaimKind, ClusterRef, NetworkClaim, NetworkClaimSpec};
 pub use networks::{CalicoSpec, ExposureSpec, ExposureType, NetworkSpec, OverlayBackend, OverlaySpec};
-pub use pki::{ApiServerCertificateSpec, CaSpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec};
+pub use pki::{
+    ApiServerCertificateSpec, CaSpec, EncryptionKeySpec, ImportSpec, LeafSpec, PkiBackend, PkiSpec,
+    ServiceAccountKeySpec,
+};
 pub use rules::{NEEDS_VAULT, NO_EXPOSURE, NO_FLANNEL, NO_INGRESS, POOL_ON_AWS, RESERVED};
 pub use status::{ClusterStatus, NodeCounts, RotationStatus, VaultPlace};
 

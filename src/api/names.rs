@@ -48,10 +48,15 @@ pub const AWS_FORCE_DELETE_ANNOTATION: &str = "giantnetes.io/aws-force-delete";
 pub const NEXT_CA_ANNOTATION_PREFIX: &str = "giantnetes.io/next-ca-";
 /// Annotation on the guest's namespace: the generation of its roots, a number, if it is not the first.
 pub const GENERATION_ANNOTATION: &str = "giantnetes.io/authorities-generation";
-/// Annotation on the guest's namespace: the rotation of its authorities that goes on: generation, stage, and since when (RFC 3339).
+/// Annotation on the guest's namespace: the rotation of its authorities that goes on: generation, stage, since when (RFC 3339), and
+/// `alone` where a lone control-plane node carries it out.
 pub const ROTATION_ANNOTATION: &str = "giantnetes.io/rotation";
 /// Annotation on the Secret of a generation of roots: the `spec.pki.ca.rotate` that it was made for, if it is not 0.
 pub const ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/rotated-for";
+/// Annotation on the Secret of a generation of roots: the `spec.pki.serviceAccountKey.rotate` that it was made for, if it is not 0.
+pub const SERVICE_ACCOUNT_KEY_ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/service-account-key-rotated-for";
+/// Annotation on the Secret of a generation of roots: the `spec.pki.encryptionKey.rotate` that it was made for, if it is not 0.
+pub const ENCRYPTION_KEY_ROTATED_FOR_ANNOTATION: &str = "giantnetes.io/encryption-key-rotated-for";
 /// Annotation on a node's Secret while authorities are rotated, and on add-ons' pods inside the guest: the generation and the
 /// phase that it was made for, such as `2.trust`.
 pub const AUTHORITIES_ANNOTATION: &str = "giantnetes.io/authorities";

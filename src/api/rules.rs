@@ -119,11 +119,11 @@ pub(super) fn rotates_embedded() -> Rule {
     .field_path(".ca.rotate")
 }
 
-/// Vault makes its keys itself.
-pub(super) fn imported_roots_are_embedded() -> Rule {
-    Rule::new("!has(self.importFrom) || !has(self.backend) || self.backend == 'Embedded'")
-        .message("needs backend Embedded: Vault makes its keys itself")
-        .field_path(".importFrom")
+/// What is embedded can be exported in any case.
+pub(super) fn exportable_is_of_vault() -> Rule {
+    Rule::new("!has(self.exportable) || !self.exportable || has(self.backend) && self.backend == 'Vault'")
+        .message("needs backend Vault; with Embedded, keys can be exported in any case")
+        .field_path(".exportable")
 }
 
 pub(super) fn zones_of_the_region() -> Rule {
@@ -276,12 +276,14 @@ pub(super) fn of_spec() -> Vec<ValidationRule> {
         "must not be fewer than before",
         Some(".controlPlane.replicas"),
     ));
-    let rotate = |whose: &str| format!("({} : 0)", given(whose, &["pki", "ca", "rotate"]));
-    rules.push(rule(
-        &format!("{} >= {}", rotate("self"), rotate("oldSelf")),
-        "must not be less than before",
-        Some(".pki.ca.rotate"),
-    ));
+    for what in ["ca", "serviceAccountKey", "encryptionKey"] {
+        let rotate = |whose: &str| format!("({} : 0)", given(whose, &["pki", what, "rotate"]));
+        rules.push(rule(
+            &format!("{} >= {}", rotate("self"), rotate("oldSelf")),
+            "must not be less than before",
+            Some(&format!(".pki.{what}.rotate")),
+        ));
+    }
     rules.extend(of_aws());
     rules.extend(FIXED.iter().map(|fixed| rule(&fixed.cel(), fixed.why, Some(&fixed.field_path()))));
     rules

@@ -89,15 +89,28 @@ pub struct ClusterStatus {
 pub struct RotationStatus {
     /// The `spec.pki.ca.rotate` that was carried out last.
     pub carried_out: i32,
-    /// Generation of the authorities: the first ones are 1. While they are rotated it is that of those that come.
+    /// The `spec.pki.serviceAccountKey.rotate` that was carried out last, if one was.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub service_account_key_carried_out: i32,
+    /// The `spec.pki.encryptionKey.rotate` that was carried out last, if one was.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub encryption_key_carried_out: i32,
+    /// Generation of the authorities and keys: the first ones are 1. While some are rotated it is that of those that come.
     pub generation: i32,
-    /// What the rotation is at: `Trust`, `Reissue`, `Overlap`, `Serve` or `Drop`. None: nothing is rotated.
+    /// What is rotated: `CA`, `ServiceAccountKey` or `EncryptionKey`. None: nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// What is asked for beside that, and is rotated after it, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queued: Vec<String>,
+    /// What the rotation is at: of authorities `Trust`, `Reissue`, `Overlap`, `Serve` or `Drop`, of the service-account key `Trust`,
+    /// `Sign`, `Overlap` or `Drop`, of the encryption key `Read`, `Write`, `Rewrite` or `Drop`. None: nothing is rotated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
     /// Since when (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// Until when (RFC 3339) what users hold of the former authorities is good for at least. None: it is not known yet.
+    /// Until when (RFC 3339) what users hold of the former authorities, or tokens of the former key, are good for at least. None: it is not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// What it waits for.
@@ -108,11 +121,18 @@ pub struct RotationStatus {
 impl RotationStatus {
     /// What goes on, for people. None: nothing is rotated.
     pub fn going_on(&self) -> Option<String> {
-        let Self { generation, stage, until, waits_for, .. } = self;
+        let Self { generation, subject, stage, until, waits_for, queued, .. } = self;
         let until = until.as_ref().map(|until| format!(", users have time until {until}")).unwrap_or_default();
         let waits = waits_for.as_ref().map(|what| format!(", waits for {what}")).unwrap_or_default();
-        Some(format!("generation {generation}: {}{until}{waits}", stage.as_ref()?))
+        let of = subject.as_ref().map(|subject| format!(" of {subject}")).unwrap_or_default();
+        let then = if queued.is_empty() { String::new() } else { format!("; then {}", queued.join(", ")) };
+        Some(format!("generation {generation}{of}: {}{until}{waits}{then}", stage.as_ref()?))
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_zero(count: &i32) -> bool {
+    *count == 0
 }
 
 /// A place in a Vault.

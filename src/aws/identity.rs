@@ -18,6 +18,10 @@ use crate::pki::{leaf::Leaf, vault::role};
 
 /// Name of the policy of nodes: the chart's `files/aws/vault-nodes-policy.hcl`.
 pub const POLICY: &str = "giantnetes-nodes";
+/// Path of the auth method by which nodes log in.
+pub const METHOD: &str = "giantnetes-aws";
+/// Path of the secrets engine (`kv`, version 1) with keys that nobody signs.
+pub const KEYS: &str = "giantnetes-keys";
 /// How long a login is good for: a node uses it at once.
 const TOKEN: Duration = Duration::from_secs(600);
 
@@ -157,11 +161,13 @@ mod tests {
         let paths: Vec<_> =
             policy.lines().filter_map(|line| line.strip_prefix("path \"")?.strip_suffix("\" {")).collect();
         let own = "{{identity.entity.aliases.ACCESSOR.name}}";
-        assert_eq!(paths, [&format!("giantnetes/+/+/sign/{own}.*"), "giantnetes/+/+/cert/ca"]);
+        let keys = format!("giantnetes-keys/{own}");
+        assert_eq!(paths, [&format!("giantnetes/+/+/sign/{own}.*"), "giantnetes/+/+/cert/ca", &keys]);
         // What the path ends with is what a signer begins with.
         assert_eq!(signer("ID", "kubelet"), "ID.kubelet");
         let capabilities: Vec<_> = policy.lines().filter(|line| line.contains("capabilities")).map(str::trim).collect();
-        assert_eq!(capabilities, [r#"capabilities = ["update"]"#, r#"capabilities = ["read"]"#]);
+        let (sign, read) = (r#"capabilities = ["update"]"#, r#"capabilities = ["read"]"#);
+        assert_eq!(capabilities, [sign, read, read]);
     }
 
     #[test]

@@ -24,9 +24,9 @@ use super::{
     leave::remove,
     ledger::{self, Book},
     memory::{Guest, Offered},
-    nodes::{self, Surroundings},
     plan::{self, Outputs},
     stacks::{Is, Stacks, Stand},
+    surroundings::{self, Surroundings},
     tags::Owner,
     template::{Body, InputError},
     user_data::UserDataError,
@@ -205,7 +205,7 @@ impl AwsOperator {
     async fn cluster_stack(&self, look: &Look<'_>, stacks: &mut Stacks<'_>) -> Result<Stand, Error> {
         let around = self.around(look);
         let rendered = around.map_or(Err(no_vault()), |around| {
-            let data = nodes::of_masters(look.valid, around).map_err(|error| of_user_data(&error))?;
+            let data = surroundings::of_masters(look.valid, around).map_err(|error| of_user_data(&error))?;
             let stack = plan::cluster_stack(look.valid, look.aws, data);
             let body = stack.render().map_err(|error| of_input(&error))?;
             Ok((body, stack.spec_hash))
@@ -227,7 +227,7 @@ impl AwsOperator {
         let mut names = BTreeSet::new();
         for pool in &look.valid.pools {
             let rendered = self.around(look).map_or(Err(no_vault()), |around| {
-                let data = nodes::of_pool(look.valid, pool, around).map_err(|error| of_user_data(&error))?;
+                let data = surroundings::of_pool(look.valid, pool, around).map_err(|error| of_user_data(&error))?;
                 let stack = plan::pool_stack(look.valid, look.aws, pool, outputs, (data, drain));
                 let body = stack.render().map_err(|error| of_input(&error))?;
                 Ok((body, stack.spec_hash))

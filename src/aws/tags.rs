@@ -26,6 +26,12 @@ impl Owner {
         format!("{}-{pool}", self.cluster_stack())
     }
 
+    /// The guest's own zone, in which its API and its control-plane nodes have names.
+    pub fn domain(&self) -> String {
+        // `internal` is set aside for networks that nobody else sees.
+        format!("{}.giantnetes.internal", self.id)
+    }
+
     /// Tags of the guest's stacks. CloudFormation passes them on to everything that it makes and that has tags, but for
     /// what Auto Scaling makes.
     pub fn tags(&self) -> BTreeMap<String, String> {

@@ -7,7 +7,9 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::{identity, template::MAX_USER_DATA};
 use crate::{
-    node_agent::config::{AuthorityAt, Config, INSTANCE_ID, LOCAL_ADDRESS, Login, METADATA, Readers, STATE, Wanted},
+    node_agent::config::{
+        self as agent, AuthorityAt, Config, INSTANCE_ID, LOCAL_ADDRESS, Login, METADATA, Readers, STATE, Wanted,
+    },
     node_config::{NodeConfig, cloud_init, paths},
     pki::{leaf::Leaf, vault::client::Address},
 };
@@ -58,6 +60,10 @@ pub struct Keys<'a> {
     pub leaves: &'a [Leaf],
     /// How long they live.
     pub ttl: Duration,
+    /// Keys that are no certificates: of control-plane nodes alone.
+    pub lasting: Option<agent::Keys>,
+    /// What the machine has to have.
+    pub machine: agent::Machine,
 }
 
 impl Keys<'_> {
@@ -68,6 +74,8 @@ impl Keys<'_> {
             login: self.login.clone(),
             authorities: self.authorities.clone(),
             certificates: self.leaves.iter().map(|leaf| self.wanted(leaf)).collect(),
+            keys: self.lasting.clone(),
+            machine: self.machine.clone(),
             metadata: METADATA.into(),
             state: STATE.into(),
         }
@@ -103,7 +111,7 @@ impl Keys<'_> {
 /// # Errors
 /// [`UserDataError`], if it is more than EC2 takes.
 pub fn render(config: NodeConfig, keys: &Keys) -> Result<Vec<u8>, UserDataError> {
-    let node = config.hostname.clone();
+    let node = config.hostname.clone().unwrap_or_else(|| keys.login.role.clone());
     let failed = |source| UserDataError::Render { node: node.clone(), source };
     let config = config.with_agent(&serde_saphyr::to_string(&keys.agent()).map_err(failed)?);
     // The rest of a seed is EC2's to say: instance id, network and host name's source.
@@ -130,7 +138,7 @@ fn compress(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{collections::BTreeMap, io::Read as _};
 
     use serde_json::{Value, json};
@@ -138,8 +146,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::Valid,
-        network::places::Place,
-        node_config::{Blank, control_plane, worker},
+        node_config::{Blank, Ec2, control_plane_on_ec2, worker_on_ec2},
         pki::leaf::{self, Authority},
         testing::{example, valid},
     };
@@ -172,6 +179,8 @@ mod tests {
             ],
             leaves,
             ttl: Duration::from_secs(2160 * 3600),
+            lasting: None,
+            machine: agent::Machine::default(),
         }
     }
 
@@ -196,13 +205,30 @@ mod tests {
         serde_saphyr::from_str(cloud_config).unwrap()
     }
 
+    /// The files that cloud-init writes of it.
+    pub(in crate::aws) fn files(bytes: &[u8]) -> BTreeMap<String, String> {
+        let text = |file: &Value, field: &str| file[field].as_str().unwrap().to_owned();
+        let parsed = parsed(bytes);
+        parsed["write_files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|file| (text(file, "path"), text(file, "content")))
+            .collect()
+    }
+
+    fn ec2() -> Ec2 {
+        Ec2 { domain: "abcde.giantnetes.internal".into(), has_cloud_controller: true }
+    }
+
     fn of_master(cluster: &Valid) -> (NodeConfig, Vec<Leaf>) {
-        (control_plane(cluster, 0, Blank::Forms), leaf::of_master(cluster, 0))
+        let leaves = leaf::of_master_on_ec2(cluster, 0, &ec2(), OWN_ADDRESS);
+        (control_plane_on_ec2(cluster, 0, Blank::Forms, &ec2()), leaves)
     }
 
     fn of_worker(cluster: &Valid) -> (NodeConfig, Vec<Leaf>) {
         let pool = &cluster.pools[0];
-        (worker(cluster, pool, "a-0", Place(64)), leaf::of_node(OWN_NAME, OWN_ADDRESS).into())
+        (worker_on_ec2(cluster, pool, &ec2()), leaf::of_node(OWN_NAME, OWN_ADDRESS).into())
     }
 
     #[test]
@@ -226,7 +252,7 @@ mod tests {
             let agent: Config = serde_saphyr::from_str(files["/etc/giantnetes/node-agent.yaml"]).unwrap();
             assert_eq!(agent, keys.agent());
             agent.check().unwrap();
-            println!("{}: {} bytes", expected.hostname, bytes.len());
+            println!("{:?}: {} bytes", expected.hostname, bytes.len());
         }
     }
 

@@ -14,6 +14,7 @@ mod node_agent;
 mod pki;
 mod plan;
 mod progress;
+mod reference;
 mod roll;
 mod rotate;
 mod run;
@@ -83,6 +84,9 @@ enum Command {
     /// Print docs/metrics.md.
     #[command(hide = true)]
     Metrics,
+    /// Print a document with its tables as they follow from the code.
+    #[command(hide = true)]
+    Reference(reference::ReferenceArgs),
     /// Print what would be made or changed for a Cluster.
     Plan(plan::PlanArgs),
     /// Draw a Cluster with all that belongs to it, and what it waits for.
@@ -166,6 +170,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
             print!("{}", metrics::page());
             Ok(())
         }
+        Command::Reference(args) => reference::reference(&args),
         Command::Plan(args) => patiently("plan", plan::plan(&args)).await,
         Command::Describe(args) => patiently("describe", describe::describe(&args)).await,
         Command::Kubeconfig(args) => patiently("kubeconfig", kubeconfig::kubeconfig(&args)).await,

@@ -16,10 +16,13 @@ pub(super) struct NodeAgentArgs {
     /// End as soon as every certificate is there.
     #[arg(long)]
     once: bool,
+    /// Have what is the machine's own, write into this file what it is, and end.
+    #[arg(long, conflicts_with = "once")]
+    machine: Option<PathBuf>,
 }
 
 pub(super) async fn run(args: NodeAgentArgs) -> Result<(), Failure> {
-    let NodeAgentArgs { config: path, once } = args;
+    let NodeAgentArgs { config: path, once, machine } = args;
     let failed = |error: Failure| format!("read {}: {error}", path.display());
     let text = tokio::fs::read_to_string(&path).await.map_err(|error| failed(error.into()))?;
     let config: Config = serde_saphyr::from_str(&text).map_err(|error| failed(error.into()))?;
@@ -33,5 +36,8 @@ pub(super) async fn run(args: NodeAgentArgs) -> Result<(), Failure> {
         }
         told.cancel();
     });
-    Ok(node_agent::run(config, once, stop).await?)
+    match machine {
+        Some(facts) => Ok(node_agent::ready(config, &facts, stop).await?),
+        None => Ok(node_agent::run(config, once, stop).await?),
+    }
 }

@@ -18,6 +18,7 @@ use prometheus::{
 
 use crate::{
     api::{Cluster, ClusterStatus, Condition, ConditionType, Reason, Status},
+    pki::rotation::Stage,
     runtime::telemetry::metric::{Declared, Kind, Metric},
 };
 
@@ -31,6 +32,9 @@ const REASON: (&str, &str) = ("reason", "a reason of docs/api.md");
 fn room(clusters: usize) -> usize {
     5400_usize.saturating_sub(clusters * 4 / 5).max(200)
 }
+
+/// Up to how many rotations of authorities are shown.
+const ROTATIONS: usize = 200;
 
 const CLUSTERS: Metric = Metric {
     name: "giantnetes_clusters",
@@ -77,6 +81,14 @@ const EXPIRY: Metric = Metric {
            Clusters, those that are next",
 };
 
+const ROTATION: Metric = Metric {
+    name: "giantnetes_cluster_rotation_stands_since_timestamp_seconds",
+    kind: Kind::Gauge,
+    labels: &[NAMESPACE, NAME, ("stage", "Trust, Reissue, Overlap, Serve, Drop")],
+    help: "Since when a rotation of a Cluster's authorities stands at its stage, with Overlap until when users have time, in \
+           seconds since 1970; of many Clusters, those that stand longest",
+};
+
 /// Statuses that are not written yet.
 pub static HELD_BACK: Declared<IntGauge> = Declared::gauge(Metric {
     name: "giantnetes_cluster_statuses_held_back",
@@ -92,7 +104,7 @@ pub fn metrics() -> Vec<&'static Metric> {
 
 /// Those that are looked up in the cache.
 fn of_fleet() -> Vec<&'static Metric> {
-    static ALL: [Metric; 6] = [CLUSTERS, NODES_WANTED, NODES_READY, NOT_AT_REST, RENEWAL, EXPIRY];
+    static ALL: [Metric; 7] = [CLUSTERS, NODES_WANTED, NODES_READY, NOT_AT_REST, RENEWAL, EXPIRY, ROTATION];
     ALL.iter().collect()
 }
 
@@ -128,7 +140,7 @@ impl Collector for Fleet {
 pub fn families<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> Vec<MetricFamily> {
     let mut seen = Seen::default();
     clusters.for_each(|cluster| seen.look(cluster));
-    let Seen { conditions, wanted, ready, mut unrest, mut renewals, mut ends } = seen;
+    let Seen { conditions, wanted, ready, mut unrest, mut renewals, mut ends, mut rotations } = seen;
     let room = room(wanted.len());
     unrest.sort();
     unrest.truncate(room);
@@ -136,6 +148,8 @@ pub fn families<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> Vec<MetricFa
         times.sort();
         times.truncate(room);
     }
+    rotations.sort();
+    rotations.truncate(ROTATIONS);
     let words = |words: [&'static str; 3]| words.map(str::to_owned).to_vec();
     vec![
         CLUSTERS.family(conditions.into_iter().map(|(labels, count)| (words(labels), f64::from(count)))),
@@ -144,6 +158,9 @@ pub fn families<'a>(clusters: impl Iterator<Item = &'a Cluster>) -> Vec<MetricFa
         NOT_AT_REST.family(unrest.into_iter().map(|(_, name, what)| ([name.to_vec(), words(what)].concat(), 1.0))),
         RENEWAL.family(renewals.into_iter().map(|(at, name)| (name.to_vec(), at as f64))),
         EXPIRY.family(ends.into_iter().map(|(at, name)| (name.to_vec(), at as f64))),
+        ROTATION.family(
+            rotations.into_iter().map(|(at, name, stage)| ([name.to_vec(), vec![stage.into()]].concat(), at as f64)),
+        ),
     ]
 }
 
@@ -160,6 +177,8 @@ struct Seen {
     unrest: Vec<(bool, Name, [&'static str; 3])>,
     renewals: Vec<(i64, Name)>,
     ends: Vec<(i64, Name)>,
+    /// With their stage.
+    rotations: Vec<(i64, Name, &'static str)>,
 }
 
 impl Seen {
@@ -175,6 +194,12 @@ impl Seen {
         let second = |at: &Option<String>| Some((at.as_deref()?.parse::<Timestamp>().ok()?.as_second(), name.clone()));
         self.renewals.extend(second(&status.certificates_renew_at));
         self.ends.extend(second(&status.certificates_end_at));
+        self.rotations.extend(status.rotation.as_ref().and_then(|rotation| {
+            let stage = Stage::ALL.into_iter().find(|stage| rotation.stage.as_deref() == Some(stage.name()))?;
+            let at = if stage == Stage::Overlap { &rotation.until } else { &rotation.since };
+            let (at, name) = second(at)?;
+            Some((at, name, stage.name()))
+        }));
         let is = |type_: ConditionType, wanted: Status| {
             let of_type = status.conditions.iter().find(|condition| condition.type_ == type_.name());
             of_type.is_some_and(|condition| condition.status == wanted.name())
@@ -255,6 +280,7 @@ mod tests {
             "phase": if well { "Ready" } else { "Degraded" }, "version": "v1.36.3", "nodes": "4/4",
             "certificatesRenewAt": "2026-12-24T18:00:00Z", "certificatesEndAt": "2027-01-24T18:00:00Z",
             "conditions": conditions,
+            "rotation": if well { json!(null) } else { rotation(number) },
         });
         cluster(&format!("team-{:03}", number % 1000), &format!("cluster-{number:05}"), status)
     }
@@ -288,6 +314,33 @@ mod tests {
         let sick = text(&[typical(1, false)]);
         let line = r#"giantnetes_cluster_condition{namespace="team-001",name="cluster-00001",condition="Degraded",status="True",reason="ImageNotFound"} 1"#;
         assert!(sick.lines().any(|shown| shown == line), "{sick}");
+    }
+
+    /// One that stands at `Trust`, the longer the lower the number is.
+    fn rotation(number: usize) -> serde_json::Value {
+        let since = Timestamp::from_second(1_800_000_000 + i64::try_from(number).unwrap()).unwrap();
+        json!({"carriedOut": 0, "generation": 2, "stage": "Trust", "since": since.to_string()})
+    }
+
+    #[test]
+    fn since_when_a_rotation_stands_is_shown_and_of_many_those_that_stand_longest() {
+        let metric = "giantnetes_cluster_rotation_stands_since_timestamp_seconds";
+        let of = |rotation: serde_json::Value| text(&[cluster("a", "b", json!({"rotation": rotation}))]);
+        let line = |stage: &str, at: i64| format!("{metric}{{namespace=\"a\",name=\"b\",stage=\"{stage}\"}} {at}\n");
+        assert!(of(rotation(5)).contains(&line("Trust", 1_800_000_005)), "{}", of(rotation(5)));
+        let (since, until) = ("2026-12-24T18:00:00Z", "2027-01-24T18:00:00Z");
+        let at =
+            |stage: &str| json!({"carriedOut": 1, "generation": 3, "stage": stage, "since": since, "until": until});
+        assert!(of(at("Overlap")).contains(&line("Overlap", 1_800_813_600)), "users have time until then");
+        assert!(of(at("Drop")).contains(&line("Drop", 1_798_135_200)));
+        // Nothing is rotated, or somebody wrote what is none.
+        for told in [json!({"carriedOut": 1, "generation": 2}), at("Whatever"), json!(null)] {
+            assert!(!of(told.clone()).contains(metric), "{told}");
+        }
+        let many = text(&(0..1000).map(|number| typical(number, false)).collect::<Vec<_>>());
+        let shown: Vec<_> = many.lines().filter(|line| line.starts_with(metric)).collect();
+        assert_eq!(shown.len(), ROTATIONS);
+        assert!(shown[0].contains("cluster-00000") && shown[199].contains("cluster-00199"), "{shown:?}");
     }
 
     #[test]

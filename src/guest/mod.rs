@@ -8,6 +8,7 @@
 //! - [`reconcile`]: the effects
 //! - `renew`: what has to learn of other authorities while they are rotated
 //! - [`requests`]: signs the certificates that were asked for inside the guest and approved there
+//! - `rewrite`: has Secrets stored anew, once they are encrypted with another key
 //! - `rights`: binds what ClusterAccesses ask for
 //! - `setup`: applies add-ons
 
@@ -19,6 +20,7 @@ pub mod plan;
 pub mod reconcile;
 mod renew;
 pub mod requests;
+mod rewrite;
 mod rights;
 mod setup;
 
@@ -35,4 +37,6 @@ pub struct GuestFacts {
     pub drains: BTreeMap<String, Vec<String>>,
     /// What the guest's own objects say of its authorities, while they are rotated.
     pub published: Option<Published>,
+    /// Why some Secret could not be stored anew, while the encryption key is rotated.
+    pub unwritten: Option<String>,
 }

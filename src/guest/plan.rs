@@ -40,7 +40,13 @@ pub fn roles() -> [ClusterRole; 1] {
         verbs: vec!["get".into()],
         ..PolicyRule::default()
     };
-    [ClusterRole { metadata: named(KUBELET_METRICS_GROUP), rules: Some(vec![metrics]), ..ClusterRole::default() }]
+    // Supervisors are asked which keys their API server verifies tokens with.
+    let keys = PolicyRule {
+        non_resource_urls: Some(vec!["/openid/v1/jwks".into()]),
+        verbs: vec!["get".into()],
+        ..PolicyRule::default()
+    };
+    [ClusterRole { metadata: named(KUBELET_METRICS_GROUP), rules: Some(vec![metrics, keys]), ..ClusterRole::default() }]
 }
 
 /// Rights that a guest needs before anybody can use it.

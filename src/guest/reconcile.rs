@@ -25,14 +25,14 @@ use super::{
     GuestFacts,
     addons::{self, BundleError},
     client::{self, ConnectError},
-    drain, dress, plan, renew, requests, rights,
+    drain, dress, plan, renew, requests, rewrite, rights,
     setup::{Setup, unready_add_on},
 };
 use crate::{
     api::{Reason, names},
     cluster::{Blames, ClusterKey, Identity, Report, Valid, valid::NodePool},
     context::{Context, Target},
-    pki::{self, PkiFacts, authority, request::SigningRequest, rotation::Published},
+    pki::{self, PkiFacts, authority, keys::Subject, request::SigningRequest, rotation::Published},
     runtime::{
         CallError,
         apply::{self, Applier, ApplyError, Memory, Owner},
@@ -192,7 +192,9 @@ impl GuestOperator {
         let wanted = |name: &str| workers.iter().any(|(_, node)| node == name);
         let silent = plan::silent(&nodes, wanted);
         let published = published(&client, reports.pki.as_ref(), silent).await;
-        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, published };
+        let rewrites = renew::going(reports.pki.as_ref()).map(|going| going.rewrites.as_slice()).unwrap_or_default();
+        let unwritten = rewrite::rewrite(&client, rewrites).await;
+        let facts = GuestFacts { nodes: plan::count(&nodes, &vm_pods), drains, published, unwritten };
         let nodes = plan::count(plan::wanted(&nodes, wanted), &vm_pods);
         // Before any is, a guest has better things to do than to list what nobody could ask for.
         if nodes.ready > 0
@@ -223,7 +225,7 @@ impl GuestOperator {
         if let Some(what) = unready_add_on(&client, silent).await? {
             return waiting(what);
         }
-        let is_moving = vm_pods.iter().any(|pod| pod.leaving().is_some());
+        let is_moving = vm_pods.iter().any(|pod| pod.leaving().is_some()) || !rewrites.is_empty();
         let pause = if is_moving { POLL.0 } else { POLL.1 };
         Ok((Report::Ready(facts), Outcome::After(pause)))
     }
@@ -388,7 +390,7 @@ impl Reconciler for GuestOperator {
 
 /// What the guest's objects say of its authorities, while they are rotated.
 async fn published(client: &Client, pki: Option<&Report<PkiFacts>>, silent: usize) -> Option<Published> {
-    let going = pki.and_then(Report::facts)?.rotation.as_ref()?.going.as_ref()?;
+    let going = renew::going(pki).filter(|going| going.subject == Subject::Authorities)?;
     let tended = renew::tend(client, going, silent).await;
     tended
         .inspect_err(|error| warn!(error = chain(error), "it is not known which authorities the guest publishes"))

@@ -19,8 +19,9 @@ use x509_parser::pem::Pem;
 use super::addons;
 use crate::{
     api::names,
+    cluster::Report,
     pki::{
-        Going,
+        Going, PkiFacts,
         rotation::{Published, add_ons_for},
     },
     runtime::{CallError, call},
@@ -35,6 +36,19 @@ const ROOTS: (&str, &str) = ("kube-root-ca.crt", "ca.crt");
 const EXTENSIONS: &str = "extension-apiserver-authentication";
 const CLIENTS: [&str; 2] = ["client-ca-file", "requestheader-client-ca-file"];
 
+/// The rotation that is seen to, if it is known how far it is.
+pub(super) fn going(pki: Option<&Report<PkiFacts>>) -> Option<&Going> {
+    pki.and_then(Report::facts)?.rotation.as_ref()?.going.as_ref().filter(|going| going.is_known)
+}
+
+/// The mark that add-ons' pods have to have been started for now. It is the last node's: what some API server still trusts it publishes
+/// again, and pods that start then would read it.
+fn add_ons_due(going: &Going, roots: &BTreeSet<String>) -> Option<String> {
+    // Who starts earlier reads what was published before.
+    let due = add_ons_for(going.last).filter(|_| roots.is_disjoint(&going.kept_out));
+    due.map(|mark| mark.to_string())
+}
+
 /// Sees to what is published, and answers what is.
 ///
 /// # Errors
@@ -47,11 +61,9 @@ pub(super) async fn tend(client: &Client, going: &Going, silent: usize) -> Resul
         Some(map) => kept_out(&maps, map, &going.kept_out).await?,
         None => BTreeSet::new(),
     };
-    // Who starts earlier reads what was published before.
-    let may_start = roots.is_disjoint(&going.kept_out);
-    let add_ons = match add_ons_for(going.mark).map(|mark| mark.to_string()) {
-        Some(mark) if may_start => started(client, &mark, silent).await?.then_some(mark),
-        _ => None,
+    let add_ons = match add_ons_due(going, &roots) {
+        Some(mark) => started(client, &mark, silent).await?.then_some(mark),
+        None => None,
     };
     Ok(Published { roots, extensions, add_ons })
 }
@@ -146,6 +158,42 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        api::RotationStatus,
+        pki::{
+            RotationFacts,
+            keys::Subject,
+            rotation::{Mark, Phase},
+        },
+    };
+
+    #[test]
+    fn add_ons_are_started_by_the_last_node_and_when_it_is_known_how_far_it_is() {
+        let mark = |phase| Mark { generation: 2, phase };
+        let of = |last, kept_out: &[&str], is_known| {
+            let kept_out = kept_out.iter().map(|&sum| sum.to_owned()).collect();
+            Going {
+                mark: mark(Phase::Drop),
+                subject: Subject::Authorities,
+                rewrites: Vec::new(),
+                last: mark(last),
+                kept_out,
+                turning: None,
+                is_known,
+            }
+        };
+        let roots = ["former".to_owned(), "new".to_owned()].into();
+        let due = |going: Going| add_ons_due(&going, &roots);
+        assert_eq!(due(of(Phase::Serve, &[], true)).as_deref(), Some("2.trust"));
+        assert_eq!(due(of(Phase::Drop, &["former"], true)), None, "the former authority is published");
+        assert_eq!(due(of(Phase::Drop, &["other"], true)).as_deref(), Some("2.drop"));
+        for is_known in [false, true] {
+            let rotation =
+                RotationFacts { status: RotationStatus::default(), going: Some(of(Phase::Drop, &[], is_known)) };
+            let facts = PkiFacts { renew_at: None, end_at: None, vault: None, rotation: Some(rotation) };
+            assert_eq!(going(Some(&Report::Ready(facts))).is_some(), is_known);
+        }
+    }
 
     #[test]
     fn an_add_on_whose_former_pods_serve_is_not_started_anew() {

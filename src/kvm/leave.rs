@@ -40,11 +40,13 @@ impl KvmOperator {
             let told = self.context.reports.of(&target.identity).pki.is_some();
             told && self.turning(&target.identity) != Turning::Unknown
         };
+        let what = if survey.wants(node) { "replaced" } else { "removed" };
+        let ready = pod.is_ready() && !pod.is_going();
         if !pod.is_worker() && !is_known() {
             // After a start, a pause or a failure: it is not known yet whether another one turns.
-            return Ok(None);
+            let goes = pod.leaving().is_some() || survey.rollout.leave.as_ref().is_some_and(|(next, _)| next == node);
+            return Ok(goes.then(|| State::Changes { what: held(node, what), ready }));
         }
-        let what = if survey.wants(node) { "replaced" } else { "removed" };
         let (why, rest) = if let Some(leaving) = pod.leaving() {
             let rest = self.go_on(target, survey, pod, &leaving).await.map_err(failed)?;
             (leaving.why, rest)
@@ -58,7 +60,6 @@ impl KvmOperator {
             }
             (why.to_string(), String::new())
         };
-        let ready = pod.is_ready() && !pod.is_going();
         Ok(Some(State::Changes { what: format!("node {node}: being {what} ({why}){rest}"), ready }))
     }
 
@@ -150,6 +151,15 @@ async fn annotate(api: &Api<Pod>, pod: &VmPod, annotations: Value) -> Result<boo
     }
 }
 
+/// Why a node stays that is to go, as long as nobody knows what its authorities are at.
+fn held(node: &str, what: &str) -> String {
+    format!(
+        "node {node}: to be {what}, once it is known whether another one's etcd is started anew for a rotation of authorities (annotation {} \
+         of the guest's namespace)",
+        names::ROTATION_ANNOTATION
+    )
+}
+
 /// Some of the pods, and how many more there are.
 fn shown(pods: &[String]) -> String {
     let named = pods.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
@@ -168,5 +178,14 @@ mod tests {
         let pods: Vec<_> = (0..5).map(|n| format!("a/{n}")).collect();
         assert_eq!(shown(&pods[..2]), "a/0, a/1");
         assert_eq!(shown(&pods), "a/0, a/1, a/2 and 2 more");
+    }
+
+    #[test]
+    fn who_stays_because_of_a_rotation_says_by_what() {
+        let held = held("master-1", "replaced");
+        assert!(
+            held.starts_with("node master-1: to be replaced") && held.contains(names::ROTATION_ANNOTATION),
+            "{held}"
+        );
     }
 }

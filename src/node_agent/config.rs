@@ -1,6 +1,6 @@
 //! What user data hands over to the agent. Nothing in it is secret.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,12 @@ pub struct Config {
     pub authorities: Vec<AuthorityAt>,
     /// What it has signed.
     pub certificates: Vec<Wanted>,
+    /// Keys that are no certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Keys>,
+    /// What the machine has to have.
+    #[serde(default)]
+    pub machine: Machine,
     /// URL of the metadata service.
     #[serde(default = "metadata", skip_serializing_if = "is_usual_metadata")]
     pub metadata: String,
@@ -101,6 +107,52 @@ pub struct Wanted {
     pub reload: Vec<String>,
 }
 
+/// What a machine has to have before anything runs on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Machine {
+    /// The node's name. None: its instance's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A volume and an interface that outlive the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<Attached>,
+}
+
+/// A volume and an interface that the instance attaches to itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Attached {
+    /// Their region.
+    pub region: String,
+    /// URL of its EC2.
+    pub ec2: String,
+    /// Tags that both of them have, and no others of their kind.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Keys that nobody signs: Vault keeps them for the nodes of one login.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Keys {
+    /// Where they are in Vault.
+    pub path: String,
+    /// Each of them.
+    pub files: Vec<KeyFile>,
+}
+
+/// A file with a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyFile {
+    /// What Vault calls it.
+    pub name: String,
+    /// SHA-256 of its text. What has another is not this key. Of what nobody can guess it tells nothing.
+    pub sha256: String,
+    /// Where it is put. Nobody but root reads it.
+    pub file: PathBuf,
+}
+
 /// Who reads a file besides root, to whom it belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -120,6 +172,9 @@ pub struct Instance {
     pub instance_id: String,
     /// Address of its first interface.
     pub private_ip: IpAddr,
+    /// Availability zone.
+    #[serde(default)]
+    pub availability_zone: Option<String>,
 }
 
 /// What a node puts in for its instance's id.
@@ -156,7 +211,8 @@ impl Config {
         }
         let mut paths: Vec<_> = self.authorities.iter().map(|authority| &authority.file).collect();
         // Any instance shows whether there is something to be put in that nobody knows.
-        let instance = Instance { instance_id: "i-0".into(), private_ip: IpAddr::from([127, 0, 0, 1]) };
+        let instance =
+            Instance { instance_id: "i-0".into(), private_ip: IpAddr::from([127, 0, 0, 1]), availability_zone: None };
         for wanted in &self.certificates {
             if self.authority(wanted.authority).is_none() {
                 return Err(Problem::Authority(wanted.name.clone()));
@@ -167,6 +223,7 @@ impl Config {
             wanted.leaf(&instance)?;
             paths.extend([&wanted.certificate, &wanted.key]);
         }
+        paths.extend(self.keys.iter().flat_map(|keys| &keys.files).map(|key| &key.file));
         paths.extend([&self.state]);
         paths.sort_unstable();
         match paths.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -269,7 +326,7 @@ certificates:
 ";
 
     pub(in crate::node_agent) fn instance() -> Instance {
-        Instance { instance_id: "i-0123".into(), private_ip: [10, 1, 32, 4].into() }
+        Instance { instance_id: "i-0123".into(), private_ip: [10, 1, 32, 4].into(), availability_zone: None }
     }
 
     fn parsed(text: &str) -> Config {

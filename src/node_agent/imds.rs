@@ -28,6 +28,7 @@ const TOKEN_SECONDS: &str = "60";
 const TOKEN: &str = "/latest/api/token";
 const DOCUMENT: &str = "/latest/dynamic/instance-identity/document";
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+const INTERFACES: &str = "/latest/meta-data/network/interfaces/macs/";
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const SECONDS_HEADER: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 
@@ -118,6 +119,17 @@ impl Metadata {
         let path = format!("{ROLES}{role}");
         let found: Credentials = read(&path, &self.get(&token, &path).await?)?;
         found.keys(role, now)
+    }
+
+    /// Addresses of the subnet that an interface with this Ethernet address is in. It may take a while until one is known.
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub async fn subnet(&self, mac: &str) -> Result<String, MetadataError> {
+        let path = format!("{INTERFACES}{mac}/subnet-ipv4-cidr-block");
+        let token = self.token().await?;
+        let text = String::from_utf8(self.get(&token, &path).await?).map_err(|_| MetadataError::Answer(path))?;
+        Ok(text.trim().to_owned())
     }
 
     async fn token(&self) -> Result<SecretString, MetadataError> {
@@ -245,7 +257,10 @@ mod tests {
         service.says(&format!("{ROLES}a-role"), KEYS);
         let metadata = service.start().await;
         let instance = metadata.instance().await.unwrap();
-        assert_eq!(instance, Instance { instance_id: "i-0a".into(), private_ip: [10, 1, 0, 4].into() });
+        assert_eq!(
+            instance,
+            Instance { instance_id: "i-0a".into(), private_ip: [10, 1, 0, 4].into(), availability_zone: None }
+        );
         let keys = metadata.keys(now()).await.unwrap();
         assert_eq!((keys.id.as_str(), keys.secret.expose_secret()), ("ASIAX", "s3cr3t"));
         assert!(!format!("{keys:?}").contains("s3cr3t") && !format!("{keys:?}").contains("t0ken"));

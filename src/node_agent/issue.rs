@@ -35,6 +35,14 @@ pub enum IssueError {
         /// What its certificate comes to.
         found: String,
     },
+    /// A key is not what the node was told.
+    #[error("{name} at {path} in Vault is not the key that this node was told of")]
+    Key {
+        /// Where it is in Vault.
+        path: String,
+        /// What Vault calls it.
+        name: String,
+    },
     /// Its authority is not listed.
     #[error("certificate {0} is of an authority that is not listed")]
     Unlisted(String),

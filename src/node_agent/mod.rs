@@ -17,18 +17,25 @@
 //! - [`imds`]: the instance's metadata service
 //! - [`issue`]: one certificate: what there is, and how another is had
 //! - [`files`]: files that are there whole or not at all
+//! - [`keys`]: keys that nobody signs
+//! - [`machine`]: what a machine has to have and to know before all that
+//! - [`ec2`]: a volume and an interface that a node attaches to itself
 //! - [`state`]: what the agent says of itself, and what it has still to tell others
 
 pub mod config;
+pub mod ec2;
 pub mod files;
 pub mod imds;
 pub mod issue;
+pub mod keys;
+pub mod machine;
 pub mod plan;
 pub mod sign;
 pub mod state;
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -114,6 +121,32 @@ pub async fn run(config: Config, once: bool, stop: CancellationToken) -> Result<
     Ok(())
 }
 
+/// Has what is the machine's own, and writes down what it is, in place of `facts`; tries until that went well, or `stop`.
+///
+/// # Errors
+/// What no later try would mend: [`AgentError`].
+pub async fn ready(config: Config, facts: &Path, stop: CancellationToken) -> Result<(), AgentError> {
+    config.check()?;
+    let metadata = Metadata::new(&config.metadata)?;
+    let (mut tries, chance) = (Tries::default(), RandomState::new());
+    loop {
+        let ready = tokio::select! {
+            () = stop.cancelled() => break,
+            ready = machine::ready(&config.machine, &metadata, facts) => ready,
+        };
+        let Err(error) = ready else { break };
+        let now = Timestamp::now();
+        tries.failed(now, chance.build_hasher().finish());
+        warn!("the machine is not ready: {}", chain(&error));
+        let pause = tries.waits_until(now).map_or(Duration::ZERO, |until| plan::pause(until, now));
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    Ok(())
+}
+
 struct Agent {
     config: Config,
     vault: Connection,
@@ -126,6 +159,8 @@ struct Agent {
     asked: Tries,
     /// What came of telling others.
     told: Tries,
+    /// What came of asking for keys that nobody signs.
+    kept: Tries,
     state: State,
     chance: RandomState,
 }
@@ -144,8 +179,8 @@ impl Agent {
         let vault = Connection::new(config.vault.clone(), Box::new(login), None)?;
         let state = State::read(&config.state)?;
         let tries = vec![Tries::default(); config.certificates.len()];
-        let (asked, told, chance) = (Tries::default(), Tries::default(), RandomState::new());
-        Ok(Self { config, vault, metadata, instance: None, tries, asked, told, state, chance })
+        let (asked, told, kept, chance) = (Tries::default(), Tries::default(), Tries::default(), RandomState::new());
+        Ok(Self { config, vault, metadata, instance: None, tries, asked, told, kept, state, chance })
     }
 
     /// Does what is due, and says how long nothing is.
@@ -163,11 +198,17 @@ impl Agent {
         for (index, why) in due {
             self.renew(index, &leaves[index], why).await?;
         }
+        self.fetch_keys(now).await;
         self.tell().await?;
-        let (found, now) = (self.look(&leaves), Timestamp::now());
-        self.state.note(self.config.certificates.iter().map(|wanted| wanted.name.as_str()).zip(&found), now);
+        let (found, lacks_keys, now) = (self.look(&leaves), self.lacks_keys(), Timestamp::now());
+        let names = self.config.certificates.iter().map(|wanted| wanted.name.as_str());
+        self.state.note(names.zip(&found), lacks_keys, now);
         self.state.write(&self.config.state)?;
-        let plan::Plan { complete, mut pause, .. } = plan::plan(found.iter().zip(&self.tries), now);
+        let plan::Plan { mut complete, mut pause, .. } = plan::plan(found.iter().zip(&self.tries), now);
+        if lacks_keys {
+            complete = false;
+            pause = pause.min(self.kept.waits_until(now).map_or(Duration::ZERO, |until| plan::pause(until, now)));
+        }
         if let Some(until) = self.told.waits_until(now).filter(|_| !self.state.untold.is_empty()) {
             pause = pause.min(plan::pause(until, now));
         }
@@ -202,6 +243,34 @@ impl Agent {
             })
         };
         self.config.certificates.iter().zip(leaves).map(look).collect()
+    }
+
+    fn lacks_keys(&self) -> bool {
+        let there = |keys| {
+            keys::are_there(keys).unwrap_or_else(|error| {
+                warn!("keys that nobody signs: {}", chain(&error));
+                false
+            })
+        };
+        !self.config.keys.as_ref().is_none_or(there)
+    }
+
+    /// Gets the keys that nobody signs, if they are not there and it is time.
+    async fn fetch_keys(&mut self, now: Timestamp) {
+        if !self.lacks_keys() || self.kept.waits_until(now).is_some() {
+            return;
+        }
+        let Some(keys) = &self.config.keys else { return };
+        match keys::fetch(&self.vault, keys).await {
+            Ok(()) => {
+                info!(path = keys.path, "fetched keys that nobody signs");
+                self.kept.went_well(Timestamp::now());
+            }
+            Err(error) => {
+                self.kept.failed(Timestamp::now(), self.chance.build_hasher().finish());
+                warn!("keys that nobody signs: {}", chain(&error));
+            }
+        }
     }
 
     /// Has another certificate signed and puts it in its place.

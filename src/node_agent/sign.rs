@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::config::Login;
 
+/// What a form is called.
+pub const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 /// The question: it does nothing, and no policy has to allow it.
 const QUESTION: &str = "Action=GetCallerIdentity&Version=2011-06-15";
 /// What names the Vault that the signature is for. Vault refuses one that is for another, or does not cover this.
@@ -39,29 +41,56 @@ pub enum SignError {
     Request(String, #[source] SigningError),
 }
 
+/// Where a form goes, and what is in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// AWS's short name of the service.
+    pub service: &'a str,
+    /// Its region.
+    pub region: &'a str,
+    /// Its URL.
+    pub url: &'a str,
+    /// The form.
+    pub body: &'a str,
+}
+
+/// Headers of a form that is posted, with these of ours among them, which the signature covers.
+///
+/// # Errors
+/// [`SignError`], if the URL is none.
+pub fn request(
+    keys: &Keys,
+    target: &Target<'_>,
+    ours: &[(&str, &str)],
+    now: Timestamp,
+) -> Result<Vec<(String, String)>, SignError> {
+    let token = Some(keys.token.expose_secret().to_owned());
+    let identity = Credentials::new(&keys.id, keys.secret.expose_secret(), token, None, "instance").into();
+    let parameters = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(target.region)
+        .name(target.service)
+        .time(now.into())
+        .settings(SigningSettings::default())
+        .build()
+        .map_err(|source| SignError::Parameters(target.url.to_owned(), source))?;
+    let failed = |source| SignError::Request(target.url.to_owned(), source);
+    let body = SignableBody::Bytes(target.body.as_bytes());
+    let request = SignableRequest::new("POST", target.url, ours.iter().copied(), body).map_err(failed)?;
+    let (signed, _) = http_request::sign(request, &parameters.into()).map_err(failed)?.into_parts();
+    let all = ours.iter().copied().chain(signed.headers());
+    Ok(all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
 /// What Vault is sent to log in (its auth method `aws`, type `iam`).
 ///
 /// # Errors
 /// [`SignError`], if the URL of STS is none.
 pub fn login(keys: &Keys, at: &Login, now: Timestamp) -> Result<Value, SignError> {
-    let token = Some(keys.token.expose_secret().to_owned());
-    let identity = Credentials::new(&keys.id, keys.secret.expose_secret(), token, None, "instance").into();
-    let parameters = v4::SigningParams::builder()
-        .identity(&identity)
-        .region(&at.region)
-        .name("sts")
-        .time(now.into())
-        .settings(SigningSettings::default())
-        .build()
-        .map_err(|source| SignError::Parameters(at.sts.clone(), source))?;
-    let failed = |source| SignError::Request(at.sts.clone(), source);
-    let ours =
-        [("content-type", "application/x-www-form-urlencoded; charset=utf-8"), (SERVER_ID, at.server_id.as_str())];
-    let request = SignableRequest::new("POST", &at.sts, ours.into_iter(), SignableBody::Bytes(QUESTION.as_bytes()))
-        .map_err(failed)?;
-    let (signed, _) = http_request::sign(request, &parameters.into()).map_err(failed)?.into_parts();
-    let headers: Map<_, _> =
-        ours.into_iter().chain(signed.headers()).map(|(name, value)| (canonical(name), json!([value]))).collect();
+    let ours = [("content-type", FORM), (SERVER_ID, at.server_id.as_str())];
+    let target = Target { service: "sts", region: &at.region, url: &at.sts, body: QUESTION };
+    let signed = request(keys, &target, &ours, now)?;
+    let headers: Map<_, _> = signed.iter().map(|(name, value)| (canonical(name), json!([value]))).collect();
     Ok(json!({
         "role": at.role,
         "iam_http_request_method": "POST",

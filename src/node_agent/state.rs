@@ -28,8 +28,11 @@ pub struct StateError {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
-    /// Whether every certificate is there, and has not ended.
+    /// Whether every certificate and key is there, and none has ended.
     pub ready: bool,
+    /// Whether keys that nobody signs are missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_keys: bool,
     /// Each certificate.
     #[serde(default)]
     pub certificates: BTreeMap<String, Certificate>,
@@ -71,8 +74,8 @@ impl State {
     }
 
     /// Takes note of what there is.
-    pub fn note<'a>(&mut self, found: impl Iterator<Item = (&'a str, &'a Found)>, now: Timestamp) {
-        self.ready = true;
+    pub fn note<'a>(&mut self, found: impl Iterator<Item = (&'a str, &'a Found)>, lacks_keys: bool, now: Timestamp) {
+        (self.ready, self.lacks_keys) = (!lacks_keys, lacks_keys);
         self.certificates = found
             .map(|(name, found)| {
                 let certificate = match found {
@@ -149,12 +152,15 @@ mod tests {
         assert!(!state.ready);
         let fits = Found::Fits(Life { issued: at(0), ends: at(900), authority_ends: at(100_000) });
         let missing = Found::Unfit("is missing");
-        state.note([("a", &fits), ("b", &missing)].into_iter(), at(0));
+        state.note([("a", &fits), ("b", &missing)].into_iter(), false, at(0));
         assert!(!state.ready);
-        state.note([("a", &fits), ("b", &fits)].into_iter(), at(900));
+        state.note([("a", &fits), ("b", &fits)].into_iter(), false, at(900));
         assert!(!state.ready);
-        state.note([("a", &fits), ("b", &fits)].into_iter(), at(0));
+        state.note([("a", &fits), ("b", &fits)].into_iter(), false, at(0));
         assert!(state.ready);
+        state.note([("a", &fits)].into_iter(), true, at(0));
+        assert!(!state.ready && state.lacks_keys);
+        state.note([("a", &fits), ("b", &fits)].into_iter(), false, at(0));
         state.age(at(899));
         assert!(state.ready);
         let mut old = state.clone();

@@ -1,16 +1,18 @@
 //! Keys and certificates by an agent on the node, which has them signed itself, where nobody could mount them into it.
 
 use super::{
-    File, NodeConfig, component,
-    pki_mount::{self, MOUNT, SERVICE, TIMER},
+    File, NodeConfig, component, machine,
+    pki_mount::{self, MOUNT, SERVICE, TIMERS},
 };
 
 /// Where the agent's configuration is.
 const CONFIG: &str = "/etc/giantnetes/node-agent.yaml";
-/// The program, in the node image.
+/// The program, in the image that instances are made of.
 const PROGRAM: &str = "/usr/local/bin/giantnetes";
 /// The unit that renews.
 const UNIT: &str = "giantnetes-node-agent.service";
+/// The unit after which the machine has what is its own, and has said what it is.
+pub(super) const MACHINE: &str = "giantnetes-machine.service";
 
 impl NodeConfig {
     /// With an agent, whose configuration this is, in place of the mount from outside.
@@ -23,10 +25,11 @@ impl NodeConfig {
         let kept = pki_mount::unit(MOUNT);
         self.files.retain(|file| file.path == kept || !mounts.contains(&file.path));
         for file in self.files.iter_mut().filter(|file| file.path == pki_mount::unit(component::TARGET)) {
-            file.content = file.content.replace(TIMER, UNIT);
+            file.content = file.content.replace(TIMERS, UNIT);
         }
         self.files.extend([
             File::new(CONFIG, config),
+            File::new(pki_mount::unit(MACHINE), its_own()),
             File::new(pki_mount::unit(SERVICE), first()),
             File::new(pki_mount::unit(UNIT), agent()),
         ]);
@@ -34,11 +37,33 @@ impl NodeConfig {
     }
 }
 
+/// Until the machine has its disk and its lasting address, and is known.
+fn its_own() -> String {
+    format!(
+        "[Unit]\nDescription=Have what is this machine's own\nAfter=network-online.target\nWants=network-online.target\n{}ExecStart={PROGRAM} node-agent --config={CONFIG} --machine={}\n{}{CLOSED}",
+        oneshot(),
+        machine::FACTS,
+        once_it_went_well()
+    )
+}
+
 /// Until every certificate is there; however long Vault is away, a node that has none can do nothing.
 fn first() -> String {
     format!(
-        "[Unit]\nDescription=Get keys and certificates\nRequires={MOUNT}\nAfter={MOUNT} network-online.target\nWants=network-online.target\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={PROGRAM} node-agent --config={CONFIG} --once\nTimeoutStartSec=infinity\n{CLOSED}"
+        "[Unit]\nDescription=Get keys and certificates\nRequires={MOUNT} {MACHINE}\nAfter={MOUNT} {MACHINE}\n{}ExecStart={PROGRAM} node-agent --config={CONFIG} --once\n{}{CLOSED}",
+        oneshot(),
+        once_it_went_well()
     )
+}
+
+fn oneshot() -> &'static str {
+    "StartLimitIntervalSec=0\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nTimeoutStartSec=infinity\nRestart=on-failure\nRestartSec=10\n"
+}
+
+/// Whoever waits for a unit that failed is given up with it, and nobody starts him when that went well at last: so all that
+/// is wanted is started, if it does not run.
+fn once_it_went_well() -> String {
+    format!("ExecStartPost=/bin/systemctl --no-block start {}\n", component::TARGET)
 }
 
 fn agent() -> String {

@@ -18,7 +18,8 @@ pub struct Seed {
 
 #[derive(Serialize)]
 struct CloudConfig<'a> {
-    hostname: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<&'a str>,
     write_files: Vec<WriteFile<'a>>,
     bootcmd: Vec<Vec<&'a str>>,
 }
@@ -36,7 +37,7 @@ struct WriteFile<'a> {
 /// Only if the configuration cannot be written as YAML, which would be a defect of ours.
 pub fn render(config: &NodeConfig, instance: &str) -> Result<Seed, serde_saphyr::ser::Error> {
     let cloud_config = CloudConfig {
-        hostname: &config.hostname,
+        hostname: config.hostname.as_deref(),
         write_files: config
             .files
             .iter()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{File, exec};
+use super::{File, exec, machine, pki_mount::TIMERS};
 use crate::cluster::valid::Flags;
 
 /// The unit that pulls everything in; user data starts it.
@@ -31,6 +31,8 @@ pub(super) struct Component {
     pub waits_for: Option<&'static str>,
     /// Extra lines of the `[Service]` section.
     pub service: Vec<&'static str>,
+    /// Arguments that users add.
+    pub flags: Vec<String>,
 }
 
 impl Component {
@@ -45,8 +47,11 @@ impl Component {
         let mut text = format!(
             "[Unit]\nDescription={}\nRequires={after}\nAfter={after}\n{waits_for}StartLimitIntervalSec=0\n\n[Service]\nType={kind}\nExecStart={}\nRestart=always\nRestartSec=2\nTimeoutStartSec=600\n",
             self.description,
-            self.argv.iter().map(|argument| exec::quote(argument)).collect::<Vec<_>>().join(" \\\n  "),
+            self.line().join(" \\\n  "),
         );
+        if self.argv.iter().any(|argument| machine::is_put_in(argument)) {
+            text.push_str(&format!("EnvironmentFile={}\n", machine::FACTS));
+        }
         for line in &self.service {
             text.push_str(line);
             text.push('\n');
@@ -65,8 +70,16 @@ impl Component {
 
     /// With what users add: after all of ours, in the order of the names.
     pub(super) fn with_flags(mut self, flags: &Flags) -> Self {
-        self.argv.extend(flags.iter().map(|(name, value)| format!("--{name}={value}")));
+        self.flags.extend(flags.iter().map(|(name, value)| format!("--{name}={value}")));
         self
+    }
+
+    /// The words of its command line: ours, in which the machine may put in what it is, and users', of which nothing is made.
+    fn line(&self) -> Vec<String> {
+        let ours = |argument: &String| {
+            if machine::is_put_in(argument) { argument.clone() } else { exec::quote(argument) }
+        };
+        self.argv.iter().map(ours).chain(self.flags.iter().map(|argument| exec::quote(argument))).collect()
     }
 }
 
@@ -89,10 +102,7 @@ pub(super) fn unit_path(component: &str) -> String {
 /// The target that wants every component.
 pub(super) fn target(components: &[Component]) -> File {
     let wants: Vec<_> = components.iter().map(|component| format!("{}.service", component.name)).collect();
-    let text = format!(
-        "[Unit]\nDescription=A node of a guest cluster\nWants=giantnetes-pki.timer giantnetes-turn.timer {}\n",
-        wants.join(" ")
-    );
+    let text = format!("[Unit]\nDescription=A node of a guest cluster\nWants={TIMERS} {}\n", wants.join(" "));
     File::new(format!("/etc/systemd/system/{TARGET}"), text)
 }
 

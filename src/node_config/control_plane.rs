@@ -46,7 +46,7 @@ fn api_server(node: &Node) -> Component {
         description: "Kubernetes API",
         argv: vec![
             "/usr/local/bin/kube-apiserver".into(),
-            format!("--advertise-address={}", node.address.ip.addr()),
+            format!("--advertise-address={}", node.machine.address()),
             format!("--secure-port={API_PORT}"),
             "--etcd-servers=https://127.0.0.1:2379".into(),
             format!("--etcd-cafile={}", in_pki(ETCD_CA)),
@@ -88,6 +88,7 @@ fn api_server(node: &Node) -> Component {
         // A member that fails to come in is tried again. What required it would not be started after that.
         waits_for: (!alone).then_some("etcd.service"),
         service: vec!["OOMScoreAdjust=-997", "LimitNOFILE=65536", "LogsDirectory=kubernetes", "LogsDirectoryMode=0700"],
+        flags: vec![],
     }
 }
 
@@ -118,6 +119,7 @@ fn controller_manager(node: &Node) -> Component {
         after: vec!["kube-apiserver.service"],
         waits_for: Some(api_serves::UNIT),
         service: vec![],
+        flags: vec![],
     }
 }
 
@@ -144,5 +146,6 @@ fn scheduler(node: &Node) -> Component {
         after: vec!["kube-apiserver.service"],
         waits_for: Some(api_serves::UNIT),
         service: vec![],
+        flags: vec![],
     }
 }

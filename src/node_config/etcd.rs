@@ -4,12 +4,12 @@
 //! learners until they have all that is known: so what there is keeps its quorum, whoever comes late or not at all. The same
 //! way back takes a member whose volume was lost.
 
-use std::net::Ipv4Addr;
-
 use super::{
     File, Node,
+    agent::MACHINE,
     component::{Component, Started},
-    paths::{ETCD_CA, ETCD_DISK_SERIAL, certificate, in_pki, key},
+    machine::Machine,
+    paths::{ETCD_CA, certificate, in_pki, key},
 };
 use crate::api::names;
 
@@ -29,19 +29,19 @@ pub enum Blank {
 }
 
 pub(super) fn component(node: &Node) -> Component {
-    let (name, ip) = (&node.name, node.address.ip.addr());
+    let (name, host) = (&node.name, node.host());
     let alone = node.cluster.has_one_master();
     let mut argv = vec![
         "/usr/local/bin/etcd".into(),
         format!("--name={name}"),
         format!("--data-dir={DATA}"),
-        format!("--listen-client-urls=https://127.0.0.1:2379,https://{ip}:2379"),
-        format!("--advertise-client-urls=https://{ip}:2379"),
-        format!("--listen-peer-urls=https://{ip}:2380"),
-        format!("--initial-advertise-peer-urls={}", peer(ip)),
+        format!("--listen-client-urls={}", node.machine.etcd_listens(2379, true)),
+        format!("--advertise-client-urls=https://{host}:2379"),
+        format!("--listen-peer-urls={}", node.machine.etcd_listens(2380, false)),
+        format!("--initial-advertise-peer-urls={}", peer(&host)),
     ];
     if alone {
-        argv.push(format!("--initial-cluster={name}={}", peer(ip)));
+        argv.push(format!("--initial-cluster={name}={}", peer(&host)));
         argv.push(format!("--initial-cluster-token={}", node.cluster.identity.id));
         argv.push("--initial-cluster-state=new".into());
     } else {
@@ -81,13 +81,14 @@ pub(super) fn component(node: &Node) -> Component {
         after: vec!["var-lib-etcd.mount", "giantnetes-pki.service"],
         waits_for: None,
         service,
+        flags: vec![],
     }
 }
 
 pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
     let mut files = vec![
-        File::new("/etc/systemd/system/giantnetes-etcd-disk.service", disk_unit()),
-        File::new("/etc/systemd/system/var-lib-etcd.mount", mount_unit()),
+        File::new("/etc/systemd/system/giantnetes-etcd-disk.service", disk_unit(&node.machine)),
+        File::new("/etc/systemd/system/var-lib-etcd.mount", mount_unit(&node.machine)),
     ];
     if !node.cluster.has_one_master() {
         files.push(File::script(PLACE, place(node, blank)));
@@ -95,37 +96,42 @@ pub(super) fn files(node: &Node, blank: Blank) -> Vec<File> {
     files
 }
 
-/// Addresses of all members.
-fn members(node: &Node) -> Vec<(String, Ipv4Addr)> {
-    let (identity, overlay) = (&node.cluster.identity, node.cluster.ranges.overlay);
-    let address = |index| overlay.master(identity, index).ip.addr();
-    (0..node.cluster.control_plane.replicas).map(|index| (names::master(index), address(index))).collect()
+/// All members, and by what they are reached.
+fn members(node: &Node) -> Vec<(String, String)> {
+    (0..node.cluster.control_plane.replicas).map(|index| (names::master(index), node.host_of(index))).collect()
 }
 
 /// URL at which members reach one of them.
-fn peer(ip: Ipv4Addr) -> String {
-    format!("https://{ip}:2380")
+fn peer(host: &str) -> String {
+    format!("https://{host}:2380")
 }
 
 /// Makes a file system only where there is none: what systemd-makefs promises.
-fn disk_unit() -> String {
+fn disk_unit(machine: &Machine) -> String {
+    // An instance has its volume attached by the agent.
+    let after = match machine {
+        Machine::Qemu(_) => String::new(),
+        Machine::Ec2(_) => format!("Requires={MACHINE}\nAfter={MACHINE}\n"),
+    };
     format!(
-        "[Unit]\nDescription=A file system for etcd, if its disk is blank\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/lib/systemd/systemd-makefs ext4 /dev/disk/by-id/virtio-{ETCD_DISK_SERIAL}\nTimeoutStartSec=300\n"
+        "[Unit]\nDescription=A file system for etcd, if its disk is blank\n{after}\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/lib/systemd/systemd-makefs ext4 {}\nTimeoutStartSec=300\n",
+        machine.etcd_disk()
     )
 }
 
-fn mount_unit() -> String {
+fn mount_unit(machine: &Machine) -> String {
     format!(
-        "[Unit]\nDescription=etcd's data\nRequires=giantnetes-etcd-disk.service\nAfter=giantnetes-etcd-disk.service\n\n[Mount]\nWhat=/dev/disk/by-id/virtio-{ETCD_DISK_SERIAL}\nWhere=/var/lib/etcd\nType=ext4\nOptions=noatime,nosuid,nodev,noexec\nDirectoryMode=0700\n"
+        "[Unit]\nDescription=etcd's data\nRequires=giantnetes-etcd-disk.service\nAfter=giantnetes-etcd-disk.service\n\n[Mount]\nWhat={}\nWhere=/var/lib/etcd\nType=ext4\nOptions=noatime,nosuid,nodev,noexec\nDirectoryMode=0700\n",
+        machine.etcd_disk()
     )
 }
 
 /// Of `etcdctl member list` a line is: id, `started` or `unstarted`, name (of those that have started), URL for members, URL for
 /// clients, whether it only learns.
 fn place(node: &Node, blank: Blank) -> String {
-    let (name, peer) = (&node.name, peer(node.address.ip.addr()));
+    let (name, peer) = (&node.name, peer(&node.host()));
     let others = members(node).into_iter().filter(|(other, _)| other != name);
-    let others: Vec<_> = others.map(|(_, ip)| format!("https://{ip}:2379")).collect();
+    let others: Vec<_> = others.map(|(_, host)| format!("https://{host}:2379")).collect();
     let alone = match blank {
         // Once is not enough: the others may be late, or the network.
         Blank::Forms => "unheard=$((unheard + 1))\n    [ \"$unheard\" -ge 3 ] && begin \"$name=$peer\" new",

@@ -12,12 +12,15 @@ mod component;
 mod control_plane;
 mod etcd;
 pub mod exec;
+pub mod machine;
 mod node;
 pub mod paths;
 mod pki_mount;
 
 pub use etcd::Blank;
 use ipnet::Ipv4Net;
+pub use machine::Ec2;
+use machine::Machine;
 pub use pki_mount::TURN_LINE;
 
 use crate::{
@@ -78,8 +81,8 @@ pub struct Route {
 /// Everything that makes a booted image a node of one guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// The node's name.
-    pub hostname: String,
+    /// The name that its machine gets. None: it has one already.
+    pub hostname: Option<String>,
     /// Files, units among them.
     pub files: Vec<File>,
     /// Interfaces.
@@ -106,8 +109,9 @@ impl NodeConfig {
 /// What the rendering of one node needs to know.
 #[derive(Clone, Debug)]
 struct Node<'a> {
+    /// The node's name, or the variable that holds it.
     name: String,
-    address: NodeAddress,
+    machine: Machine<'a>,
     cluster: &'a Valid,
     /// URL of the API, as this node reaches it.
     api: String,
@@ -115,12 +119,42 @@ struct Node<'a> {
     pool: Option<&'a NodePool>,
 }
 
+impl Node<'_> {
+    /// By what control-plane nodes reach this one of them.
+    fn host_of(&self, index: u32) -> String {
+        match self.machine {
+            Machine::Qemu(_) => self.cluster.ranges.overlay.master(&self.cluster.identity, index).ip.addr().to_string(),
+            Machine::Ec2(ec2) => ec2.master(index),
+        }
+    }
+
+    /// By what they reach this node, which is one of them.
+    fn host(&self) -> String {
+        self.host_of(names::master_index(&self.name).unwrap_or_default())
+    }
+
+    /// Whether nobody but the machine knows its name.
+    fn names_itself(&self) -> bool {
+        self.name == machine::variable(machine::NODE)
+    }
+}
+
 /// The configuration of the `index`-th control-plane node. `blank` is what its etcd does if its disk is.
 pub fn control_plane(cluster: &Valid, index: u32, blank: Blank) -> NodeConfig {
-    let name = names::master(index);
     let address = cluster.ranges.overlay.master(&cluster.identity, index);
+    let interfaces = interfaces(cluster.ranges.overlay, address);
+    NodeConfig { interfaces, ..a_control_plane_node(cluster, index, blank, Machine::Qemu(address)) }
+}
+
+/// The configuration of the `index`-th control-plane node as an instance of EC2.
+pub fn control_plane_on_ec2(cluster: &Valid, index: u32, blank: Blank, ec2: &Ec2) -> NodeConfig {
+    a_control_plane_node(cluster, index, blank, Machine::Ec2(ec2))
+}
+
+fn a_control_plane_node(cluster: &Valid, index: u32, blank: Blank, machine: Machine) -> NodeConfig {
+    let name = names::master(index);
     let api = control_plane::LOCAL_API.to_owned();
-    let node = Node { name: name.clone(), address, cluster, api, pool: None };
+    let node = Node { name: name.clone(), machine, cluster, api, pool: None };
     let mut components = node::components(&node);
     components.extend(control_plane::components(&node));
     let mut files = pki_mount::files();
@@ -128,31 +162,30 @@ pub fn control_plane(cluster: &Valid, index: u32, blank: Blank) -> NodeConfig {
     files.extend(control_plane::files(&node, blank));
     files.extend(components.iter().map(component::Component::unit));
     files.push(component::target(&components));
-    NodeConfig {
-        hostname: name,
-        files,
-        interfaces: interfaces(cluster.ranges.overlay, address),
-        target: component::TARGET,
-    }
+    NodeConfig { hostname: Some(name), files, interfaces: vec![], target: component::TARGET }
 }
 
 /// The configuration of a worker of `pool`. Its API is the gateway's, which its VM pod forwards.
 pub fn worker(cluster: &Valid, pool: &NodePool, name: &str, place: Place) -> NodeConfig {
-    let overlay = cluster.ranges.overlay;
-    let address = overlay.worker(&cluster.identity, place);
-    let api = format!("https://{}:{}", overlay.gateway(), names::API_PORT);
-    let node = Node { name: name.to_owned(), address, cluster, api, pool: Some(pool) };
+    let address = cluster.ranges.overlay.worker(&cluster.identity, place);
+    let (hostname, interfaces) = (Some(name.to_owned()), interfaces(cluster.ranges.overlay, address));
+    NodeConfig { hostname, interfaces, ..a_worker(cluster, pool, name.to_owned(), Machine::Qemu(address)) }
+}
+
+/// The configuration of every worker of `pool` as an instance of EC2. A node is called after its instance.
+pub fn worker_on_ec2(cluster: &Valid, pool: &NodePool, ec2: &Ec2) -> NodeConfig {
+    a_worker(cluster, pool, machine::variable(machine::NODE), Machine::Ec2(ec2))
+}
+
+fn a_worker(cluster: &Valid, pool: &NodePool, name: String, machine: Machine) -> NodeConfig {
+    let api = machine.api(cluster.ranges.overlay.gateway());
+    let node = Node { name, machine, cluster, api, pool: Some(pool) };
     let components = node::components(&node);
     let mut files = pki_mount::files();
     files.extend(node::files(&node));
     files.extend(components.iter().map(component::Component::unit));
     files.push(component::target(&components));
-    NodeConfig {
-        hostname: node.name,
-        files,
-        interfaces: interfaces(cluster.ranges.overlay, address),
-        target: component::TARGET,
-    }
+    NodeConfig { hostname: None, files, interfaces: vec![], target: component::TARGET }
 }
 
 fn interfaces(overlay: Overlay, address: NodeAddress) -> Vec<Interface> {
@@ -190,6 +223,49 @@ mod tests {
     #[test]
     fn the_control_plane_node_with_every_wish_is_golden() {
         insta::assert_snapshot!(shown(&control_plane(&example("maximal.yaml"), 0, Blank::Forms)));
+    }
+
+    fn ec2(has_cloud_controller: bool) -> Ec2 {
+        Ec2 { domain: "abcde.giantnetes.internal".into(), has_cloud_controller }
+    }
+
+    #[test]
+    fn the_control_plane_node_on_ec2_is_golden() {
+        let cluster = valid(json!({"controlPlane": {"replicas": 3}}));
+        insta::assert_snapshot!(shown(&control_plane_on_ec2(&cluster, 1, Blank::Joins, &ec2(false))));
+    }
+
+    #[test]
+    fn a_worker_on_ec2_is_golden() {
+        let valid = valid(json!({"nodePools": [{"name": "a"}]}));
+        insta::assert_snapshot!(shown(&worker_on_ec2(&valid, &valid.pools[0], &ec2(true))));
+    }
+
+    #[test]
+    fn on_ec2_nothing_is_left_of_qemus_network_and_disks() {
+        let valid = valid(json!({"nodePools": [{"name": "a"}], "controlPlane": {"replicas": 3}}));
+        let nodes = [
+            control_plane_on_ec2(&valid, 0, Blank::Forms, &ec2(false)),
+            worker_on_ec2(&valid, &valid.pools[0], &ec2(false)),
+        ];
+        for node in nodes {
+            assert_eq!(node.interfaces, []);
+            let text = shown(&node.with_agent(""));
+            for word in ["10.0.2.", "172.26.", "virtio", "9p"] {
+                assert_eq!(text.lines().find(|line| line.contains(word)), None, "{word}");
+            }
+        }
+    }
+
+    /// What a user writes is never what the machine puts in.
+    #[test]
+    fn on_ec2_flags_of_users_are_quoted_as_everywhere() {
+        let args = json!({"extraArgs": {"x": "${GIANTNETES_NODE}"}});
+        let valid = valid(json!({"nodePools": [{"name": "a"}], "kubernetes": {"kubelet": args}}));
+        let unit = worker_on_ec2(&valid, &valid.pools[0], &ec2(false));
+        let unit = &unit.file(&component::unit_path("kubelet")).unwrap().content;
+        assert!(unit.contains("  \"--x=$${GIANTNETES_NODE}\"\n"), "{unit}");
+        assert!(unit.contains("  --hostname-override=${GIANTNETES_NODE} \\\n"), "{unit}");
     }
 
     fn flag(config: &NodeConfig, component: &str, name: &str) -> Option<String> {

@@ -25,7 +25,7 @@ pub(super) fn components(node: &Node) -> Vec<Component> {
 pub(super) fn files(node: &Node) -> Vec<File> {
     let mut files = api_serves::files(node);
     files.extend([
-        File::new("/etc/resolv.conf", "nameserver 10.0.2.3\n"),
+        node.machine.resolver(),
         File::new("/etc/containerd/config.toml", containerd_config()),
         File::new(KUBELET, kubelet_config(node)),
     ]);
@@ -53,6 +53,7 @@ fn containerd() -> Component {
             "TasksMax=infinity",
             "OOMScoreAdjust=-999",
         ],
+        flags: vec![],
     }
 }
 
@@ -65,15 +66,17 @@ fn kubelet(node: &Node) -> Component {
             format!("--config={KUBELET}"),
             format!("--kubeconfig={}", kubeconfig_path("kubelet")),
             format!("--hostname-override={}", node.name),
-            format!("--node-ip={}", node.address.ip.addr()),
+            format!("--node-ip={}", node.machine.address()),
         ]
         .into_iter()
+        .chain(node.machine.kubelet_flags())
         .chain(node.pool.map(labels))
         .collect(),
         started: Started::Exec,
         after: vec!["containerd.service", "giantnetes-pki.service", "giantnetes-growfs.service"],
         waits_for: Some(api_serves::UNIT),
         service: vec!["KillMode=process", "OOMScoreAdjust=-999"],
+        flags: vec![],
     }
 }
 
@@ -112,9 +115,11 @@ fn kube_proxy(node: &Node) -> Component {
         after: vec!["giantnetes-pki.service"],
         waits_for: Some(api_serves::UNIT),
         service: vec!["OOMScoreAdjust=-999"],
+        flags: vec![],
     };
     if !proxy_takes_flags(node) {
-        return component(vec![format!("--config={KUBE_PROXY}")]);
+        let own = node.names_itself().then(|| format!("--hostname-override={}", node.name));
+        return component(std::iter::once(format!("--config={KUBE_PROXY}")).chain(own).collect());
     }
     let arguments = vec![
         "--proxy-mode=iptables".into(),
@@ -187,11 +192,11 @@ mode: iptables
 clientConnection:
   kubeconfig: {kubeconfig}
 clusterCIDR: {pods}
-hostnameOverride: {name}
-",
+{hostname}",
         kubeconfig = kubeconfig_path("kube-proxy"),
         pods = node.cluster.ranges.pods,
-        name = node.name,
+        // A flag says it in its place.
+        hostname = if node.names_itself() { String::new() } else { format!("hostnameOverride: {}\n", node.name) },
     );
     config + &gates_section(&node.cluster.kubernetes.feature_gates)
 }

@@ -24,7 +24,9 @@ pub(super) const MOUNT: &str = "etc-kubernetes-pki.mount";
 /// The unit after which they are there.
 pub(super) const SERVICE: &str = "giantnetes-pki.service";
 /// The unit that has them looked at again.
-pub(super) const TIMER: &str = "giantnetes-pki.timer";
+const TIMER: &str = "giantnetes-pki.timer";
+/// All units that are wanted of these.
+pub(super) const TIMERS: &str = "giantnetes-pki.timer giantnetes-turn.timer";
 
 pub(super) fn files() -> Vec<File> {
     vec![
@@ -74,7 +76,11 @@ failed=
 # it needs did not start in time, is started, since nothing else does it.
 for line in $wanted; do
   unit=${{line%%=*}}
-  if grep -qxF "$line" {STARTED}; then continue; fi
+  if grep -qxF "$line" {STARTED}; then
+    # What it needs may have taken it down, when that was started after it.
+    systemctl --no-block start "$unit" || :
+    continue
+  fi
   if systemctl restart "$unit"; then
     grep -v "^$unit=" {STARTED} >{STARTED}.new || :
     echo "$line" >>{STARTED}.new
@@ -211,27 +217,35 @@ mod tests {
         node.holds(&[("ca.crt", "both"), ("turn", "etcd=2.trust\nkubelet=2.trust\n")]);
         assert!(node.run("giantnetes-turn"));
         let asked = "--no-block start giantnetes-turn.service\nrestart etcd\nrestart kubelet\n";
-        assert_eq!(node.read("units").as_deref(), Some(asked));
+        let units = |node: &Node| {
+            let asked = node.read("units");
+            fs::write(node.0.join("units"), "").unwrap();
+            asked.unwrap_or_default()
+        };
+        assert_eq!(units(&node), asked);
         let told = "<1>giantnetes-turn: etcd=2.trust kubelet=2.trust \n";
         assert_eq!(node.read("console").as_deref(), Some(told));
+        // What went down since, as with what it needs, is started, and what runs is left alone.
+        fs::write(node.0.join("refuses"), "start\n").unwrap();
         assert!(node.run("giantnetes-turn"), "it is told again, since a line may be lost");
-        assert_eq!(node.read("units").as_deref(), Some(asked));
+        assert_eq!(units(&node), "--no-block start etcd\n--no-block start kubelet\n");
+        fs::write(node.0.join("refuses"), "").unwrap();
 
         // Only what asks for it, and again until it started. Who is through is left alone.
         let turn = "etcd=2.trust\nkube-apiserver=2.drop\nkube-proxy=2.reissue\nkubelet=2.reissue\n";
         node.holds(&[("ca.crt", "both"), ("turn", turn)]);
         fs::write(node.0.join("refuses"), "kube-apiserver\n").unwrap();
         assert!(!node.run("giantnetes-turn"));
+        let began = "--no-block start giantnetes-turn.service\n--no-block start etcd\n";
+        assert_eq!(units(&node), format!("{began}restart kube-apiserver\nrestart kube-proxy\nrestart kubelet\n"));
         let last = |name: &str| node.read(name).unwrap().lines().last().unwrap().to_owned();
         let partly = "<1>giantnetes-turn: etcd=2.trust kube-proxy=2.reissue kubelet=2.reissue ";
         assert_eq!(last("console"), partly, "it is told of what did not start");
         fs::write(node.0.join("refuses"), "").unwrap();
         assert!(node.run("giantnetes-turn"));
         assert_eq!(last("console"), format!("{partly}kube-apiserver=2.drop "));
-        let units = node.read("units").unwrap();
-        let after = ["--no-block start giantnetes-turn.service", "restart kube-apiserver", "restart kube-proxy"];
-        assert_eq!(units.lines().skip(3).take(3).collect::<Vec<_>>(), after);
-        assert_eq!(units.lines().skip(6).collect::<Vec<_>>(), ["restart kubelet", "restart kube-apiserver"]);
+        let through = "--no-block start kube-proxy\n--no-block start kubelet\n";
+        assert_eq!(units(&node), format!("--no-block start etcd\nrestart kube-apiserver\n{through}"));
 
         // The rotation is over, and with it what was only for it. From then on nothing is written.
         node.holds(&[("ca.crt", "both"), ("authorities", "2.drop"), ("turn", "etcd=2.trust\nkubelet=2.reissue\n")]);
@@ -247,7 +261,7 @@ mod tests {
         let other = Node::new("boots");
         other.holds(&[("ca.crt", "both"), ("turn", "etcd=2.drop\n")]);
         assert!(other.run("giantnetes-turn"));
-        assert_eq!(other.read("units"), None);
+        assert_eq!(units(&other), "--no-block start etcd\n");
         assert_eq!(other.read("console").as_deref(), Some("<1>giantnetes-turn: etcd=2.drop \n"));
     }
 }

@@ -74,7 +74,7 @@ pub fn kubernetes_authority(context: &Context, identity: &Identity) -> Option<St
     let recorded = Recorded::of(context, identity).filter(Recorded::is_whole)?;
     let of = |all: &BTreeMap<String, String>| all.get(&Root::Ca(Authority::Kubernetes).record()).cloned();
     let current = of(&recorded.current)?;
-    match of(&recorded.next).filter(|_| users_get_new(recorded.front)) {
+    match of(&recorded.next).filter(|next| *next != current && users_get_new(recorded.front)) {
         Some(next) => Some(format!("{current}+{next}")),
         None => Some(current),
     }

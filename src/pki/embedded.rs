@@ -44,6 +44,9 @@ pub enum PkiError {
     /// A root's certificate cannot be read.
     #[error("read the root's certificate: {0}")]
     Root(String),
+    /// A key cannot be read.
+    #[error("read a key of the guest: {0}")]
+    Key(String),
     /// A root's time is over, so that nothing is left to issue from it.
     #[error("the certificate authority expired at {0}, and with it the guest's certificates")]
     Expired(Timestamp),
@@ -234,18 +237,23 @@ pub fn key_pair() -> Result<Pair, PkiError> {
     Ok(Pair { certificate: key.public_key_pem(), key: key.serialize_pem().into() })
 }
 
-/// Makes the API server's `EncryptionConfiguration` with a fresh key for Secrets.
+/// Makes the API server's `EncryptionConfiguration` with a fresh key of this name for Secrets. What is stored begins with the name.
 ///
 /// # Errors
 /// [`PkiError`]
-pub fn encryption_config() -> Result<SecretString, PkiError> {
+pub fn encryption_config(name: &str) -> Result<SecretString, PkiError> {
     let mut key = [0_u8; 32];
     rustls::crypto::ring::default_provider().secure_random.fill(&mut key).map_err(|_| PkiError::Random)?;
-    Ok(format!(
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      - {{name: key1, secret: {}}}\n  - identity: {{}}\n",
+    Ok(encryption_config_of(name, &key))
+}
+
+/// The API server's `EncryptionConfiguration` with this key under this name.
+pub fn encryption_config_of(name: &str, key: &[u8; 32]) -> SecretString {
+    format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      - {{name: {name}, secret: {}}}\n  - identity: {{}}\n",
         STANDARD.encode(key)
     )
-    .into())
+    .into()
 }
 
 /// SHA-256 of what identifies a root: its certificate, its public key, or (for a bare key) the key itself.
@@ -367,6 +375,7 @@ mod tests {
         let shown = format!("{pair:?}");
         assert!(!shown.contains("PRIVATE"), "{shown}");
         assert!(pair.certificate.contains("PUBLIC KEY"));
-        assert_ne!(encryption_config().unwrap().expose_secret(), encryption_config().unwrap().expose_secret());
+        let made = || encryption_config("key1").unwrap();
+        assert_ne!(made().expose_secret(), made().expose_secret());
     }
 }

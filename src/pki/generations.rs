@@ -7,6 +7,7 @@ use x509_parser::pem::parse_x509_pem;
 use super::{
     authority::Kept,
     embedded::PkiError,
+    keys::{self, Subject},
     leaf::{Authority, Leaf},
     roots::Roots,
     rotation::{self, Both, Mark, Phase, Told, Trusted, signs_new, trusted, users_get_new},
@@ -18,6 +19,8 @@ use crate::supervisor::consumers::fingerprint;
 pub struct Standing {
     /// How far it is.
     pub mark: Mark,
+    /// What is rotated.
+    pub subject: Subject,
     /// Whether it is of the control plane.
     pub control_plane: bool,
     /// Whether the control plane is one node.
@@ -27,7 +30,10 @@ pub struct Standing {
 impl Standing {
     /// What it has to have started anew, as its file says it: `UNIT=MARK` a line.
     pub fn turns(self) -> String {
-        let turns = rotation::turns(self.mark, self.control_plane, self.alone);
+        let turns = match self.subject {
+            Subject::Authorities => rotation::turns(self.mark, self.control_plane, self.alone),
+            subject => keys::turns(subject, self.mark),
+        };
         turns.into_iter().map(|(unit, mark)| format!("{unit}={mark}\n")).collect()
     }
 }
@@ -56,7 +62,7 @@ impl Generations {
 
     /// Whom users and other clients trust and who signs for them, where the foremost node is in this phase.
     pub fn for_users(self, front: Phase) -> Clients {
-        let new = self.next.is_some() && users_get_new(front);
+        let new = self.other(Authority::Kubernetes).is_some() && users_get_new(front);
         let bundle = self.certificates(Authority::Kubernetes, if new { Trusted::Both } else { Trusted::Old });
         let all = self.certificates(Authority::Kubernetes, Trusted::Both);
         let signer = self.of(new).kubernetes.clone();
@@ -67,9 +73,15 @@ impl Generations {
         self.next.as_ref().filter(|_| new).unwrap_or(&self.current)
     }
 
+    /// Those that take the recorded ones' place, if they have another such authority: where keys are rotated it is the same one.
+    fn other(&self, of: Authority) -> Option<&Roots> {
+        let current = self.current.authority(of).certificate();
+        self.next.as_ref().filter(|next| next.authority(of).certificate() != current)
+    }
+
     fn certificates(&self, of: Authority, trusted: Trusted) -> String {
-        let old = trusted.holds_old() || self.next.is_none();
-        let new = self.next.as_ref().filter(|_| trusted.holds_new());
+        let other = self.other(of);
+        let (old, new) = (trusted.holds_old() || other.is_none(), other.filter(|_| trusted.holds_new()));
         let roots = new.into_iter().chain(Some(&self.current).filter(|_| old));
         roots.map(|roots| lines(roots.authority(of).certificate())).collect()
     }
@@ -120,7 +132,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::pki::{embedded, leaf, roots::Root};
+    use crate::pki::{embedded, keys::Wishes, leaf, roots::Root};
 
     fn roots(suffix: &str) -> Roots {
         let make = |of| {
@@ -132,15 +144,17 @@ mod tests {
             etcd: make(Authority::Etcd),
             front_proxy: make(Authority::FrontProxy),
             service_account: embedded::key_pair().unwrap(),
-            encryption: embedded::encryption_config().unwrap(),
+            encryption: embedded::encryption_config("key1").unwrap(),
             rotated_for: 0,
+            keys_for: Wishes::default(),
         }
     }
 
     #[test]
     fn without_a_second_generation_everything_is_the_first_ones() {
         let one = Generations { current: roots(""), next: None };
-        let standing = Standing { mark: Mark { generation: 2, phase: Phase::Drop }, control_plane: true, alone: true };
+        let mark = Mark { generation: 2, phase: Phase::Drop };
+        let standing = Standing { mark, subject: Subject::Authorities, control_plane: true, alone: true };
         for standing in [None, Some(standing)] {
             assert_eq!(one.bundle(Authority::Etcd, standing), one.current.etcd.certificate());
             let signer = one.signer(&leaf::administrator(), standing).certificate();

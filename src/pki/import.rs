@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
+};
+use kube::{Api, api::ListParams};
 use tracing::info;
 
 use super::{
@@ -47,6 +52,12 @@ pub enum ImportError {
          Cluster first, since certificates of the one would open the other"
     )]
     InUse(String),
+    /// The same, found out later.
+    #[error(
+        "spec.pki.importFrom.secretName: another guest of this management cluster has the same roots; delete one of both Clusters, since \
+         certificates of the one would open the other"
+    )]
+    Recorded,
 }
 
 /// Guests that this process took roots for, by fingerprints: what was recorded a moment ago the cache may not know yet.
@@ -82,29 +93,50 @@ impl PkiOperator {
         info!(secret = place, "roots are imported");
         Ok(roots)
     }
+
+    /// Asks the server, before imported roots are recorded, whether another guest has them: a former leader may have taken them for one
+    /// that no cache here knew. What both stored before they ask, one of them sees at least; where both do, neither goes on.
+    pub(super) async fn are_nobody_elses(
+        &self,
+        identity: &Identity,
+        fingerprints: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
+        let (client, params) = (&self.context.client, ListParams::default().labels(names::CLUSTER_LABEL));
+        let namespaces = Api::<Namespace>::all(client.clone());
+        let secrets = Api::<Secret>::all(client.clone());
+        let recorded = call("list", "namespaces of guests", namespaces.list_metadata(&params)).await?;
+        // What is not recorded yet lies under this name.
+        let params = params.fields(&format!("metadata.name={}", roots::SECRET));
+        let stored = call("list", "Secrets of guests", secrets.list_metadata(&params)).await?;
+        let metas = recorded.items.iter().map(|object| &object.metadata);
+        let mut metas = metas.chain(stored.items.iter().map(|object| &object.metadata));
+        match metas.any(|meta| has_one(identity, meta, fingerprints)) {
+            true => Err(ImportError::Recorded.into()),
+            false => Ok(()),
+        }
+    }
 }
 
-/// The roots in a Secret, if a guest can live by them.
+/// The roots in a Secret, if a guest can live by them, encoded as those that are made here are.
 fn read(found: Option<&Secret>, place: &str, now: Timestamp) -> Result<Roots, ImportError> {
     let ours = found.filter(|secret| secret.type_.as_deref() == Some(names::ROOTS_TYPE));
     let secret = ours.ok_or_else(|| ImportError::Missing(place.to_owned()))?;
     let roots = Roots::of(secret).ok_or_else(|| ImportError::Incomplete(place.to_owned()))?;
-    match escrow::check(&roots, now) {
-        Ok(()) => Ok(roots),
-        Err(flaw) => Err(ImportError::Flawed { secret: place.to_owned(), flaw }),
-    }
+    escrow::check(&roots, now).map_err(|flaw| ImportError::Flawed { secret: place.to_owned(), flaw })
 }
 
 /// Whether another guest has one of these roots: its namespace records it; or its Secret of roots says so, of which the former
 /// leader had not come to make a record.
 fn is_recorded(context: &Context, identity: &Identity, fingerprints: &BTreeMap<String, String>) -> bool {
-    let owner = identity.owner();
-    let has_one = |meta: &ObjectMeta| {
-        let said = roots::fingerprints(meta.annotations.as_ref());
-        !owner.owns(meta) && said.iter().any(|(root, record)| fingerprints.get(root) == Some(record))
-    };
+    let has_one = |meta: &ObjectMeta| has_one(identity, meta, fingerprints);
     context.cache.namespaces.state().iter().any(|namespace| has_one(&namespace.metadata))
         || context.cache.secrets.state().iter().any(|secret| has_one(&secret.metadata))
+}
+
+/// Whether an object of another guest says that it has one of these roots.
+fn has_one(identity: &Identity, meta: &ObjectMeta, fingerprints: &BTreeMap<String, String>) -> bool {
+    let said = roots::fingerprints(meta.annotations.as_ref());
+    !identity.owner().owns(meta) && said.iter().any(|(root, record)| fingerprints.get(root) == Some(record))
 }
 
 /// Whether there is a Cluster with this UID.

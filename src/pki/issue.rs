@@ -11,7 +11,7 @@ use super::{
     authority::{self, Kept},
     embedded,
     generations::{Generations, Standing},
-    kubeconfig,
+    keys, kubeconfig,
     leaf::{self, Authority, Leaf},
     plan::{World, renew_at},
     reconcile::{Error, PkiOperator},
@@ -94,15 +94,15 @@ impl PkiOperator {
             return Ok(());
         }
         let roots = self.roots_for(issue).await?;
-        let current = &roots.current;
+        let keys = keys::files::of(roots, standing.map_or(Phase::Before, |standing| standing.mark.phase))?;
         let mut data = BTreeMap::new();
         for (file, content) in [
             (paths::CA, roots.bundle(Authority::Kubernetes, standing).as_str()),
             (paths::ETCD_CA, &roots.bundle(Authority::Etcd, standing)),
             (paths::FRONT_PROXY_CA, &roots.bundle(Authority::FrontProxy, standing)),
-            (paths::SERVICE_ACCOUNT_PUB, &current.service_account.certificate),
-            (paths::SERVICE_ACCOUNT_KEY, current.service_account.key.expose_secret()),
-            (paths::ENCRYPTION, current.encryption.expose_secret()),
+            (paths::SERVICE_ACCOUNT_PUB, &keys.verify),
+            (paths::SERVICE_ACCOUNT_KEY, keys.sign.expose_secret()),
+            (paths::ENCRYPTION, keys.encryption.expose_secret()),
         ] {
             data.insert(file.to_owned(), bytes(content));
         }
@@ -257,7 +257,7 @@ impl PkiOperator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::rotation::Mark;
+    use crate::pki::{keys::Subject, rotation::Mark};
 
     #[test]
     fn what_is_issued_and_lacks_its_mark_is_issued_again() {
@@ -266,7 +266,7 @@ mod tests {
             ObjectMeta { annotations, ..ObjectMeta::default() }
         };
         let mark = Mark { generation: 2, phase: Phase::Drop };
-        let standing = Some(Standing { mark, control_plane: true, alone: false });
+        let standing = Some(Standing { mark, subject: Subject::Authorities, control_plane: true, alone: false });
         let issued = |mark, standing| to_replace(Place::Issued(at(mark)), standing);
         assert_eq!(issued(Some("2.drop"), standing), None);
         assert_eq!(issued(None, standing), Some(Some(at(None))));
@@ -280,8 +280,10 @@ mod tests {
             let annotations = mark.map(|mark| [(names::AUTHORITIES_ANNOTATION.to_owned(), mark.to_owned())].into());
             Some(ObjectMeta { annotations, ..ObjectMeta::default() })
         };
-        let to =
-            |generation, phase| Some(Standing { mark: Mark { generation, phase }, control_plane: true, alone: false });
+        let to = |generation, phase| {
+            let (mark, subject) = (Mark { generation, phase }, Subject::EncryptionKey);
+            Some(Standing { mark, subject, control_plane: true, alone: false })
+        };
         let world = World::default();
         for (former, standing, ahead) in [
             (at(None), to(2, Phase::Trust), false),

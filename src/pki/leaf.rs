@@ -8,6 +8,7 @@ use crate::{
     api::names,
     cluster::{Valid, valid::SubjectName},
     network::{addresses::nth, places::Place},
+    node_config::Ec2,
 };
 
 /// Group of the administrators of a guest. The guest operator binds it to `cluster-admin`.
@@ -95,14 +96,38 @@ impl Leaf {
     }
 }
 
+/// Where a control-plane node is, as far as its certificates say so.
+struct Seat {
+    /// Its own address.
+    ip: IpAddr,
+    /// The address of its pod, on which workers reach the API.
+    gateway: Option<IpAddr>,
+    /// A further name of the API.
+    api: Option<String>,
+    /// A further name of the node.
+    host: Option<String>,
+}
+
 /// The certificates of the `index`-th control-plane node.
 pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
-    let node = names::master(index);
     let overlay = cluster.ranges.overlay;
-    let ip = IpAddr::from(overlay.master(&cluster.identity, index).ip.addr());
+    let ip = overlay.master(&cluster.identity, index).ip.addr().into();
+    of_seated(cluster, index, Seat { ip, gateway: Some(overlay.gateway().into()), api: None, host: None })
+}
+
+/// The certificates of the `index`-th control-plane node as an instance of EC2, at this address.
+pub fn of_master_on_ec2(cluster: &Valid, index: u32, ec2: &Ec2, ip: IpAddr) -> Vec<Leaf> {
+    of_seated(cluster, index, Seat { ip, gateway: None, api: Some(ec2.api()), host: Some(ec2.master(index)) })
+}
+
+fn of_seated(cluster: &Valid, index: u32, seat: Seat) -> Vec<Leaf> {
+    let node = names::master(index);
+    let Seat { ip, gateway, api, host } = seat;
     let local = IpAddr::from([127, 0, 0, 1]);
-    let (mut dns, mut addresses) =
-        (api_server_names(cluster), vec![nth(cluster.ranges.services, 1).into(), overlay.gateway().into(), ip, local]);
+    let mut dns = api_server_names(cluster);
+    dns.extend(api);
+    let mut addresses = vec![nth(cluster.ranges.services, 1).into()];
+    addresses.extend(gateway.into_iter().chain([ip, local]));
     for name in &cluster.pki.alt_names {
         match name {
             SubjectName::Dns(host) if !dns.iter().any(|name| name == host.as_str()) => dns.push(host.to_string()),
@@ -126,7 +151,7 @@ pub fn of_master(cluster: &Valid, index: u32) -> Vec<Leaf> {
         authority: Authority::Etcd,
         common_name: node.clone(),
         organisations: Vec::new(),
-        dns: vec![node.clone(), "localhost".into()],
+        dns: [node.clone(), "localhost".into()].into_iter().chain(host.clone()).collect(),
         addresses: vec![ip, local],
         usage,
     };

@@ -25,8 +25,9 @@ impl PkiOperator {
             etcd: self.make_authority(cluster, Authority::Etcd, now).await?,
             front_proxy: self.make_authority(cluster, Authority::FrontProxy, now).await?,
             service_account: embedded::key_pair()?,
-            encryption: embedded::encryption_config()?,
+            encryption: embedded::encryption_config("key1")?,
             rotated_for: cluster.pki.rotate,
+            keys_for: cluster.pki.keys,
         })
     }
 
@@ -47,11 +48,36 @@ impl PkiOperator {
         }
     }
 
+    /// Puts roots that were imported where the spec wants them: with Vault, no key of an authority is stored here.
+    pub(super) async fn bring_roots(&self, cluster: &Valid, roots: Roots) -> Result<Roots, Error> {
+        if cluster.pki.backend != PkiBackend::Vault {
+            return Ok(roots);
+        }
+        Ok(Roots {
+            kubernetes: self.bring_authority(cluster, Authority::Kubernetes, &roots).await?,
+            etcd: self.bring_authority(cluster, Authority::Etcd, &roots).await?,
+            front_proxy: self.bring_authority(cluster, Authority::FrontProxy, &roots).await?,
+            ..roots
+        })
+    }
+
+    async fn bring_authority(&self, cluster: &Valid, of: Authority, roots: &Roots) -> Result<Kept, Error> {
+        let (identity, pki) = (&cluster.identity, &cluster.pki);
+        // What was imported has every key.
+        let Kept::Here(pair) = roots.authority(of) else { return Ok(roots.authority(of).clone()) };
+        let vault = authority::vault(&self.context)?;
+        vault.bring(identity, of, pair, pki.ca_ttl, pki.exportable).await?;
+        Ok(Kept::InVault { certificate: pair.certificate.clone(), mount: vault.mount(identity, of) })
+    }
+
     async fn make_authority(&self, cluster: &Valid, of: Authority, now: Timestamp) -> Result<Kept, Error> {
         let (identity, ttl) = (&cluster.identity, cluster.pki.ca_ttl);
         if cluster.pki.backend == PkiBackend::Vault {
             let vault = authority::vault(&self.context)?;
-            let certificate = vault.make(identity, of, ttl).await?;
+            let certificate = match cluster.pki.exportable {
+                true => vault.make_exportable(identity, of, now, ttl).await?,
+                false => vault.make(identity, of, ttl).await?,
+            };
             return Ok(Kept::InVault { certificate, mount: vault.mount(identity, of) });
         }
         Ok(Kept::Here(embedded::root(Root::Ca(of).name(), &identity.key.to_string(), now, ttl)?))

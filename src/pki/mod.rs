@@ -5,6 +5,7 @@
 //! - [`roots`]: what is made once in a guest's life, and the Secret of the guest's namespace that has it
 //! - [`generations`]: the one or two generations of them, and what is handed out of each; pure
 //! - [`rotation`]: how others take their place: who goes on when; pure
+//! - [`keys`]: the same of the keys of service-account tokens and of encryption at rest; pure
 //! - [`turnover`]: what is to be made, recorded and removed for that; pure
 //! - [`embedded`]: the built-in authority: keys and certificates by rcgen
 //! - [`vault`]: Vault as the authority: roots in PKI mounts of the guest's own
@@ -16,7 +17,7 @@
 //! - [`request`]: what users and kubelets of a guest ask to have signed; pure
 //! - `secrets`: how all of it lies in Secrets
 //! - [`store`]: how they are stored, and looked at again
-//! - `make`, `issue`, `rotate`, [`reconcile`]: the effects
+//! - `make`, `issue`, `rotate`, `rotate_keys`, [`reconcile`]: the effects
 //!
 //! A root that was ever recorded for a guest is never made a second time: without it the guest is `Degraded`.
 
@@ -27,6 +28,7 @@ pub mod escrow;
 pub mod generations;
 mod import;
 mod issue;
+pub mod keys;
 pub mod kubeconfig;
 pub mod leaf;
 mod make;
@@ -35,6 +37,7 @@ pub mod reconcile;
 pub mod request;
 pub mod roots;
 mod rotate;
+mod rotate_keys;
 pub mod rotation;
 pub(crate) mod secrets;
 pub mod store;
@@ -43,7 +46,7 @@ pub mod vault;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::rotation::Mark;
+use self::{keys::Subject, rotation::Mark, turnover::Record};
 use crate::api::{RotationStatus, VaultPlace, names};
 
 /// What the pki operator tells the others.
@@ -73,6 +76,12 @@ pub struct RotationFacts {
 pub struct Going {
     /// The phase of the foremost node.
     pub mark: Mark,
+    /// What is rotated.
+    pub subject: Subject,
+    /// Secrets of the guest (`namespace/name`) that its API servers are to store anew, since all of them encrypt with another key.
+    pub rewrites: Vec<String>,
+    /// The phase of the last: what is still trusted on some node is published by it.
+    pub last: Mark,
     /// Certificates that extensions of the guest's API are to trust no more, as their SHA-256.
     pub kept_out: BTreeSet<String>,
     /// The control-plane node that turns.
@@ -95,8 +104,12 @@ pub enum Turning {
 impl Turning {
     /// By the annotations of the guest's namespace, and by what the pki operator told last.
     pub fn of(noted: Option<&BTreeMap<String, String>>, facts: Option<&PkiFacts>) -> Self {
-        let rotates = noted.is_some_and(|all| all.contains_key(names::ROTATION_ANNOTATION))
-            || !roots::next_fingerprints(noted).is_empty();
+        let said = |name: &str| noted?.get(name);
+        let generation = said(names::GENERATION_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(1);
+        // What cannot be read, or speaks of what was carried out, is no rotation.
+        let record = said(names::ROTATION_ANNOTATION).and_then(|text| Record::read(text));
+        let rotates =
+            record.is_some_and(|record| record.generation > generation) || !roots::next_fingerprints(noted).is_empty();
         match facts.and_then(|facts| facts.rotation.as_ref()?.going.as_ref()) {
             Some(Going { turning: Some(node), .. }) => Self::Node(node.clone()),
             Some(going) if going.is_known => Self::Nobody,
@@ -115,6 +128,9 @@ mod tests {
         let facts = |going: Option<(Option<&str>, bool)>| {
             let going = going.map(|(turning, is_known)| Going {
                 mark: Mark { generation: 2, phase: Phase::Trust },
+                subject: Subject::Authorities,
+                rewrites: Vec::new(),
+                last: Mark { generation: 2, phase: Phase::Before },
                 kept_out: BTreeSet::new(),
                 turning: turning.map(Into::into),
                 is_known,
@@ -124,13 +140,19 @@ mod tests {
         };
         let record = roots::Root::ALL[0].next_record();
         for noted in [names::ROTATION_ANNOTATION, record.as_str()] {
-            let noted = BTreeMap::from([(noted.to_owned(), String::new())]);
+            let noted = BTreeMap::from([(noted.to_owned(), "2 Trust 2026-01-01T00:00:00Z".to_owned())]);
             let of = |facts: Option<PkiFacts>| Turning::of(Some(&noted), facts.as_ref());
             // It failed, lost a root, or stands in a pause.
             assert_eq!([of(None), of(Some(facts(None)))], [Turning::Unknown, Turning::Unknown]);
             assert_eq!(of(Some(facts(Some((None, false))))), Turning::Unknown);
             assert_eq!(of(Some(facts(Some((None, true))))), Turning::Nobody);
             assert_eq!(of(Some(facts(Some((Some("master-1"), false))))), Turning::Node("master-1".into()));
+        }
+        // What is left of one, or of a hand, keeps nobody from being replaced.
+        for stale in ["2 Drop 2026-01-01T00:00:00Z", "1 Trust 2026-01-01T00:00:00Z", "?"] {
+            let noted = [(names::ROTATION_ANNOTATION, stale), (names::GENERATION_ANNOTATION, "2")];
+            let noted = noted.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+            assert_eq!(Turning::of(Some(&noted), Some(&facts(None))), Turning::Nobody, "{stale}");
         }
         assert_eq!(
             [Turning::of(None, None), Turning::of(None, Some(&facts(None)))],

@@ -10,15 +10,17 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{
+    PkiFacts,
     generations::Standing,
+    keys::{Subject, Wishes},
     leaf::{self, Authority, Leaf},
     roots::{self, Root},
-    rotation::{Mark, Phase, Stage, users_get_new},
+    rotation::{Mark, Phase, users_get_new},
     turnover::{self, Observed, Record, Rotating},
 };
 use crate::{
     api::names,
-    cluster::{Valid, valid::DEFAULT_LEAF_TTL},
+    cluster::{Report, Valid, valid::DEFAULT_LEAF_TTL},
     network::places::Place,
     runtime::apply::hash,
 };
@@ -40,6 +42,8 @@ pub struct SecretMeta {
     pub mark: Option<Mark>,
     /// [`names::ROTATED_FOR_ANNOTATION`]
     pub rotated_for: u32,
+    /// How often keys had been asked to be rotated when it was made, if it has roots.
+    pub keys_for: Wishes,
 }
 
 /// What was observed.
@@ -61,6 +65,8 @@ pub struct World {
     pub provider: bool,
     /// VM pods that are there.
     pub vm_pods: BTreeSet<String>,
+    /// Workers that were given up with their hosts: their VM pods say for ever what they said last.
+    pub lost: BTreeSet<String>,
     /// Generation of the recorded roots, if it is not the first.
     pub generation: Option<u32>,
     /// Fingerprints of the roots that are to take their place, by [`Root::record`], once they are recorded.
@@ -84,17 +90,21 @@ impl World {
         self.secrets.get(&roots::secret_of(self.generation()))
     }
 
+    /// What is rotated, as the records have it.
+    pub(super) fn rotated(&self) -> Subject {
+        Subject::of(&self.records, &self.next_records)
+    }
+
     fn has_roots(&self) -> bool {
         self.secrets.keys().any(|name| roots::generation_of(name).is_some())
     }
 
     /// Workers that are wanted no more and have a VM still: in a rotation they go on with the others, whose API servers and whose
-    /// users reach them until they are gone.
+    /// users reach them until they are gone. Those that were given up do not.
     pub(super) fn leaving(&self) -> impl Iterator<Item = &String> {
         let kept = self.secrets.values().filter_map(|secret| secret.worker.as_ref());
-        kept.filter(|node| {
-            !self.workers.contains(*node) && self.vm_pods.contains(*node) && self.places.contains_key(*node)
-        })
+        let is_there = |node: &String| self.vm_pods.contains(node) && self.places.contains_key(node);
+        kept.filter(move |node| !self.workers.contains(*node) && is_there(node) && !self.lost.contains(*node))
     }
 
     /// Whether certificates were issued: then there were roots, whatever became of their records.
@@ -120,6 +130,8 @@ pub enum Step {
     MakeNext {
         /// Their generation.
         generation: u32,
+        /// Which of them are others.
+        subject: Subject,
     },
     /// Record their fingerprints.
     RecordNext {
@@ -128,11 +140,9 @@ pub enum Step {
     },
     /// Write down what the rotation is at.
     NoteStage {
-        /// Generation of the roots that come.
-        generation: u32,
-        /// What it is at.
+        /// What is written.
         #[serde(skip)]
-        stage: Stage,
+        record: Record,
     },
     /// Record them instead of the former ones, which nobody needs any more.
     Adopt {
@@ -207,6 +217,31 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether all that is to be done takes the place of what is there and good for so long: nobody lacks anything meanwhile.
+    pub fn replaces(&self, cluster: &Valid, world: &World) -> bool {
+        let is_there = |name: String| world.secrets.contains_key(&name);
+        let replaces = |step: &Step| match step {
+            Step::IssueNode { node, .. } => is_there(names::node_secret(node)),
+            Step::IssueKubeconfig { .. } => is_there(names::kubeconfig_secret(&cluster.identity.key.name)),
+            Step::MakeNext { .. } | Step::RecordNext { .. } | Step::NoteStage { .. } => true,
+            Step::Adopt { .. } | Step::RemoveRoots { .. } => true,
+            Step::MakeRoots | Step::ImportRoots { .. } | Step::RecordRoots | Step::RemoveWorker { .. } => false,
+        };
+        self.waiting.is_empty() && !self.lost && self.steps.iter().all(replaces)
+    }
+
+    /// What there is to say when all of it was done.
+    pub fn report(&self, cluster: &Valid, world: &World, facts: PkiFacts) -> Report<PkiFacts> {
+        if self.replaces(cluster, world) {
+            return Report::Ready(facts);
+        }
+        let what = match self.waiting.join(", ") {
+            none if none.is_empty() => "keys and certificates to be stored".into(),
+            waiting => waiting,
+        };
+        Report::Waiting { what, facts: Some(facts) }
+    }
+
     /// Whether there is nothing to do and to wait for, but what a rotation waits for.
     pub fn is_fulfilled(&self) -> bool {
         self.steps.is_empty() && self.waiting.is_empty() && !self.lost
@@ -257,8 +292,11 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let ttl = cluster.pki.leaf_ttl;
     for index in 0..cluster.control_plane.replicas {
         let (node, leaves) = (names::master(index), leaf::of_master(cluster, index));
-        let standing = standing(plan, cluster, &node);
-        let hash = of_node(json!({"leaves": leaves, "roots": world.records}), ttl, standing);
+        if plan.rotating.as_ref().is_some_and(|rotating| rotating.decision.held.contains(&node)) {
+            continue;
+        }
+        let standing = standing(plan, &node);
+        let hash = of_master(world, &leaves, ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(&node)), &hash, now) {
             plan.steps.push(Step::IssueNode { node, leaves, ttl, hash, worker: false, standing });
         }
@@ -267,7 +305,9 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     match &world.endpoint {
         None => plan.waiting.push("the API's address".into()),
         Some(endpoint) => {
-            let front = plan.rotating.as_ref().map_or(Phase::Before, |rotating| rotating.front);
+            // Clients of the API hold none of the keys.
+            let of_authorities = plan.rotating.as_ref().filter(|rotating| rotating.subject == Subject::Authorities);
+            let front = of_authorities.map_or(Phase::Before, |rotating| rotating.front);
             let hash = of_kubeconfig(cluster, world, endpoint, front);
             if is_due(world.secrets.get(&names::kubeconfig_secret(&cluster.identity.key.name)), &hash, now) {
                 plan.steps.push(Step::IssueKubeconfig { endpoint: endpoint.clone(), ttl, hash, front });
@@ -277,12 +317,36 @@ fn leaves(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
 }
 
 /// Where a node is in the rotation that goes on.
-fn standing(plan: &Plan, cluster: &Valid, node: &str) -> Option<Standing> {
+fn standing(plan: &Plan, node: &str) -> Option<Standing> {
     let rotating = plan.rotating.as_ref()?;
     let (phase, generation) = (rotating.phase_of(node), rotating.generation);
     let control_plane = names::master_index(node).is_some();
-    let mark = Mark { generation, phase };
-    (phase > Phase::Before).then(|| Standing { mark, control_plane, alone: cluster.has_one_master() })
+    let has_part = control_plane || rotating.subject == Subject::Authorities;
+    let (mark, subject) = (Mark { generation, phase }, rotating.subject);
+    let standing = Standing { mark, subject, control_plane, alone: rotating.alone };
+    (phase > Phase::Before && has_part).then_some(standing)
+}
+
+/// Hash of what a control-plane node wants.
+fn of_master(world: &World, leaves: &[Leaf], ttl: Duration, standing: Option<Standing>) -> String {
+    of_node(json!({"leaves": leaves, "roots": world.records}), ttl, standing)
+}
+
+/// Hash of what a worker wants. Of the roots, it knows one.
+fn of_worker(world: &World, leaves: &[Leaf], ttl: Duration, standing: Option<Standing>) -> String {
+    let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
+    of_node(json!({"leaves": leaves, "root": root}), ttl, standing)
+}
+
+/// Whether a node's Secret is what it was given before it learned of others: such a one has no phase.
+pub(super) fn is_before(cluster: &Valid, world: &World, node: &str, secret: &SecretMeta) -> bool {
+    let ttl = cluster.pki.leaf_ttl;
+    let wanted = match (names::master_index(node), world.places.get(node)) {
+        (Some(index), _) => of_master(world, &leaf::of_master(cluster, index), ttl, None),
+        (None, Some(place)) => of_worker(world, &leaf::of_worker(cluster, node, *place), ttl, None),
+        (None, None) => return false,
+    };
+    secret.hash.as_deref() == Some(&wanted)
 }
 
 /// Hash of what a node wants. Outside a rotation nothing is in it that was not before there were any.
@@ -306,18 +370,16 @@ pub(super) fn of_kubeconfig(cluster: &Valid, world: &World, endpoint: &str, fron
 fn workers(cluster: &Valid, world: &World, now: Timestamp, plan: &mut Plan) {
     let mut homeless = 0;
     let wanted: BTreeSet<_> = world.workers.iter().collect();
-    let leaving = world.leaving().filter(|node| standing(plan, cluster, node).is_some()).collect::<Vec<_>>();
+    let leaving = world.leaving().filter(|node| standing(plan, node).is_some()).collect::<Vec<_>>();
     for node in world.workers.iter().chain(leaving) {
         let Some(place) = world.places.get(node) else {
             homeless += 1;
             continue;
         };
         let leaves = leaf::of_worker(cluster, node, *place);
-        // Of the roots, a worker knows one.
-        let root = world.records.get(&Root::Ca(Authority::Kubernetes).record());
         let ttl = cluster.pki.leaf_ttl;
-        let standing = standing(plan, cluster, node);
-        let hash = of_node(json!({"leaves": leaves, "root": root}), ttl, standing);
+        let standing = standing(plan, node);
+        let hash = of_worker(world, &leaves, ttl, standing);
         if is_due(world.secrets.get(&names::node_secret(node)), &hash, now) {
             plan.steps.push(Step::IssueNode { node: node.clone(), leaves, ttl, hash, worker: true, standing });
         }

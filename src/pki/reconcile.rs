@@ -24,7 +24,7 @@ use super::{
     roots::{self, Roots},
     rotate,
     store::KeyStore,
-    turnover::{self, Record},
+    turnover::{self, Record, Rotating},
     vault::{self, VaultError},
 };
 use crate::{
@@ -35,6 +35,8 @@ use crate::{
 };
 
 const MANAGER: &str = "giantnetes.pki";
+/// Pause before what was done or is waited for is looked at again, should no watch tell of it.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +90,7 @@ impl Blames for Error {
         match self {
             Self::Foreign(_) => Reason::ForeignObject,
             Self::Lost(_) => Reason::CALost,
-            Self::Import(_) => Reason::ImportFailed,
+            Self::Import(_) | Self::Vault(vault::Error::Occupied(_)) => Reason::ImportFailed,
             Self::Vault(vault::Error::Foreign(_)) => Reason::ForeignObject,
             Self::Vault(vault::Error::Exchanged(_) | vault::Error::Vault(VaultError::NoMount(_))) => Reason::CALost,
             Self::Vault(vault::Error::Vault(VaultError::Denied { .. })) => Reason::VaultDenied,
@@ -138,7 +140,7 @@ impl PkiOperator {
             renew_at: next_renewal.map(text),
             end_at: plan::first_end(&world).map(text),
             vault: None,
-            rotation: rotate::facts(&world, &plan),
+            rotation: rotate::facts(valid, &world, &plan),
         };
         if plan.steps.iter().any(|step| matches!(step, Step::MakeRoots | Step::ImportRoots { .. })) {
             if in_vault && target.vault().is_none() {
@@ -154,15 +156,12 @@ impl PkiOperator {
         }
         // Read when the first step asks for them, and not again for the next.
         let roots = OnceCell::new();
-        let alone = valid.has_one_master();
-        if let Some(node) = plan.rotating.as_ref().and_then(|rotating| rotating.turns(alone)) {
+        if let Some(node) = plan.rotating.as_ref().and_then(Rotating::turns) {
             // Said before it is done, so that no other is sent away meanwhile.
-            self.context.reports.update(&valid.identity, |reports| {
-                reports.pki = Some(Report::Waiting { what: format!("{node} to turn"), facts: Some(facts.clone()) });
-            });
+            let report = plan.report(valid, &world, facts.clone());
+            self.context.reports.update(&valid.identity, |reports| reports.pki = Some(report.clone()));
             if !self.may_turn(&valid.identity, node).await? {
-                let what = "the control plane to be replaced".into();
-                return Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))));
+                return Ok((report, Outcome::After(SOON)));
             }
         }
         for step in &plan.steps {
@@ -180,11 +179,7 @@ impl PkiOperator {
             return Ok((Report::Ready(facts), Outcome::After(pause)));
         }
         // The watch brings what was written, and with it the next look.
-        let what = match plan.waiting.join(", ") {
-            none if none.is_empty() => "keys and certificates to be stored".into(),
-            waiting => waiting,
-        };
-        Ok((Report::Waiting { what, facts: Some(facts) }, Outcome::After(Duration::from_secs(5))))
+        Ok((plan.report(valid, &world, facts), Outcome::After(SOON)))
     }
 
     async fn observe(&self, key: &ClusterKey, valid: &Valid, pinned_endpoint: Option<String>) -> Result<World, Error> {
@@ -214,6 +209,8 @@ impl PkiOperator {
         let endpoint = endpoint.or_else(|| pinned_endpoint.filter(|_| reports.network.is_none()));
         let places = self.context.places(identity);
         let workers = self.context.workers(valid).into_iter().map(|(_, node)| node).collect();
+        let known = self.context.known_workers(identity);
+        let lost = known.into_iter().filter(|known| known.lost).map(|known| known.node).collect();
         let vm_pods = self.context.vm_pods(identity).iter().filter_map(|pod| pod.metadata.name.clone()).collect();
         let provider = self.context.settings.kvm.enabled;
         let generation = turnover::generation(generation, &secrets, &records);
@@ -226,6 +223,7 @@ impl PkiOperator {
             places,
             provider,
             vm_pods,
+            lost,
             generation,
             next_records,
             rotation,
@@ -250,14 +248,15 @@ impl PkiOperator {
             Step::ImportRoots { secret } => {
                 let imported = self.import_roots(identity, secret, now).await?;
                 // They are what its wish stands for, else they would be rotated at once.
-                let imported = Roots { rotated_for: valid.pki.rotate, ..imported };
+                let imported = Roots { rotated_for: valid.pki.rotate, keys_for: valid.pki.keys, ..imported };
+                let imported = self.bring_roots(valid, imported).await?;
                 self.store_roots(identity, world, &imported).await
             }
-            Step::RecordRoots => self.record_roots(identity, world).await,
-            Step::MakeNext { generation } => self.make_next(valid, world, *generation, now).await,
+            Step::RecordRoots => self.record_roots(valid, world).await,
+            Step::MakeNext { generation, subject } => self.make_next(valid, world, *generation, *subject, now).await,
             Step::RecordNext { generation } => self.record_next(identity, *generation).await,
-            Step::NoteStage { generation, stage } => self.note_stage(identity, *generation, *stage, now).await,
-            Step::Adopt { generation } => self.adopt(identity, world, *generation).await,
+            Step::NoteStage { record } => self.note_stage(identity, record).await,
+            Step::Adopt { generation } => self.adopt(identity, world, *generation, now).await,
             Step::RemoveRoots { generation } => self.remove_roots(identity, *generation).await,
             Step::IssueNode { node, leaves, ttl, hash, worker, standing } => {
                 let issue = Issue { identity, world, roots, hash, ttl: *ttl, now };
@@ -283,7 +282,8 @@ impl PkiOperator {
         if records.is_empty() { Ok(()) } else { Err(lost(identity, 1)) }
     }
 
-    async fn record_roots(&self, identity: &Identity, world: &World) -> Result<(), Error> {
+    async fn record_roots(&self, valid: &Valid, world: &World) -> Result<(), Error> {
+        let identity = &valid.identity;
         // Of what it holds, not of what somebody may have written on it.
         let (_, kept) = self.recorded(identity, world.generation(), &world.records).await?;
         let records = kept.fingerprints();
@@ -293,6 +293,9 @@ impl PkiOperator {
         let recorded = roots::fingerprints(live.metadata.annotations.as_ref());
         if !roots::agree(&records, &recorded) {
             return Err(lost(identity, world.generation()));
+        }
+        if recorded.is_empty() && valid.pki.import_from.is_some() {
+            self.are_nobody_elses(identity, &records).await?;
         }
         if recorded == records { Ok(()) } else { self.note(identity, json!(records)).await }
     }

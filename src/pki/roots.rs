@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     authority::Kept,
     embedded::{self, Pair},
+    keys::Wishes,
     leaf::Authority,
     secrets::bytes,
 };
@@ -114,6 +115,8 @@ pub struct Roots {
     pub encryption: SecretString,
     /// The `spec.pki.ca.rotate` that they were made for.
     pub rotated_for: u32,
+    /// How often keys had been asked to be rotated when they were made.
+    pub keys_for: Wishes,
 }
 
 impl Roots {
@@ -137,6 +140,7 @@ impl Roots {
             service_account: Pair { certificate: text(SERVICE_ACCOUNT_PUBLIC)?, key: text(SERVICE_ACCOUNT)?.into() },
             encryption: text(ENCRYPTION)?.into(),
             rotated_for: text(ROTATED_FOR).map_or(Some(0), |count| count.parse().ok())?,
+            keys_for: Wishes::held(text)?,
         })
     }
 
@@ -150,6 +154,7 @@ impl Roots {
         if self.rotated_for > 0 {
             data.insert(ROTATED_FOR.to_owned(), bytes(&self.rotated_for.to_string()));
         }
+        data.extend(self.keys_for.data());
         for of in Authority::ALL {
             let kept = self.authority(of);
             data.insert(certificate_of(of), bytes(kept.certificate()));
@@ -176,6 +181,7 @@ impl Roots {
         if self.rotated_for > 0 {
             annotations.insert(names::ROTATED_FOR_ANNOTATION.to_owned(), self.rotated_for.to_string());
         }
+        annotations.extend(self.keys_for.annotations());
         annotations
     }
 
@@ -219,6 +225,7 @@ mod tests {
             service_account: pair("service-account"),
             encryption: "encryption".to_owned().into(),
             rotated_for: 3,
+            keys_for: Wishes { service_account: 1, encryption: 2 },
         }
     }
 
@@ -235,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_secret_that_lacks_anything_holds_no_roots() {
-        for key in roots().data().keys().filter(|key| *key != ROTATED_FOR) {
+        for key in roots().data().keys().filter(|key| !key.ends_with("rotated-for")) {
             let (mut lacking, mut empty) = (roots().data(), roots().data());
             lacking.remove(key);
             empty.insert(key.clone(), bytes(""));
@@ -266,10 +273,12 @@ mod tests {
         for name in ["roots-", "roots-x", "roots-01", "roots-+1", "other-1"] {
             assert_eq!(generation_of(name), None, "{name}");
         }
-        let plain = Roots { rotated_for: 0, ..roots() };
-        assert!(!plain.data().contains_key(ROTATED_FOR) && plain.annotations() == plain.fingerprints());
+        let plain = Roots { rotated_for: 0, keys_for: Wishes::default(), ..roots() };
+        assert!(
+            !plain.data().keys().any(|key| key.ends_with("rotated-for")) && plain.annotations() == plain.fingerprints()
+        );
         let read = Roots::of(&Secret { data: Some(plain.data()), ..Secret::default() }).unwrap();
-        assert_eq!(read.rotated_for, 0);
+        assert_eq!((read.rotated_for, read.keys_for), (0, Wishes::default()));
     }
 
     #[test]

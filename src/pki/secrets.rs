@@ -6,7 +6,7 @@ use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::me
 use serde_json::json;
 use tracing::warn;
 
-use super::{plan::SecretMeta, roots};
+use super::{keys::Wishes, plan::SecretMeta, roots};
 use crate::{api::names, cluster::Identity, runtime::apply::hash};
 
 pub(crate) fn secret(
@@ -58,6 +58,7 @@ pub(crate) fn secret_meta(meta: &ObjectMeta) -> SecretMeta {
         worker: worker.and_then(|_| label(names::NODE_LABEL)),
         mark: annotation(names::AUTHORITIES_ANNOTATION).and_then(|text| text.parse().ok()),
         rotated_for: annotation(names::ROTATED_FOR_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
+        keys_for: Wishes::noted(annotation),
     }
 }
 

@@ -86,6 +86,10 @@ struct State {
     status: Status,
     /// When QEMU last said that the machine runs. `None` until it is started.
     heard: Option<Instant>,
+    /// Whether the guest was ready once.
+    answered: bool,
+    /// Since when its API is being started: it refused, and did not say since then that it is ready.
+    starting_since: Option<Instant>,
 }
 
 /// The VM's health. Clones share it.
@@ -132,11 +136,43 @@ impl Health {
         self.update(|state| state.status.guest_up = true);
     }
 
-    fn answers(&self, asked: &Asked, ready: bool) {
-        self.update(|state| match asked {
-            Asked::Api => state.status.api_ready = ready,
-            Asked::Kubelet(_) => state.status.kubelet_ready = ready,
+    pub(super) fn answers(&self, asked: &Asked, ready: bool) {
+        self.update(|state| {
+            state.answered |= ready;
+            match asked {
+                Asked::Api => state.status.api_ready = ready,
+                Asked::Kubelet(_) => state.status.kubelet_ready = ready,
+            }
         });
+    }
+
+    /// Whether the guest was ready once since its VM was started: its API, or on a worker its kubelet, which starts when the API is.
+    pub fn has_answered(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).answered
+    }
+
+    /// Takes note that the API refused. It is there again when it says that it is ready: it takes connections sooner, and has read
+    /// nobody's rights by then.
+    pub fn api_refused(&self) {
+        self.update(|state| {
+            if state.answered {
+                state.starting_since.get_or_insert_with(Instant::now);
+            }
+        });
+    }
+
+    /// Whether the API is being started, or may be: what takes longer than [`REFUSED`] is another thing.
+    pub fn api_starts(&self) -> bool {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.starting_since.is_some_and(|since| since.elapsed() < REFUSED)
+    }
+
+    fn api_said(&self, answer: Answer) {
+        match answer {
+            Answer::Ready => self.update(|state| state.starting_since = None),
+            Answer::Refused => self.api_refused(),
+            Answer::Silent => {}
+        }
     }
 
     /// What is known.
@@ -174,6 +210,9 @@ impl Health {
                 () = stop.cancelled() => return,
                 answer = asked.is_ready(address, &mut line) => {
                     self.answers(&asked, patience.counts_as_ready(answer, Instant::now()));
+                    if asked == Asked::Api {
+                        self.api_said(answer);
+                    }
                 }
             }
             tokio::select! {
@@ -273,6 +312,26 @@ pub(super) async fn read(body: Body) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_api_that_refused_starts_until_it_says_that_it_is_ready() {
+        let health = Health::default();
+        health.api_refused();
+        assert!(!health.api_starts(), "it never was there");
+        health.answers(&Asked::Api, true);
+        for refuses in [Health::api_refused as fn(&Health), |health| health.api_said(Answer::Refused)] {
+            refuses(&health);
+            assert!(health.api_starts());
+            health.api_said(Answer::Silent);
+            assert!(health.api_starts());
+            health.api_said(Answer::Ready);
+            assert!(!health.api_starts());
+        }
+        health.api_refused();
+        health.update(|state| state.starting_since = Instant::now().checked_sub(REFUSED));
+        health.api_refused();
+        assert!(!health.api_starts(), "it is away");
+    }
 
     #[test]
     fn who_was_ready_stays_so_for_a_while_and_longer_if_it_is_silent() {

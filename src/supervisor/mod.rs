@@ -23,6 +23,7 @@
 //! - [`proxy`]: the pod's API port, forwarded to the guest
 //! - [`health`]: `/livez`, `/readyz`, `/status`, `/metrics`
 //! - [`consumers`]: whose certificates the guest's components show and want, at `/authorities`
+//! - [`keys`]: which keys API servers verify tokens with, and what is stored with another than a certain one, at `/keys`, `/stored`
 //! - [`reach`]: what the pod reaches, at `/isolation`
 //! - [`scrape`]: what the guest's components count, at `/guest/<component>/metrics`
 //! - `kept`: what of it is passed on
@@ -37,6 +38,7 @@ pub mod disks;
 pub mod flannel;
 pub mod health;
 mod kept;
+pub mod keys;
 mod line;
 pub mod network;
 pub mod path_mtu;

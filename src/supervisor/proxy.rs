@@ -22,9 +22,29 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// A silent peer is asked after this time whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// What is known of a target. How long connections are held may be all.
+pub trait Known: Send + Sync + 'static {
+    /// How long a connection is held that the target does not take: one that is started anew is back before anybody was told that
+    /// it is away. Who never was there is not waited for.
+    fn patience(&self) -> Duration;
+
+    /// Takes note that it refused a connection.
+    fn refused(&self) {}
+
+    /// Whether it is being started. It may take connections by then, and refuse what is asked by them.
+    fn is_starting(&self) -> bool {
+        false
+    }
+}
+
+impl Known for Duration {
+    fn patience(&self) -> Duration {
+        *self
+    }
+}
+
 /// Forwards every connection on `listen` to `target` until `stop`, at most so many at a time: file descriptors are finite, and one
-/// client must not use up all of them for ever. A target that refuses is tried again for as long as `patience`: one that is started
-/// anew is back before anybody was told that it is away.
+/// client must not use up all of them for ever. A target that refuses or is being started is tried again for as long as is told.
 ///
 /// # Errors
 /// If `listen` cannot be listened on.
@@ -32,11 +52,11 @@ pub async fn forward(
     listen: SocketAddr,
     target: SocketAddr,
     at_a_time: usize,
-    patience: Duration,
+    known: impl Known,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
-    let room = Arc::new(Semaphore::new(at_a_time));
+    let (room, known) = (Arc::new(Semaphore::new(at_a_time)), Arc::new(known));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
         let accepted = tokio::select! {
@@ -45,11 +65,11 @@ pub async fn forward(
         };
         match accepted {
             Ok((client, _)) => {
-                let stop = stop.clone();
+                let (stop, known) = (stop.clone(), known.clone());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = one(client, target, patience) => {}
+                        () = one(client, target, &*known) => {}
                     }
                     drop(place);
                 });
@@ -63,12 +83,18 @@ pub async fn forward(
     }
 }
 
-async fn one(mut client: TcpStream, target: SocketAddr, patience: Duration) {
-    let began = Instant::now();
+async fn one(mut client: TcpStream, target: SocketAddr, known: &impl Known) {
+    let (began, patience) = (Instant::now(), known.patience());
     let mut server = loop {
+        let may_wait = began.elapsed() < patience;
+        if may_wait && known.is_starting() {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
         match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
             Ok(Ok(server)) => break server,
-            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused && began.elapsed() < patience => {
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused && may_wait => {
+                known.refused();
                 tokio::time::sleep(AGAIN).await;
             }
             Ok(Err(error)) => return debug!(%target, %error, "the guest does not answer"),
@@ -89,6 +115,57 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    #[derive(Default)]
+    struct State {
+        patience: Duration,
+        refused: bool,
+        starting: bool,
+    }
+
+    #[derive(Clone, Default)]
+    struct Door(Arc<std::sync::Mutex<State>>);
+
+    impl Known for Door {
+        fn patience(&self) -> Duration {
+            self.0.lock().unwrap().patience
+        }
+
+        fn refused(&self) {
+            let mut state = self.0.lock().unwrap();
+            (state.refused, state.starting) = (true, true);
+        }
+
+        fn is_starting(&self) -> bool {
+            self.0.lock().unwrap().starting
+        }
+    }
+
+    #[tokio::test]
+    async fn who_refused_is_not_handed_a_connection_before_it_serves() {
+        let door = Door::default();
+        door.0.lock().unwrap().patience = Duration::from_secs(20);
+        let place = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = place.local_addr().unwrap();
+        drop(place);
+        let entry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(entry.local_addr().unwrap()).await.unwrap();
+        let (held, _) = entry.accept().await.unwrap();
+        let known = door.clone();
+        let held = tokio::spawn(async move { one(held, target, &known).await });
+        while !door.0.lock().unwrap().refused {
+            tokio::time::sleep(AGAIN / 10).await;
+        }
+        // It listens, and is not ready.
+        let server = TcpListener::bind(target).await.unwrap();
+        assert!(tokio::time::timeout(AGAIN * 3, server.accept()).await.is_err(), "it was asked before it served");
+        door.0.lock().unwrap().starting = false;
+        server.accept().await.unwrap().0.write_all(b"here").await.unwrap();
+        let mut text = Vec::new();
+        let _ = client.read_to_end(&mut text).await;
+        assert_eq!(text, b"here");
+        held.abort();
+    }
 
     #[tokio::test]
     async fn bytes_go_both_ways() {
@@ -120,6 +197,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn how_long_is_asked_for_each_connection() {
+        let place = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (target, probe) = (place.local_addr().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let listen = probe.local_addr().unwrap();
+        drop((place, probe));
+        let (door, stop) = (Door::default(), CancellationToken::new());
+        let proxy = tokio::spawn(forward(listen, target, 16, door.clone(), stop.clone()));
+        let mut held = Vec::new();
+        for limit in [Duration::ZERO, Duration::from_secs(20)] {
+            door.0.lock().unwrap().patience = limit;
+            let mut client = loop {
+                if let Ok(stream) = TcpStream::connect(listen).await {
+                    break stream;
+                }
+                tokio::task::yield_now().await;
+            };
+            let ended = tokio::time::timeout(AGAIN * 5, client.read(&mut [0; 1])).await;
+            held.push(ended.is_err());
+        }
+        assert_eq!(held, [false, true], "who is not there is waited for");
+        stop.cancel();
+        proxy.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn who_refuses_is_tried_again_for_a_while_and_no_longer() {
         for (patience, answered) in [(Duration::from_secs(20), true), (Duration::ZERO, false)] {
             let place = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -128,7 +230,7 @@ mod tests {
             let entry = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut client = TcpStream::connect(entry.local_addr().unwrap()).await.unwrap();
             let (held, _) = entry.accept().await.unwrap();
-            let held = tokio::spawn(one(held, target, patience));
+            let held = tokio::spawn(async move { one(held, target, &patience).await });
             tokio::time::sleep(AGAIN / 2).await;
             let server = TcpListener::bind(target).await.unwrap();
             tokio::spawn(async move { server.accept().await.unwrap().0.write_all(b"here").await });

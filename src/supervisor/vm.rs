@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -27,7 +28,7 @@ use super::{
     consumers::{self, Started},
     disks,
     health::{Asked, Health},
-    network,
+    keys, network,
     path_mtu::{self, Paths, Trial},
     paths, peers, proxy,
     qemu::{self, NodeImage},
@@ -82,11 +83,14 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
     let scraped = scrape::routes(&vm.node, vm.api_address.is_some(), guest);
     let started = Started::default();
     let authorities = consumers::routes(&vm.node, vm.api_address.is_some(), guest, started.clone());
+    let of_keys = if vm.api_address.is_some() { Router::new() } else { keys::routes(&vm.node, guest) };
     let paths_to_peers = Paths::default();
     let reached = reach::routes(Some(network::INTERFACE)).merge(paths_to_peers.routes());
-    let routes = health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities);
+    let routes =
+        health.routes(&asked).merge(addons::routes()).merge(reached).merge(scraped).merge(authorities).merge(of_keys);
     let mut server = tokio::spawn(http::serve(pod(SUPERVISOR_PORT), routes, stop.clone()));
-    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, API_AWAY, stop.clone()));
+    let known = GuestApi { health: health.clone(), is_here: asked == Asked::Api };
+    let mut proxy = tokio::spawn(proxy::forward(pod(API_PORT), api, API_CONNECTIONS, known, stop.clone()));
     // Where the guest has an ingress controller; elsewhere the policy lets nobody in, and nobody answers in the VM.
     for (_, _, port) in INGRESS_PORTS {
         let forwarding = proxy::forward(
@@ -141,6 +145,30 @@ pub async fn supervise(config: &Path, pod_address: IpAddr) -> Result<(), Error> 
             ended = &mut server => return ended_early("serve health", ended),
             ended = &mut proxy => return ended_early("forward the API", ended),
         }
+    }
+}
+
+/// What is known of the API that connections are forwarded to.
+struct GuestApi {
+    health: Health,
+    /// Whether it is this VM's. A worker forwards to that of others, of which its own health says nothing.
+    is_here: bool,
+}
+
+impl proxy::Known for GuestApi {
+    /// In the first boot whoever asks is better told that nobody is there.
+    fn patience(&self) -> Duration {
+        if self.health.has_answered() { API_AWAY } else { Duration::ZERO }
+    }
+
+    fn refused(&self) {
+        if self.is_here {
+            self.health.api_refused();
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        self.is_here && self.health.api_starts()
     }
 }
 
@@ -216,7 +244,23 @@ async fn power_off(qemu: &mut Child, monitor: &mut Monitor) -> Result<(), Error>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{proxy::Known as _, *};
+
+    #[test]
+    fn an_api_that_never_was_there_is_not_waited_for_and_one_that_was_is() {
+        for asked in [Asked::Api, Asked::Kubelet("a-0".into())] {
+            let health = Health::default();
+            let known = GuestApi { health: health.clone(), is_here: asked == Asked::Api };
+            let mut held = Vec::new();
+            for ready in [false, true, false] {
+                health.answers(&asked, ready);
+                held.push(known.patience());
+            }
+            assert_eq!(held, [Duration::ZERO, API_AWAY, API_AWAY], "{asked:?}");
+            known.refused();
+            assert_eq!(known.is_starting(), known.is_here, "{asked:?}");
+        }
+    }
 
     #[test]
     fn the_limit_of_open_files_rises_as_far_as_it_may_and_never_falls() {

@@ -19,6 +19,7 @@ use crate::{
     manager::{Manager, Options},
     on_servers,
     servers::Servers,
+    support::keep,
     world::{SECOND, World, eventually},
 };
 
@@ -196,6 +197,20 @@ fn costs(count: usize) -> Duration {
         let caught_up = began.elapsed();
         let per = |value: f64| value / count as f64;
         let speed = 100.0 * raw_took.as_secs_f64() / took.as_secs_f64();
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+        keep(
+            "core",
+            json!({
+                "clusters": count, "converged_s": took.as_secs_f64(), "raw_s": raw_took.as_secs_f64(),
+                "speed_percent": speed, "writes": per(writes as f64), "raw_writes": per(raw_writes as f64),
+                "reads": per(reads as f64), "cpu_ms": per(milliseconds(busy.cpu)),
+                "servers_ms": per(milliseconds(served)), "raw_servers_ms": per(milliseconds(raw_served)),
+                "resident_mb": busy.memory as f64 / 1e6, "own_mb": busy.anonymous as f64 / 1e6,
+                "steady_percent": steady.0, "steady_writes": steady.1, "change_cpu_ms": milliseconds(of_change),
+                "change_done_ms": changes.iter().copied().map(milliseconds).collect::<Vec<_>>(),
+                "caught_up_ms": milliseconds(caught_up),
+            }),
+        );
         println!(
             "    {count} Clusters: {took:.1?} (raw creator {raw_took:.1?}, {:.0} % of its speed); per Cluster {:.1} writes (raw creator \
              {:.1}), {:.1} reads, {:.1} ms of CPU, {:.1} ms of the servers' (raw creator {:.1} ms), {:.0} kB beyond 25 MB (in all \
@@ -231,6 +246,7 @@ fn costs(count: usize) -> Duration {
 fn costs_of_many_clusters() {
     let [few, _, many] = [10, 100, 1000].map(costs);
     let ratio = many.as_secs_f64() / few.as_secs_f64();
+    keep("change", json!({"times": ratio}));
     let met = if ratio <= FLAT { "met" } else { "MISSED" };
     println!("    {met}: one change costs {ratio:.2} times as much CPU among 1000 Clusters as among 10, aim {FLAT:.2}");
     // That far it comes on a noisy machine; what grows with the number of Clusters would be a hundred times.

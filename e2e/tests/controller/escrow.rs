@@ -31,6 +31,7 @@ use crate::{
     manager::{Manager, Options},
     on_servers,
     people::g8s,
+    proxy::Held,
     servers::Servers,
     steady::home,
     told::no_key_is_told,
@@ -71,7 +72,7 @@ pub async fn exports_told(world: &World) -> Vec<Event> {
     all.items.into_iter().filter(|event| event.reason.as_deref() == Some("PKIExport")).collect()
 }
 
-async fn counted(manager: &Manager, count: u32) {
+pub async fn counted(manager: &Manager, count: u32) {
     let look = async || {
         let metrics = manager.get("/metrics").await?;
         let found = metrics.lines().find(|line| line.starts_with("giantnetes_pki_exports_total "));
@@ -260,6 +261,26 @@ fn a_secret_that_is_no_roots_makes_no_guest() {
         told(&world, "one", "is in Vault").await;
         keep(&world, TYPE, good.clone()).await;
         told(&world, "one", "another guest of this management cluster").await;
+        // In another form they are no others.
+        let crlf = |text: &ByteString| String::from_utf8_lossy(&text.0).replace('\n', "\r\n");
+        let others: Vec<_> = good
+            .iter()
+            .filter(|(key, _)| !key.ends_with(".yaml"))
+            .map(|(key, value)| (key.as_str(), crlf(value)))
+            .collect();
+        let others: Vec<_> = others.iter().map(|(key, value)| (*key, value.as_bytes())).collect();
+        let comment = format!("# other\n{}", String::from_utf8_lossy(&good["encryption.yaml"].0));
+        keep(&world, TYPE, with(&[others, vec![("encryption.yaml", comment.as_bytes())]].concat())).await;
+        told(&world, "one", "another guest of this management cluster").await;
+        keep(&world, TYPE, with(&[("etcd.crt", &good["service-account.pub"].0)])).await;
+        told(&world, "one", "the certificate of etcd cannot be read").await;
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let open = params.self_signed(&key).unwrap().pem();
+        keep(&world, TYPE, with(&[("etcd.crt", open.as_bytes()), ("etcd.key", key.serialize_pem().as_bytes())])).await;
+        told(&world, "one", "basicConstraints of the certificate of etcd does not say pathLenConstraint 0").await;
+        keep(&world, TYPE, good.clone()).await;
         let half = world.secrets(&home(&world, "one").await).list_metadata(&ListParams::default()).await.unwrap();
         assert!(half.items.is_empty(), "something was made of it: {:?}", half.items);
 
@@ -271,4 +292,59 @@ fn a_secret_that_is_no_roots_makes_no_guest() {
         no_key_is_told(&world, &[&manager]).await;
         assert!(!manager.log_text().contains("panicked"));
     });
+}
+
+/// Two leaders of old could have taken the same roots for two guests, of which no cache knew: it is asked again before they count.
+#[test]
+fn imported_roots_are_asked_for_again_before_they_are_recorded() {
+    on_servers("two-imports", async |servers, world| {
+        let options = Options { call_timeout: "10s", ..Options::default() };
+        let manager = Manager::start(servers, "one", options).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "source", json!({})).await.unwrap();
+        world.converged(SECOND * 30, "a", "source").await.unwrap();
+        let source = roots_of(&world, &home(&world, "source").await).await.unwrap();
+        world.delete("a", "source").await.unwrap();
+        world.gone(SECOND * 30, "a", "source").await.unwrap();
+        // In another form, which makes no others of them.
+        let crlf = |(key, value): (String, ByteString)| {
+            let text = String::from_utf8(value.0).unwrap();
+            let text = if key.ends_with(".yaml") { text } else { text.replace('\n', "\r\n") };
+            (key, ByteString(text.into_bytes()))
+        };
+        keep(&world, TYPE, source.data.clone().unwrap().into_iter().map(crlf).collect()).await;
+
+        // It is stored, and nobody has heard that it is, when the other one's appears.
+        let spec = json!({"pki": {"importFrom": {"secretName": "kept"}}});
+        manager.proxy.hold(Some(Held { method: hyper::Method::POST, path: "/secrets" }));
+        world.create("a", "one", spec).await.unwrap();
+        let stored = || async { roots_of(&world, &home_of(&world, "one").await?).await };
+        let (stored, _) = eventually(SECOND * 30, "the roots to be stored", stored).await.unwrap();
+        world.namespace("g8s-other").await.unwrap();
+        let mut other = stored.clone();
+        other.metadata = ObjectMeta {
+            name: Some(roots::SECRET.into()),
+            labels: Some([("giantnetes.io/cluster".to_owned(), "other".to_owned())].into()),
+            annotations: stored.metadata.annotations.clone(),
+            ..ObjectMeta::default()
+        };
+        other.annotations_mut().insert("giantnetes.io/cluster-uid".into(), "another".into());
+        world.secrets("g8s-other").create(&PostParams::default(), &other).await.unwrap();
+        manager.proxy.hold(None);
+        let message = told(&world, "one", "another guest of this management cluster has the same roots").await;
+        assert!(message.contains("delete one of both Clusters"), "{message}");
+        let secrets = world.secrets(&home(&world, "one").await).list_metadata(&ListParams::default()).await.unwrap();
+        assert_eq!(secrets.items.len(), 1, "something was issued by them");
+
+        world.secrets("g8s-other").delete(roots::SECRET, &DeleteParams::default()).await.unwrap();
+        world.converged(SECOND * 30, "a", "one").await.unwrap();
+        let kept = roots_of(&world, &home(&world, "one").await).await.unwrap();
+        assert!(kept.data == source.data, "they are not encoded as they were");
+        assert!(!manager.log_text().contains("panicked"));
+    });
+}
+
+async fn home_of(world: &World, name: &str) -> Result<String> {
+    let status = world.clusters("a").get(name).await?.status.context("no status")?;
+    Ok(format!("g8s-{}", status.id.context("no id")?))
 }

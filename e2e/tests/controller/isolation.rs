@@ -85,7 +85,7 @@ async fn running(world: &World, name: &str, address: IpAddr, host: &str) -> Stri
 }
 
 /// Says that a VM pod runs at this address, on this host, as soon as it is there.
-async fn runs(world: &World, home: &str, pod: &str, address: IpAddr, host: &str) {
+pub async fn runs(world: &World, home: &str, pod: &str, address: IpAddr, host: &str) {
     let pods = Api::<Pod>::namespaced(world.client.clone(), home);
     let status = json!({"status": {
         "phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "hostIP": host,

@@ -46,6 +46,8 @@ pub struct Options {
     pub flannel: Option<serde_json::Value>,
     /// `settings.aws`.
     pub aws: Option<serde_json::Value>,
+    /// Another program than the one of now.
+    pub program: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             vault: None,
             flannel: None,
             aws: None,
+            program: None,
         }
     }
 }
@@ -117,7 +120,7 @@ impl Manager {
             std::fs::write(&kubeconfig, config.to_string()).unwrap();
         }
         let (listen, log) = (free_port().unwrap(), folder.join(format!("{name}.log")));
-        let mut command = Command::new(giantnetes());
+        let mut command = Command::new(options.program.unwrap_or_else(giantnetes));
         command
             .env("KUBECONFIG", &kubeconfig)
             // As the chart has it.

@@ -43,7 +43,7 @@ const ROTATION: &str = "giantnetes.io/rotation";
 const ADD_ONS: &str = "{apiVersion: v1, kind: ConfigMap, metadata: {name: add-on, namespace: kube-system}}";
 const MARK: &str = "giantnetes.io/authorities";
 
-type Files = BTreeMap<String, String>;
+pub type Files = BTreeMap<String, String>;
 
 /// Names of the authorities in a bundle.
 fn subjects(bundle: &str) -> BTreeSet<String> {
@@ -104,7 +104,7 @@ impl Running {
     }
 }
 
-fn pair(line: &str) -> Option<(String, String)> {
+pub fn pair(line: &str) -> Option<(String, String)> {
     line.split_once('=').map(|(unit, mark)| (unit.to_owned(), mark.to_owned()))
 }
 
@@ -179,7 +179,7 @@ impl Nodes {
     }
 }
 
-fn files(secret: &Secret) -> Files {
+pub fn files(secret: &Secret) -> Files {
     let data = secret.data.iter().flatten();
     data.map(|(name, text)| (name.clone(), String::from_utf8(text.0.clone()).unwrap())).collect()
 }
@@ -267,7 +267,7 @@ impl Drop for GuestApi {
 }
 
 /// Puts files where the API server reads them, by rename, as nodes do.
-fn keep(folder: &Path, files: &Files) {
+pub fn keep(folder: &Path, files: &Files) {
     for (name, text) in files {
         let (file, new) = (folder.join(name), folder.join(format!(".{name}.new")));
         if std::fs::read_to_string(&file).ok().as_ref() != Some(text) {
@@ -278,7 +278,7 @@ fn keep(folder: &Path, files: &Files) {
     }
 }
 
-async fn status(world: &World) -> Result<RotationStatus> {
+pub async fn status(world: &World) -> Result<RotationStatus> {
     let status = world.clusters("a").get("demo").await?.status.context("no status")?;
     status.rotation.context("nothing is told of a rotation")
 }
@@ -302,7 +302,7 @@ async fn ask(world: &World, rotate: i32) {
 }
 
 /// A client of the guest's API by the administrator's kubeconfig, which is kept as a user keeps his.
-async fn user(world: &World) -> (String, Client) {
+pub async fn user(world: &World) -> (String, Client) {
     let look = async || Ok(world.secrets("a").get("demo-kubeconfig").await?);
     let (secret, _) = eventually(SECOND * 30, "the kubeconfig", look).await.unwrap();
     let text = files(&secret)["value"].clone();
@@ -330,7 +330,7 @@ async fn pass_the_overlap(world: &World, guest: &Guest<'_>) {
     let words: Vec<_> = noted.split(' ').collect();
     let since: k8s_openapi::jiff::Timestamp = words[2].parse().unwrap();
     let before = k8s_openapi::jiff::Timestamp::from_second(since.as_second() - 601).unwrap();
-    let note = format!("{} {} {before}", words[0], words[1]);
+    let note = [&[words[0], words[1], &before.to_string()], &words[3..]].concat().join(" ");
     world.annotate(&namespaces, &guest.namespace, ROTATION, &note).await.unwrap();
 }
 

@@ -1,6 +1,7 @@
 //! A real etcd, kube-apiserver and namespace controller on the loopback device: what a controller manager needs, and no node.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
@@ -16,9 +17,9 @@ use lab::{command::Run, tools::Tools};
 
 use crate::support::{
     apiserver::ApiServer,
-    helm_template,
+    helm_template_of,
     processes::{Process, spawn, tied},
-    tool,
+    root, tool,
 };
 
 /// The servers. Dropping them ends them and removes what they wrote.
@@ -131,9 +132,7 @@ impl Servers {
         if path.exists() {
             return path;
         }
-        let account = "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: core, namespace: default}\n";
-        let objects = (chart_rights().to_owned() + account).replace("core", lease);
-        self.kubectl(&["apply", "-f", "-"]).input(objects).output().unwrap();
+        self.give_rights(lease, chart_rights());
         let token = self.kubectl(&["create", "token", lease, "--duration=24h"]).output().unwrap();
         let mut kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
         for user in &mut kubeconfig.auth_infos {
@@ -141,6 +140,20 @@ impl Servers {
         }
         std::fs::write(&path, serde_saphyr::to_string(&kubeconfig).unwrap()).unwrap();
         path
+    }
+
+    /// Gives the manager of a lease what a chart rendered for the release `core` gives it. Answers the names of the objects.
+    pub fn give_rights(&self, lease: &str, rendered: &str) -> BTreeSet<String> {
+        let account = "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: core, namespace: default}\n";
+        let objects = format!("{rendered}{account}").replace("core", lease);
+        let names = self.kubectl(&["apply", "-f", "-", "-o", "name"]).input(objects).output().unwrap();
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// Installs the CustomResourceDefinitions of this tree's, as helm does it with a chart.
+    pub fn install_crds_of(&self, tree: &Path) -> Result<()> {
+        let file = tree.join("charts/giantnetes/files/crds.yaml");
+        self.api.install_kinds(&file, &["clusters.giantnetes.io", "networkclaims.giantnetes.io"])
     }
 
     /// The administrator's client, straight to the API server.
@@ -186,12 +199,15 @@ pub async fn client_of(kubeconfig: &Path) -> Client {
 /// The chart's RBAC, as helm renders it for a release called `core`.
 fn chart_rights() -> &'static str {
     static RENDERED: OnceLock<String> = OnceLock::new();
-    RENDERED.get_or_init(|| {
-        // All that the chart gives to any installation.
-        let gateway = "settings.exposure.gateway.namespace=ingress,settings.exposure.gateway.name=public";
-        let words = ["--namespace", "default", "--show-only", "templates/rbac.yaml", "--set", gateway];
-        helm_template("core").args(words).output().unwrap()
-    })
+    RENDERED.get_or_init(|| rights_of(&root()))
+}
+
+/// The same of the chart in this tree.
+pub fn rights_of(tree: &Path) -> String {
+    // All that the chart gives to any installation.
+    let gateway = "settings.exposure.gateway.namespace=ingress,settings.exposure.gateway.name=public";
+    let words = ["--namespace", "default", "--show-only", "templates/rbac.yaml", "--set", gateway];
+    helm_template_of(tree, "core").args(words).output().unwrap()
 }
 
 /// A call as the API server put it on record.

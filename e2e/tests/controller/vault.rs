@@ -13,22 +13,24 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use giantnetes::pki::roots;
-use k8s_openapi::api::core::v1::Secret;
+use giantnetes::pki::{escrow::seal, roots};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, ResourceExt as _,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
+use lab::command::Run;
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use crate::{
-    escrow::{exports_told, key},
+    escrow::{counted, exports_told, key},
     manager::{Manager, Options},
     on_servers,
     people::g8s,
-    servers::Servers,
+    servers::{Record, Servers},
     steady::home,
-    support::vault::VaultServer,
+    support::{giantnetes, traces::key_words, vault::VaultServer},
     told::no_key_is_told,
     world::{SECOND, World, eventually},
 };
@@ -53,6 +55,10 @@ pub fn vault(servers: &Servers, name: &str) -> (VaultServer, Value) {
 
 fn in_vault() -> Value {
     json!({"pki": {"backend": "Vault"}})
+}
+
+fn exportable() -> Value {
+    json!({"pki": {"backend": "Vault", "exportable": true}})
 }
 
 /// Who wants the keys is told why there are none, and what to do.
@@ -88,14 +94,15 @@ async fn another(world: &World, name: &str, before: &Secret, limit: Duration) ->
 }
 
 /// The roots, as Vault has them, by mount: one issuer each.
-fn roots(vault: &VaultServer) -> BTreeMap<String, String> {
+fn all_roots(vault: &VaultServer) -> BTreeMap<String, String> {
     let root = |mount: &String| {
         let issuers: Vec<String> =
             serde_json::from_str(&vault.root(&["list", "-format=json", &format!("{mount}issuers")])?)?;
         ensure!(issuers.len() == 1, "{mount} has {issuers:?}");
         Ok((mount.clone(), vault.root(&["read", "-field=certificate", &format!("{mount}cert/ca")])?))
     };
-    let all: Result<_> = vault.mounts().unwrap().iter().map(root).collect();
+    let all: Result<_> =
+        vault.mounts().unwrap().iter().filter(|mount| !mount.ends_with("/escrow/")).map(root).collect();
     all.unwrap()
 }
 
@@ -121,7 +128,7 @@ fn roots_are_made_in_vault_once_and_go_with_the_cluster() {
         world.create("a", "here", json!({})).await.unwrap();
         world.converged(SECOND * 60, "a", "here").await.unwrap();
 
-        let (made, home_one) = (roots(&vault), home(&world, "one").await);
+        let (made, home_one) = (all_roots(&vault), home(&world, "one").await);
         assert_eq!(made.len(), 3, "{made:?}");
         let data = world.secrets(&home_one).get(roots::SECRET).await.unwrap().data.unwrap();
         let files: Vec<_> = data.keys().map(String::as_str).collect();
@@ -154,7 +161,7 @@ fn roots_are_made_in_vault_once_and_go_with_the_cluster() {
         manager.restart();
         let before = ask_for_another(&world, "one", "api.example.com").await;
         another(&world, "one", &before, SECOND * 30).await;
-        assert_eq!(roots(&vault), made);
+        assert_eq!(all_roots(&vault), made);
 
         world.delete("a", "one").await.unwrap();
         let took = world.gone(SECOND * 60, "a", "one").await.unwrap();
@@ -191,7 +198,7 @@ async fn users_are_let_in(world: &World, vault: &VaultServer) {
     })
     .await
     .unwrap();
-    let (mount, _) = roots(vault).into_iter().find(|(path, _)| path.ends_with("/kubernetes/")).unwrap();
+    let (mount, _) = all_roots(vault).into_iter().find(|(path, _)| path.ends_with("/kubernetes/")).unwrap();
     let roles = vault.root(&["list", "-format=json", &format!("{mount}roles")]).unwrap();
     assert!(!roles.contains(".user"), "a user's role is left: {roles}");
 }
@@ -205,7 +212,7 @@ fn bad_days_of_vault_are_told_and_end() {
         world.namespace("a").await.unwrap();
         world.create("a", "one", in_vault()).await.unwrap();
         world.converged(SECOND * 60, "a", "one").await.unwrap();
-        let made = roots(&vault);
+        let made = all_roots(&vault);
 
         vault.seal().unwrap();
         let before = ask_for_another(&world, "one", "sealed.example.com").await;
@@ -248,7 +255,7 @@ fn bad_days_of_vault_are_told_and_end() {
         vault.root(&["policy", "write", "giantnetes", &narrow.display().to_string()]).unwrap();
         let took = another(&world, "one", &before, RECOVERY * 3).await;
         println!("    policy narrowed: {took:.1?} after it was put right");
-        assert_eq!(roots(&vault), made, "no root was made anew on the way");
+        assert_eq!(all_roots(&vault), made, "no root was made anew on the way");
 
         a_mount_that_is_gone_is_not_made_anew(&world, &vault, &made).await;
         // What is left of it goes all the same.
@@ -339,7 +346,7 @@ fn what_could_not_be_stored_is_not_signed_again() {
         world.create("a", "one", in_vault()).await.unwrap();
         world.converged(SECOND * 60, "a", "one").await.unwrap();
         manager.settled().await;
-        let (mount, _) = roots(&vault).into_iter().find(|(path, _)| path.ends_with("/etcd/")).unwrap();
+        let (mount, _) = all_roots(&vault).into_iter().find(|(path, _)| path.ends_with("/etcd/")).unwrap();
         let signed = || {
             let all = vault.root(&["list", "-format=json", &format!("{mount}certs")]).unwrap();
             serde_json::from_str::<Vec<String>>(&all).unwrap().len()
@@ -406,7 +413,7 @@ fn a_manager_that_dies_after_any_call_to_vault_makes_nothing_twice() {
                 deaths += 1;
             }
             world.converged(SECOND * 60, "a", &name).await.unwrap();
-            assert_eq!(roots(&vault).len(), 3, "after {k} calls");
+            assert_eq!(all_roots(&vault).len(), 3, "after {k} calls");
             world.delete("a", &name).await.unwrap();
             world.gone(SECOND * 60, "a", &name).await.unwrap();
             assert_eq!(vault.mounts().unwrap(), Vec::<String>::new(), "after {k} calls");
@@ -416,6 +423,241 @@ fn a_manager_that_dies_after_any_call_to_vault_makes_nothing_twice() {
         }
         println!("    died {deaths} times");
         assert!(deaths >= 30 / step, "{deaths}");
+    });
+}
+
+/// `giantnetes` as somebody who has this token of Vault's.
+fn as_officer(servers: &Servers, vault: &VaultServer, token: &str, words: &[&str]) -> Run {
+    let kubeconfig = format!("KUBECONFIG={}", servers.kubeconfig().display());
+    Run::new("env")
+        .args(["-u", "VAULT_NAMESPACE"])
+        .arg(kubeconfig)
+        .args(vault.variables(token))
+        .arg(giantnetes())
+        .args(words.iter().copied())
+        .timeout(SECOND * 60)
+}
+
+fn mounts(vault: &VaultServer) -> Vec<String> {
+    vault.mounts().unwrap()
+}
+
+/// The keys that are written down, as Vault's administrator sees them, by what the path says of their authority.
+fn written_down(vault: &VaultServer) -> BTreeMap<String, Vec<String>> {
+    let mut keys = BTreeMap::new();
+    for mount in mounts(vault).into_iter().filter(|mount| mount.ends_with("/escrow/")) {
+        for authority in ["kubernetes", "etcd", "front-proxy"] {
+            let list = vault.root(&["list", "-format=json", &format!("{mount}metadata/{authority}")]);
+            let entries: Vec<String> = list.map_or_else(|_| Vec::new(), |list| serde_json::from_str(&list).unwrap());
+            let read = |entry: &String| {
+                let path = format!("{mount}data/{authority}/{entry}");
+                let entry: Value =
+                    serde_json::from_str(&vault.root(&["read", "-format=json", &path]).unwrap()).unwrap();
+                entry["data"]["data"]["certificate"].as_str().unwrap().to_owned()
+                    + entry["data"]["data"]["key"].as_str().unwrap()
+            };
+            keys.insert(format!("{mount}{authority}"), entries.iter().map(read).collect());
+        }
+    }
+    keys
+}
+
+/// What a bundle holds, by its recipient.
+fn opened(bundle: &str, key_file: &str) -> Value {
+    let keys = seal::identities(&std::fs::read_to_string(key_file).unwrap().into()).unwrap();
+    let text = seal::open(&std::fs::read(bundle).unwrap(), &keys).unwrap();
+    serde_json::from_str(text.expose_secret()).unwrap()
+}
+
+/// No word of keys is in a Secret, nor in what a manager says.
+async fn is_nowhere(world: &World, managers: &[&Manager], keys: &[String]) {
+    let all = Api::<Secret>::all(world.client.clone()).list(&ListParams::default()).await.unwrap();
+    let data = all.into_iter().flat_map(|secret| secret.data.unwrap_or_default());
+    let mut text: String = data.map(|(_, value)| String::from_utf8_lossy(&value.0).into_owned()).collect();
+    managers.iter().for_each(|manager| text.push_str(&manager.log_text()));
+    for key in keys {
+        let (_, key) = key.split_once("-----BEGIN PRIVATE KEY-----").unwrap();
+        // The end of it is of the public key, which certificates have, too.
+        let words = &key_words(key)[..2];
+        assert!(words.iter().all(|word| !text.contains(word)), "a key is in Kubernetes or in a log");
+    }
+}
+
+#[test]
+fn an_officer_exports_keys_of_vault_and_the_guest_comes_back_elsewhere() {
+    on_servers("vault-escrow", async |servers, world| {
+        let (vault, settings) = vault(servers, "escrow");
+        let options = Options { log: "trace", vault: Some(settings), ..Options::default() };
+        let manager = Manager::start(servers, "one", options).await;
+        world.namespace("a").await.unwrap();
+        world.create("a", "one", exportable()).await.unwrap();
+        world.converged(SECOND * 90, "a", "one").await.unwrap();
+        let (made, keys) = (all_roots(&vault), written_down(&vault));
+        assert_eq!((made.len(), mounts(&vault).len(), keys.len()), (3, 4, 3));
+        let keys: Vec<String> = keys.into_values().flatten().collect();
+        assert_eq!(keys.len(), 3, "a key of each is written down, once");
+        is_signed_by_vault(&world, "one", &made).await;
+        no_key_is_told(&world, &[&manager]).await;
+        is_nowhere(&world, &[&manager], &keys).await;
+
+        let (key_file, recipient) = key(servers.folder(), "one.key");
+        let bundle = servers.folder().join("one.age").display().to_string();
+        let export = ["pki", "export", "one", "-n", "a", "--recipient", recipient.as_str(), "--output", &bundle];
+        let refused = |run: Run, words: &[&str]| {
+            let error = run.output().unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)) && !error.contains("PRIVATE"), "{error}");
+        };
+        let home_less = ["-u", "VAULT_CACERT", "-u", "VAULT_TOKEN", "HOME=/nonexistent"];
+        let plain = |more: &[String]| {
+            let kubeconfig = format!("KUBECONFIG={}", servers.kubeconfig().display());
+            Run::new("env").args(home_less).arg(kubeconfig).args(more.to_vec()).arg(giantnetes()).args(export)
+        };
+        refused(plain(&[]), &["VAULT_CACERT"]);
+        refused(plain(&vault.variables("")[..2]), &["log in to Vault first"]);
+        let managers = vault.managers_token().unwrap();
+        refused(as_officer(servers, &vault, &managers, &export), &["refuses to read", "vault-escrow-policy.hcl"]);
+        refused(as_officer(servers, &vault, "hvs.nobody", &export), &["not known to Vault", "nothing was exported"]);
+        assert!(exports_told(&world).await.is_empty() && !Path::new(&bundle).exists());
+        let officer = vault.officers_token().unwrap();
+        assert_eq!(as_officer(servers, &vault, &officer, &export).output().unwrap().trim(), bundle);
+        counted(&manager, 1).await;
+        let events = exports_told(&world).await;
+        assert!(events.len() == 1 && events[0].note.as_deref().unwrap().contains(&recipient), "{events:?}");
+        let exported = opened(&bundle, &key_file);
+        for (mount, root) in &made {
+            let name = mount.trim_end_matches('/').rsplit('/').next().unwrap();
+            let text = |part: &str| exported["roots"][format!("{name}.{part}")].as_str().unwrap().to_owned();
+            assert_eq!(text("crt").trim(), root.trim(), "it is not what Vault's issuer serves");
+            assert!(keys.contains(&(text("crt") + &text("key"))));
+        }
+        let home_one = home(&world, "one").await;
+        let before = world.secrets(&home_one).get("master-0-pki").await.unwrap().data.unwrap();
+        let rest = world.secrets(&home_one).get(roots::SECRET).await.unwrap().data.unwrap();
+        for file in ["service-account.key", "encryption.yaml"] {
+            assert_eq!(exported["roots"][file].as_str().unwrap().as_bytes(), rest[file].0);
+        }
+
+        // One that did not ask for it has none.
+        world.create("a", "two", in_vault()).await.unwrap();
+        world.converged(SECOND * 90, "a", "two").await.unwrap();
+        let of_two = ["pki", "export", "two", "-n", "a", "--recipient", recipient.as_str()];
+        refused(as_officer(servers, &vault, &officer, &of_two), &["not spec.pki.exportable", "never leave it"]);
+        assert_eq!(mounts(&vault).len(), 7);
+
+        comes_back(&vault, &bundle, &key_file, &exported, &before, &keys).await;
+        for name in ["one", "two"] {
+            world.delete("a", name).await.unwrap();
+            world.gone(SECOND * 60, "a", name).await.unwrap();
+        }
+        assert_eq!(mounts(&vault), Vec::<String>::new());
+    });
+}
+
+/// On another management cluster, with the same Vault for both: the guest has mounts of its own there.
+async fn comes_back(
+    vault: &VaultServer,
+    bundle: &str,
+    key_file: &str,
+    exported: &Value,
+    before: &BTreeMap<String, ByteString>,
+    keys: &[String],
+) {
+    let servers = Servers::start("vault-elsewhere", Record::Writes).unwrap();
+    let world = World { client: servers.client().await };
+    let options = Options { log: "trace", vault: Some(vault.settings(&vault.app_role())), ..Options::default() };
+    let mut manager = Manager::start(&servers, "elsewhere", options).await;
+    world.namespace("b").await.unwrap();
+    for (name, exportable) in [("again", true), ("for-good", false)] {
+        let import = ["pki", "import", "--file", bundle, "--identity", key_file, "-n", "b", "--secret", name];
+        g8s(&servers.kubeconfig(), &import).output().unwrap();
+        let spec = json!({"backend": "Vault", "exportable": exportable, "importFrom": {"secretName": name}});
+        world.create("b", name, json!({"pki": spec})).await.unwrap();
+        // Dead in the midst of it, it goes on with the same.
+        let begun = || async {
+            ensure!(mounts(vault).len() > 7, "nothing yet");
+            Ok(())
+        };
+        eventually(SECOND * 60, "the first mount", begun).await.unwrap();
+        manager.restart();
+        world.converged(SECOND * 90, "b", name).await.unwrap();
+        world.secrets("b").delete(name, &DeleteParams::default()).await.unwrap();
+        let status = world.clusters("b").get(name).await.unwrap().status.unwrap();
+        let home = format!("g8s-{}", status.id.unwrap());
+        let after = world.secrets(&home).get("master-0-pki").await.unwrap().data.unwrap();
+        for file in ["ca.crt", "etcd-ca.crt", "front-proxy-ca.crt"] {
+            assert!(after[file] == before[file], "{file} is another");
+        }
+        // Each takes what the other's authority signed.
+        for (one, two) in [(before, &after), (&after, before)] {
+            for (leaf, root) in [("kubelet.crt", "ca.crt"), ("etcd-server.crt", "etcd-ca.crt")] {
+                is_signed_by(&one[leaf].0, &two[root].0);
+            }
+        }
+        let kept = world.secrets(&home).get(roots::SECRET).await.unwrap().data.unwrap();
+        assert!(kept.keys().all(|file| !file.ends_with(".key") || file == "service-account.key"), "a key is here");
+        is_nowhere(&world, &[&manager], keys).await;
+        let (other, recipient) = key(servers.folder(), &format!("{name}.key"));
+        let again = servers.folder().join(format!("{name}.age")).display().to_string();
+        let export = ["pki", "export", name, "-n", "b", "--recipient", recipient.as_str(), "--output", &again];
+        let said = as_officer(&servers, vault, &vault.officers_token().unwrap(), &export).output();
+        if exportable {
+            said.unwrap();
+            assert!(opened(&again, &other)["roots"] == exported["roots"], "other roots came out of it");
+            assert_eq!(exports_told(&world).await.len(), 1);
+        } else {
+            assert!(said.unwrap_err().to_string().contains("not spec.pki.exportable"));
+        }
+        world.delete("b", name).await.unwrap();
+        world.gone(SECOND * 60, "b", name).await.unwrap();
+        assert_eq!(mounts(vault).len(), 7, "those of the other management cluster");
+    }
+}
+
+fn is_signed_by(leaf: &[u8], root: &[u8]) {
+    let [(_, leaf), (_, root)] = [leaf, root].map(|pem| x509_parser::pem::parse_x509_pem(pem).unwrap());
+    let (leaf, root) = (leaf.parse_x509().unwrap(), root.parse_x509().unwrap());
+    leaf.verify_signature(Some(root.public_key())).unwrap();
+}
+
+/// In creation, after every k-th call, where roots are made outside of Vault.
+#[test]
+fn a_manager_that_dies_while_it_brings_keys_to_vault_leaves_one_authority_with_its_key() {
+    on_servers("vault-escrow-crash", async |servers, world| {
+        let (vault, settings) = vault(servers, "escrow-crash");
+        let record = servers.folder().join("vault-audit.log");
+        vault.root(&["audit", "enable", "file", &format!("file_path={}", record.display())]).unwrap();
+        let mut manager = Manager::start(servers, "one", Options { vault: Some(settings), ..Options::default() }).await;
+        world.namespace("a").await.unwrap();
+        // Of the first authority every moment, since each is made as the others; of the rest a sample.
+        let (first, step) = (14, if crate::asked_for("all") { 1 } else { 9 });
+        let mut deaths = 0;
+        for k in (1..).filter(|k| *k <= first || k % step == 0) {
+            let name = format!("c{k}");
+            let converged = async || world.converged(Duration::ZERO, "a", &name).await.is_ok();
+            world.create("a", &name, exportable()).await.unwrap();
+            let dies = has_answered(&record, k, converged).await;
+            if dies {
+                manager.restart();
+                deaths += 1;
+            }
+            world.converged(SECOND * 90, "a", &name).await.unwrap();
+            let (made, keys) = (all_roots(&vault), written_down(&vault));
+            assert_eq!(made.len(), 3, "after {k} calls");
+            for (mount, root) in made {
+                let (guest, authority) = mount.trim_end_matches('/').rsplit_once('/').unwrap();
+                let there = &keys[&format!("{guest}/escrow/{authority}")];
+                assert!(there.iter().any(|key| key.starts_with(root.trim())), "{mount} has no key after {k} calls");
+                assert!(there.len() <= 2, "{} keys of {mount} after {k} calls", there.len());
+            }
+            world.delete("a", &name).await.unwrap();
+            world.gone(SECOND * 60, "a", &name).await.unwrap();
+            assert_eq!(mounts(&vault), Vec::<String>::new(), "after {k} calls");
+            if !dies {
+                break;
+            }
+        }
+        println!("    died {deaths} times");
+        assert!(deaths >= first, "{deaths}");
     });
 }
 
@@ -473,7 +715,7 @@ fn a_silent_vault_is_told_and_holds_up_nobody_else() {
         world.namespace("a").await.unwrap();
         world.create("a", "one", in_vault()).await.unwrap();
         world.converged(SECOND * 60, "a", "one").await.unwrap();
-        let made = roots(&vault);
+        let made = all_roots(&vault);
 
         line.silent.store(true, Ordering::Relaxed);
         let (before, asked) = (ask_for_another(&world, "one", "silent.example.com").await, Instant::now());
@@ -487,7 +729,7 @@ fn a_silent_vault_is_told_and_holds_up_nobody_else() {
         let took = another(&world, "one", &before, RECOVERY * 3).await;
         println!("    silent: {took:.1?} after it spoke again");
         world.converged(RECOVERY * 3, "a", "later").await.unwrap();
-        let now = roots(&vault);
+        let now = all_roots(&vault);
         assert!(made.iter().all(|(mount, root)| now.get(mount) == Some(root)), "a root was made anew");
     });
 }

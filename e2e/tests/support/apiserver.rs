@@ -18,6 +18,9 @@ use super::processes::{Process, free_port, spawn, tied};
 /// How long a server may take to be ready, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(90);
 
+/// The file of authorities whose clients are let in.
+const CLIENTS: &str = "clients.crt";
+
 /// A running API server. Dropping it ends it, and etcd, and removes the folder, unless the test failed.
 pub struct ApiServer {
     paths: Paths,
@@ -35,6 +38,14 @@ impl ApiServer {
     /// # Errors
     /// If one of them does not come up in time; the end of its log is in the message.
     pub fn start(name: &str, args: &[&str]) -> Result<Self> {
+        Self::start_at(name, free_port()?, "", args)
+    }
+
+    /// As [`Self::start`], at this port of the loopback address, for clients of a further authority (PEM), too.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_at(name: &str, port: u16, authority: &str, args: &[&str]) -> Result<Self> {
         let tools = Tools::locate()?;
         for program in [tools.etcd.join("etcd"), tools.kubernetes.join("kube-apiserver")] {
             ensure!(program.is_file(), "{} is missing: `make tools` builds it", program.display());
@@ -43,10 +54,12 @@ impl ApiServer {
         let _ = std::fs::remove_dir_all(&state);
         let paths = Paths { cache: state.clone(), state };
         pki::ensure(&paths)?;
+        let authorities = std::fs::read_to_string(pki::file(&paths, "ca.crt"))? + authority;
+        std::fs::write(paths.state.join(CLIENTS), authorities)?;
         let mut server = Self {
             paths,
             tools,
-            port: free_port()?,
+            port,
             etcd_port: free_port()?,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             etcd: None,
@@ -151,7 +164,7 @@ impl ApiServer {
             // Room for the Services of a thousand guests.
             "--service-cluster-ip-range=10.233.0.0/16".into(),
             "--authorization-mode=RBAC".into(),
-            format!("--client-ca-file={}", pki("ca.crt")),
+            format!("--client-ca-file={}", self.folder().join(CLIENTS).display()),
             format!("--tls-cert-file={}", pki("apiserver.crt")),
             format!("--tls-private-key-file={}", pki("apiserver.key")),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),

@@ -77,14 +77,18 @@ fn script(path: &str, args: &[&str]) -> String {
     output.unwrap().trim().to_owned()
 }
 
-/// `make TARGET` as a person runs it. Without what cargo says to tests of their own crate: build scripts that look at it would
-/// run again, and all that depends on their crates would be built anew, here and at the next build outside of a test.
-pub fn make(target: &str) -> Result<String> {
+/// For `env`: without what cargo says to tests of their own crate. Build scripts that look at it would run again, and all that
+/// depends on their crates would be built anew, here and at the next build outside of a test.
+fn of_no_test(env: Run) -> Run {
     let of_the_test = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
     let names = std::env::vars().map(|(name, _)| name);
     let unset = names.filter(|name| of_the_test.iter().any(|start| name.starts_with(start)));
-    Run::new("env")
-        .args(unset.flat_map(|name| ["-u".to_owned(), name]))
+    env.args(unset.flat_map(|name| ["-u".to_owned(), name]))
+}
+
+/// `make TARGET` as a person runs it.
+pub fn make(target: &str) -> Result<String> {
+    of_no_test(Run::new("env"))
         .args(["make", "--no-print-directory", "-C", &root().display().to_string(), target])
         .timeout(Duration::from_secs(900))
         .output()
@@ -100,6 +104,57 @@ pub fn image_ref(name: &str) -> String {
     script("images/build.sh", &["--ref", name])
 }
 
+/// What was released last, as it was built (e2e/release.sh).
+pub struct Release {
+    pub version: String,
+    folder: PathBuf,
+}
+
+impl Release {
+    /// Builds it, if it is not in the cache.
+    ///
+    /// # Errors
+    /// If its commit cannot be had, or does not build.
+    pub fn build() -> Result<Self> {
+        let build = of_no_test(Run::new("env")).arg(root().join("e2e/release.sh"));
+        build.timeout(Duration::from_secs(3600)).output().context("build what was released")?;
+        Ok(Self {
+            version: script("e2e/release.sh", &["--version"]),
+            folder: script("e2e/release.sh", &["--dir"]).into(),
+        })
+    }
+
+    pub fn giantnetes(&self) -> PathBuf {
+        self.folder.join("giantnetes")
+    }
+
+    /// The reference of an image with it: `controller` or `vm`.
+    pub fn image(&self, name: &str) -> Result<String> {
+        let words =
+            [format!("GIANTNETES_RELEASE={}", self.version), format!("GIANTNETES_BIN={}", self.giantnetes().display())];
+        let build = Run::new("env").args(words).arg(root().join("images/build.sh")).args(["--ref", name]);
+        Ok(build.timeout(Duration::from_secs(60)).output()?.trim().to_owned())
+    }
+
+    /// The tree that it was built of.
+    pub fn tree(&self) -> PathBuf {
+        self.folder.join("source")
+    }
+}
+
+/// Keeps what a benchmark measured: as a line of the file that `GIANTNETES_BENCH` names, if it does. docs/benchmarks/tables.py
+/// takes it from there.
+pub fn keep(bench: &str, measured: Value) {
+    use std::io::Write as _;
+    let Some(path) = std::env::var_os("GIANTNETES_BENCH") else { return };
+    let mut run = measured;
+    run["bench"] = bench.into();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    run["load"] = load.split(' ').next().and_then(|load| load.parse::<f64>().ok()).into();
+    let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+    writeln!(file, "{run}").unwrap();
+}
+
 /// The folder of a tools product.
 pub fn tool(product: &str) -> PathBuf {
     script("e2e/tools/build.sh", &["--dir", product]).into()
@@ -112,8 +167,13 @@ pub fn helm() -> PathBuf {
 
 /// `helm template` of the chart, for a release of this name.
 pub fn helm_template(release: &str) -> Run {
+    helm_template_of(&root(), release)
+}
+
+/// The same of the chart in another tree.
+pub fn helm_template_of(tree: &Path, release: &str) -> Run {
     Run::new(helm())
-        .args(["template", release, &root().join("charts/giantnetes").display().to_string()])
+        .args(["template", release, &tree.join("charts/giantnetes").display().to_string()])
         // Without a cluster helm takes its own library's age for Kubernetes' version.
         .args(["--kube-version", "1.36.3"])
         .timeout(Duration::from_secs(60))
@@ -133,14 +193,15 @@ pub fn installed() -> Lab {
 /// The same, with further values in the words of helm's `--set`, each after a comma.
 pub fn installed_with(values: &str) -> Lab {
     let lab = Lab::running().expect("no lab is running: `make lab-up` raises one");
-    let image = image_ref("controller");
-    let (repository, tag) = image.rsplit_once(':').unwrap();
-    // Its cache of the API goes with the lab, not into the home of who runs the tests.
-    Run::new("env")
-        .args([format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display())])
-        .arg(helm())
-        .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
-        .args(["upgrade", "--install", "giantnetes", &root().join("charts/giantnetes").display().to_string()])
+    install(&lab, &root(), &image_ref("controller"), values).expect("helm installs the chart");
+    lab
+}
+
+/// Installs the chart of this tree with this image of the controller manager, or upgrades what is installed to it.
+pub fn install(lab: &Lab, tree: &Path, image: &str, values: &str) -> Result<String> {
+    let (repository, tag) = image.rsplit_once(':').context("a reference with a tag")?;
+    helm_in(lab)
+        .args(["upgrade", "--install", "giantnetes", &tree.join("charts/giantnetes").display().to_string()])
         .args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"])
         .args(["--set", &format!("image.repository={repository},image.tag={tag},log.filter=info\\,giantnetes=debug")])
         // One replica, of which a test may end the process, and short times to wait for.
@@ -153,11 +214,18 @@ pub fn installed_with(values: &str) -> Lab {
             "--set-json",
             r#"settings.exposure={"hostTemplate":"{name}.{namespace}.guests.test","className":"nginx","port":10443,"gateway":{"namespace":"ingress","name":"public","port":10443}}"#,
         ])
-        .args(["--set-json", &format!("settings.vault={}", vault_settings(&lab))])
-        .timeout(Duration::from_secs(150))
+        .args(["--set-json", &format!("settings.vault={}", vault_settings(lab))])
         .output()
-        .expect("helm installs the chart");
-    lab
+}
+
+/// helm on the lab, up to the words of what it is to do.
+pub fn helm_in(lab: &Lab) -> Run {
+    // Its cache of the API goes with the lab, not into the home of who runs the tests.
+    Run::new("env")
+        .args([format!("KUBECACHEDIR={}", lab.state().join("kubectl-cache").display())])
+        .arg(helm())
+        .args(["--kubeconfig", &lab.kubeconfig().display().to_string()])
+        .timeout(Duration::from_secs(200))
 }
 
 /// The chart's settings for the lab's Vault.
@@ -303,7 +371,12 @@ impl<'a> Guest<'a> {
 
     /// kubectl against the guest, as a command that the caller runs and ends.
     pub fn command(&self, args: &[&str]) -> Result<std::process::Command> {
-        let words = self.kubectl_words(&self.kubeconfig("administrator", &[])?)?;
+        self.command_as("administrator", args)
+    }
+
+    /// The same, as a user whom [`Guest::kubeconfig`] lets in.
+    pub fn command_as(&self, user: &str, args: &[&str]) -> Result<std::process::Command> {
+        let words = self.kubectl_words(&self.kubeconfig(user, &[])?)?;
         let [program, words @ ..] = &words[..] else { bail!("no kubectl") };
         let mut command = std::process::Command::new(program);
         command.args(words).args(args);

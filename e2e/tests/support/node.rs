@@ -103,7 +103,7 @@ impl NodeHome {
         let service_accounts = embedded::key_pair().unwrap();
         fs::write(pki.join("sa.pub"), service_accounts.certificate).unwrap();
         fs::write(pki.join("sa.key"), service_accounts.key.expose_secret()).unwrap();
-        fs::write(pki.join("encryption.yaml"), embedded::encryption_config().unwrap().expose_secret()).unwrap();
+        fs::write(pki.join("encryption.yaml"), embedded::encryption_config("key1").unwrap().expose_secret()).unwrap();
     }
 
     /// What is rendered, with this folder in the place of a VM's paths.

@@ -24,9 +24,9 @@ pub enum Network {
 /// MiB per second, of several copies.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    least: f64,
+    pub least: f64,
     pub median: f64,
-    most: f64,
+    pub most: f64,
 }
 
 impl fmt::Display for Rate {

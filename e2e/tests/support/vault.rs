@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use giantnetes::aws::identity;
 use lab::{
     command::Run,
     paths::{Paths, write_whole},
@@ -19,6 +20,8 @@ use serde_json::{Value, json};
 
 use super::processes::{Process, free_port, spawn, tied};
 
+/// What the signature of a node's login has to name.
+pub const SERVER_ID: &str = "vault.giantnetes.test";
 /// How long it may take to answer, on a machine that builds something at the same time.
 const START: Duration = Duration::from_secs(60);
 
@@ -87,6 +90,37 @@ impl VaultServer {
         self.root(&[["write", path.as_str()].as_slice(), &role].concat()).map(drop)
     }
 
+    /// What docs/vault.md says that an operator does once for nodes on AWS, with this STS.
+    ///
+    /// # Errors
+    /// If Vault refuses.
+    pub fn await_nodes(&self, sts: &str) -> Result<()> {
+        const METHOD: &str = identity::METHOD;
+        self.root(&["auth", "enable", &format!("-path={METHOD}"), "aws"])?;
+        self.root(&["secrets", "enable", &format!("-path={}", identity::KEYS), "-version=1", "kv"])?;
+        let id = format!("iam_server_id_header_value={SERVER_ID}");
+        let (sts, client) = (format!("sts_endpoint={sts}"), format!("auth/{METHOD}/config/client"));
+        self.root(&["write", &client, &id, &sts, "sts_region=eu-central-1", "max_retries=0"])?;
+        let accessor = self.root(&["read", "-field=accessor", &format!("sys/auth/{METHOD}")])?;
+        let folder = super::root().join("charts/giantnetes/files/aws");
+        let shipped = |name: &str| std::fs::read_to_string(folder.join(name));
+        for (name, text) in [
+            (identity::POLICY, shipped("vault-nodes-policy.hcl")?.replace("ACCESSOR", &accessor)),
+            (METHOD, shipped("vault-manager-policy.hcl")?),
+        ] {
+            let file = self.file(&format!("{name}.hcl"));
+            std::fs::write(&file, text)?;
+            self.root(&["policy", "write", name, &file.display().to_string()])?;
+        }
+        let policies = format!("token_policies={MANAGER},{METHOD}");
+        self.root(&["write", &format!("auth/approle/role/{MANAGER}"), &policies, "token_ttl=1h"]).map(drop)
+    }
+
+    /// The port of the loopback address at which it is.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The chart's `settings.vault` for it, with this `auth`.
     pub fn settings(&self, auth: &Value) -> Value {
         let authority = std::fs::read_to_string(pki::file(&self.paths, "ca.crt")).unwrap();
@@ -147,7 +181,23 @@ impl VaultServer {
         Ok(token.trim().to_owned())
     }
 
-    /// PKI mounts that are there.
+    /// A token of an escrow officer's, with the policy of the chart and no other.
+    ///
+    /// # Errors
+    /// What Vault says.
+    pub fn officers_token(&self) -> Result<String> {
+        let policy = super::root().join("charts/giantnetes/files/vault-escrow-policy.hcl");
+        self.root(&["policy", "write", "giantnetes-escrow", &policy.display().to_string()])?;
+        self.root(&["token", "create", "-policy=giantnetes-escrow", "-no-default-policy", "-field=token"])
+    }
+
+    /// What Vault's own client asks it by, as variables; the token among them.
+    pub fn variables(&self, token: &str) -> [String; 3] {
+        let authority = pki::file(&self.paths, "ca.crt");
+        [format!("VAULT_ADDR={}", self.address()), format!("VAULT_CACERT={authority}"), format!("VAULT_TOKEN={token}")]
+    }
+
+    /// Mounts of guests that are there.
     ///
     /// # Errors
     /// What Vault says.

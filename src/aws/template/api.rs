@@ -119,8 +119,7 @@ fn attributes<const N: usize>(pairs: [(&str, &str); N]) -> Value {
 
 /// Name of the guest's own zone.
 pub(super) fn domain(stack: &ClusterStack) -> String {
-    // `internal` is set aside for networks that nobody else sees.
-    format!("{}.giantnetes.internal", stack.owner.id)
+    stack.owner.domain()
 }
 
 /// Adds load balancers, the zone and the API's name in it.

@@ -1,7 +1,8 @@
 //! `giantnetes pki export NAME`: the roots of a guest, sealed.
 //!
 //! An export that no event accounts for must not happen: the event comes first, then the count that Prometheus is told of, and
-//! only then does anything leave this process. Keys are never written down but sealed.
+//! only then does anything leave this process. Keys are never written down but sealed. Those of authorities in Vault come from there,
+//! by the token of whoever exports.
 
 use std::{
     fs::OpenOptions,
@@ -21,13 +22,15 @@ use kube::{
 };
 use serde_json::json;
 
-use super::super::{Failure, named::Named};
+use super::{
+    super::{Failure, named::Named},
+    officer::Officer,
+};
 use crate::{
     api::{Cluster, names},
     cluster::Identity,
     pki::{
         escrow::{self, Bundle, exports, seal},
-        leaf::Authority,
         roots::{self, Roots},
     },
     runtime::{CallError, call, chain},
@@ -50,6 +53,8 @@ pub(in crate::cli) struct ExportArgs {
     /// The file. Default: standard output. One that is there is not overwritten.
     #[arg(long, short)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    officer: Officer,
 }
 
 pub(super) async fn export(args: &ExportArgs) -> Result<(), Failure> {
@@ -62,11 +67,17 @@ pub(super) async fn export(args: &ExportArgs) -> Result<(), Failure> {
     }
     let (client, cluster) = args.cluster.get().await?;
     let (identity, now) = (Identity::of(&cluster), Timestamp::now());
-    if let Some(place) = cluster.status.as_ref().and_then(|status| status.vault.as_ref()) {
+    let place = cluster.status.as_ref().and_then(|status| status.vault.as_ref());
+    if let Some(place) = place.filter(|_| !cluster.has_exportable_keys()) {
         return Err(in_vault(&identity, &place.to_string()).into());
     }
     let secret = secret_of(&cluster)?;
-    let roots = roots_of(&client, &cluster, &secret, &identity, now).await?;
+    let roots = roots_of(&client, &cluster, &secret, &identity).await?;
+    let roots = match place {
+        Some(place) => args.officer.take_out(place, roots).await?,
+        None => roots,
+    };
+    whole(&roots, now).map_err(|problem| format!("the roots of Cluster {}: {problem}", identity.key))?;
     let bundle = Bundle { cluster: identity.key.to_string(), exported_at: now, roots };
     let sealed = seal::seal(&bundle.write()?, &recipients)?;
     say(&client, &cluster, &args.recipients, now).await.map_err(|error| nothing_left(&identity, &secret, &error))?;
@@ -82,8 +93,8 @@ pub(super) async fn export(args: &ExportArgs) -> Result<(), Failure> {
 /// Why keys in Vault are not to be had, and what to do.
 fn in_vault(identity: &Identity, place: &str) -> String {
     format!(
-        "the authorities of Cluster {} are in Vault ({place}), and their keys never leave it: nothing can be exported. Keep \
-         snapshots of that Vault instead, and restore it where the guest is to be brought back",
+        "the authorities of Cluster {} are in Vault ({place}) and not spec.pki.exportable, so their keys never leave it: nothing can be \
+         exported. Keep snapshots of that Vault instead, and restore it where the guest is to be brought back",
         identity.key
     )
 }
@@ -108,7 +119,7 @@ fn secret_of(cluster: &Cluster) -> Result<String, String> {
     let rotation = cluster.status.as_ref().and_then(|status| status.rotation.as_ref());
     if rotation.is_some_and(|rotation| rotation.stage.is_some()) {
         return Err(format!(
-            "the authorities of Cluster {}/{} are being rotated, and none of those that it has now will do for it alone; export \
+            "authorities or keys of Cluster {}/{} are being rotated, and none of those that it has now will do for it alone; export \
              when status.rotation.stage is gone",
             cluster.namespace().unwrap_or_default(),
             cluster.name_any()
@@ -118,14 +129,8 @@ fn secret_of(cluster: &Cluster) -> Result<String, String> {
     Ok(roots::secret_of(generation.unwrap_or(1)))
 }
 
-/// The guest's roots, if they are those that it lives by and could be imported again.
-async fn roots_of(
-    client: &Client,
-    cluster: &Cluster,
-    name: &str,
-    identity: &Identity,
-    now: Timestamp,
-) -> Result<Roots, Failure> {
+/// The guest's roots, if they are those that it lives by.
+async fn roots_of(client: &Client, cluster: &Cluster, name: &str, identity: &Identity) -> Result<Roots, Failure> {
     let object = format!("Secret {}/{name}", identity.namespace);
     let api = Api::<Secret>::namespaced(client.clone(), &identity.namespace);
     let found = call("get", &object, api.get_opt(name)).await;
@@ -135,24 +140,23 @@ async fn roots_of(
         let told = told.unwrap_or_else(|| "nothing is said of it yet".into());
         return Err(format!("Cluster {} has no keys to export, for there is no {object}: {told}", identity.key).into());
     };
-    judged(&secret, identity, now).map_err(|problem| format!("{object}: {problem}").into())
+    judged(&secret, identity).map_err(|problem| format!("{object}: {problem}").into())
 }
 
-/// What a Secret holds, if that is good to export.
-fn judged(secret: &Secret, identity: &Identity, now: Timestamp) -> Result<Roots, String> {
+/// What a Secret holds, if that is recorded of it.
+fn judged(secret: &Secret, identity: &Identity) -> Result<Roots, String> {
     let roots = Roots::of(secret).filter(|_| identity.owner().owns(&secret.metadata));
     let roots = roots.ok_or("it does not hold the roots of this Cluster")?;
-    let mounts = Authority::ALL.into_iter().filter_map(|of| roots.authority(of).in_vault());
-    if let Some(first) = mounts.map(|root| root.mount).next() {
-        return Err(in_vault(identity, first));
-    }
     if !roots::agree(&roots.fingerprints(), &roots::fingerprints(Some(secret.annotations()))) {
         return Err("it does not hold what is recorded of it".into());
     }
-    match escrow::check(&roots, now) {
-        Ok(()) => Ok(roots),
-        Err(flaw) => Err(format!("{flaw}, so nothing could be made of an export")),
-    }
+    Ok(roots)
+}
+
+/// Whether they could be imported again.
+fn whole(roots: &Roots, now: Timestamp) -> Result<(), String> {
+    let problem = |flaw| format!("{flaw}, so nothing could be made of an export");
+    escrow::check(roots, now).map(drop).map_err(problem)
 }
 
 /// Tells of the export, beside the Cluster.
@@ -257,26 +261,29 @@ mod tests {
     fn what_a_guest_lives_by_is_exported_and_nothing_else() {
         let (roots, identity) = (roots(), Identity::of(&cluster(json!({}))));
         let secret = stored(&roots, &identity);
-        assert!(judged(&secret, &identity, NOW).unwrap().data() == roots.data());
-        let refused = |secret: &Secret, now| judged(secret, &identity, now).unwrap_err();
+        assert!(judged(&secret, &identity).unwrap().data() == roots.data());
+        let refused = |secret: &Secret| judged(secret, &identity).unwrap_err();
         let exchanged = Secret { data: Some(crate::testing::roots().data()), ..secret.clone() };
-        assert!(refused(&exchanged, NOW).contains("recorded"));
-        assert!(refused(&Secret { data: None, ..secret.clone() }, NOW).contains("does not hold the roots"));
+        assert!(refused(&exchanged).contains("recorded"));
+        assert!(refused(&Secret { data: None, ..secret.clone() }).contains("does not hold the roots"));
         let mut foreign = secret.clone();
         foreign.metadata.annotations.as_mut().unwrap().remove(names::OWNER_UID_ANNOTATION);
-        assert!(refused(&foreign, NOW).contains("does not hold the roots"));
+        assert!(refused(&foreign).contains("does not hold the roots"));
         let end = NOW + crate::cluster::valid::DEFAULT_CA_TTL;
-        assert!(refused(&secret, end).contains("expired"));
+        assert!(whole(&roots, NOW).is_ok() && whole(&roots, end).unwrap_err().contains("expired"));
     }
 
     #[test]
     fn what_is_in_vault_is_refused_with_why_and_what_to_do() {
-        let (mut roots, identity) = (roots(), Identity::of(&cluster(json!({}))));
-        roots.etcd = Kept::InVault { certificate: roots.etcd.certificate().into(), mount: "guests/x/etcd".into() };
-        let refused = judged(&stored(&roots, &identity), &identity, NOW).unwrap_err();
-        for word in ["guests/x/etcd", "never leave it", "snapshots of that Vault"] {
+        let identity = Identity::of(&cluster(json!({})));
+        let refused = in_vault(&identity, "guests/x of a Vault");
+        for word in ["guests/x", "not spec.pki.exportable", "never leave it", "snapshots of that Vault"] {
             assert!(refused.contains(word), "{refused}");
         }
+        // Of one that could be exported, what is not here has to be fetched first.
+        let mut roots = roots();
+        roots.etcd = Kept::InVault { certificate: roots.etcd.certificate().into(), mount: "guests/x/etcd".into() };
+        assert!(whole(&roots, NOW).unwrap_err().contains("in Vault, and not among them"));
     }
 
     #[test]

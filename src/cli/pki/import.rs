@@ -59,8 +59,8 @@ fn opened(file: &Path, identity: &Path, now: Timestamp) -> Result<Bundle, Failur
     let sealed = fs::read(file).map_err(|error| unread(file, error))?;
     let text = seal::open(&sealed, &keys).map_err(|error| format!("{}: {error}", file.display()))?;
     let bundle = Bundle::read(&text).map_err(|error| format!("{}: {error}", file.display()))?;
-    escrow::check(&bundle.roots, now).map_err(|flaw| format!("{}: {flaw}", file.display()))?;
-    Ok(bundle)
+    let roots = escrow::check(&bundle.roots, now).map_err(|flaw| format!("{}: {flaw}", file.display()))?;
+    Ok(Bundle { roots, ..bundle })
 }
 
 /// Without a guest's label: it is nobody's yet, and the controller manager looks at it when a Cluster names it.

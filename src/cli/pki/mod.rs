@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod officer;
 
 use super::{Failure, progress::patiently};
 

@@ -27,6 +27,7 @@ use crate::{
         tls_route::TLSRoute,
     },
     pki::{
+        keys::Wishes,
         plan::{self as pki, SecretMeta, World},
         roots,
     },
@@ -290,6 +291,7 @@ fn meta(meta: &ObjectMeta) -> SecretMeta {
         fingerprints: roots::fingerprints(meta.annotations.as_ref()),
         mark: annotation(names::AUTHORITIES_ANNOTATION).and_then(|text| text.parse().ok()),
         rotated_for: annotation(names::ROTATED_FOR_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
+        keys_for: Wishes::noted(annotation),
         ..SecretMeta::default()
     }
 }

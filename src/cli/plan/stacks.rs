@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     aws::{
-        nodes::{self, Surroundings},
         plan::{self, Outputs},
+        surroundings::{self, Surroundings},
         template::Body,
     },
     cluster::{Valid, valid::Aws},
@@ -34,7 +34,7 @@ pub(super) fn of(valid: &Valid, aws: &Aws, settings: &Settings) -> Result<Vec<St
         etcd_formed: false,
         logins: &logins,
     };
-    let cluster = plan::cluster_stack(valid, aws, nodes::of_masters(valid, around)?).render()?;
+    let cluster = plan::cluster_stack(valid, aws, surroundings::of_masters(valid, around)?).render()?;
     let needs = "network, key and control plane";
     let mut steps = vec![step(needs, &cluster, &["the roots".into()])?];
     let outputs = Outputs {
@@ -44,7 +44,7 @@ pub(super) fn of(valid: &Valid, aws: &Aws, settings: &Settings) -> Result<Vec<St
         api_host: "<host of the load balancer>".into(),
     };
     for pool in &valid.pools {
-        let data = nodes::of_pool(valid, pool, around)?;
+        let data = surroundings::of_pool(valid, pool, around)?;
         let drain = settings.rollout.drain_timeout.as_secs().clamp(30, 7200);
         let stack = plan::pool_stack(valid, aws, pool, &outputs, (data, u32::try_from(drain)?));
         steps.push(step("a node pool", &stack.render()?, &[format!("stack {}", cluster.stack)])?);

@@ -295,7 +295,7 @@ pub(super) fn secret_of(valid: &Valid, wish: &pki::Step) -> Option<(String, Stri
         pki::Step::MakeRoots | pki::Step::ImportRoots { .. } => {
             Some((identity.namespace.clone(), roots::SECRET.to_owned()))
         }
-        pki::Step::MakeNext { generation } => Some((identity.namespace.clone(), roots::secret_of(*generation))),
+        pki::Step::MakeNext { generation, .. } => Some((identity.namespace.clone(), roots::secret_of(*generation))),
         pki::Step::RecordRoots
         | pki::Step::RecordNext { .. }
         | pki::Step::NoteStage { .. }

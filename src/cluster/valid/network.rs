@@ -19,6 +19,7 @@ use crate::{
         addresses::{Fabric, Overlay},
         underlay::{self, Underlay},
     },
+    pki::keys::Wishes,
     settings::{ExposureSettings, GatewaySettings, NetworkSettings, Settings},
 };
 
@@ -43,6 +44,8 @@ pub const DEFAULT_CA_TTL: Duration = Duration::from_secs(87_600 * 3600);
 pub const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(2160 * 3600);
 /// How long users have in a rotation of authorities, if nothing else is said.
 const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 3600);
+/// The same, of the key of service-account tokens: kubelets renew those of pods within a day.
+const DEFAULT_TOKEN_OVERLAP: Duration = Duration::from_secs(25 * 3600);
 /// As the CRD has it.
 const MOST_ROTATIONS: u32 = 1_000_000;
 
@@ -121,6 +124,8 @@ pub struct IngressController {
 pub struct Pki {
     /// Who keeps the authorities.
     pub backend: PkiBackend,
+    /// Whether keys of authorities in Vault are written down there, for escrow officers.
+    pub exportable: bool,
     /// The Secret beside the Cluster that a new guest's roots are taken from, if they are not made.
     pub import_from: Option<String>,
     /// Lifetime of an authority.
@@ -131,6 +136,10 @@ pub struct Pki {
     pub rotate: u32,
     /// How long users have in a rotation.
     pub overlap: Duration,
+    /// The wishes for other keys, likewise.
+    pub keys: Wishes,
+    /// How long tokens of a former key are good for in a rotation.
+    pub token_overlap: Duration,
     /// What else the API answers to.
     pub alt_names: Vec<SubjectName>,
 }
@@ -303,6 +312,17 @@ impl Check {
         host
     }
 
+    fn rotations(&mut self, field: &'static str, count: Option<i32>) -> u32 {
+        let count = u32::try_from(count.unwrap_or_default()).unwrap_or_else(|_| {
+            self.fail(field, "must not be negative");
+            0
+        });
+        if count > MOST_ROTATIONS {
+            self.fail(field, "must be at most 1000000");
+        }
+        count
+    }
+
     pub(super) fn pki(&mut self, spec: &PkiSpec, settings: &Settings) -> Pki {
         if spec.backend == PkiBackend::Vault && settings.vault.is_none() {
             let problem = "Vault is not set up in this installation: its operator has to name one in settings.vault";
@@ -315,25 +335,30 @@ impl Check {
         if leaf_ttl > ca_ttl {
             self.fail("spec.pki.leaf.ttl", "must be at most ca.ttl: no certificate outlives what signed it");
         }
-        let rotate = u32::try_from(spec.ca.rotate.unwrap_or_default()).unwrap_or_else(|_| {
-            self.fail("spec.pki.ca.rotate", "must not be negative");
-            0
-        });
-        if rotate > MOST_ROTATIONS {
-            self.fail("spec.pki.ca.rotate", "must be at most 1000000");
-        }
+        let rotate = self.rotations("spec.pki.ca.rotate", spec.ca.rotate);
+        let keys = Wishes {
+            service_account: self.rotations("spec.pki.serviceAccountKey.rotate", spec.service_account_key.rotate),
+            encryption: self.rotations("spec.pki.encryptionKey.rotate", spec.encryption_key.rotate),
+        };
+        let token_overlap = self.lifetime(
+            "spec.pki.serviceAccountKey.overlap",
+            spec.service_account_key.overlap.as_deref(),
+            DEFAULT_TOKEN_OVERLAP,
+            HOUR..=8760 * HOUR,
+        );
         if rotate > 0 && spec.backend == PkiBackend::Vault {
             self.fail("spec.pki.ca.rotate", "must be 0 with backend Vault, whose authorities are not rotated yet");
         }
         let range = 10 * MINUTE..=8760 * HOUR;
         let overlap = self.lifetime("spec.pki.ca.overlap", spec.ca.overlap.as_deref(), DEFAULT_OVERLAP, range);
+        let exportable = spec.exportable.unwrap_or_default();
+        if exportable && spec.backend != PkiBackend::Vault {
+            self.fail("spec.pki.exportable", "needs backend Vault; with Embedded, keys can be exported in any case");
+        }
         let import_from = spec.import_from.as_ref().map(|import| import.secret_name.clone());
         if let Some(name) = &import_from {
             let field = "spec.pki.importFrom.secretName";
             self.text(field, name, text::is_object_name(name), "must be the name of a Secret");
-            if spec.backend != PkiBackend::Embedded {
-                self.fail("spec.pki.importFrom", "needs backend Embedded: Vault makes its keys itself");
-            }
         }
         let field = "spec.pki.apiServer.altNames";
         let names = &spec.api_server.alt_names;
@@ -349,7 +374,18 @@ impl Check {
         if alt_names.windows(2).any(|two| two[0] == two[1]) {
             self.fail(field, "has a name twice");
         }
-        Pki { backend: spec.backend, import_from, ca_ttl, leaf_ttl, rotate, overlap, alt_names }
+        Pki {
+            backend: spec.backend,
+            exportable,
+            import_from,
+            ca_ttl,
+            leaf_ttl,
+            rotate,
+            overlap,
+            keys,
+            token_overlap,
+            alt_names,
+        }
     }
 
     fn lifetime(

@@ -16,10 +16,11 @@ pub fn update(old: &Cluster, new: &Cluster) -> Vec<Violation> {
         let problem = format!("{} must not be fewer than before, {}", replicas(new), replicas(old));
         violations.push(Violation::new("spec.controlPlane.replicas", problem));
     }
-    let rotate = |cluster: &Cluster| cluster.spec.pki.ca.rotate.unwrap_or_default();
-    if rotate(new) < rotate(old) {
-        let problem = format!("{} must not be less than before, {}", rotate(new), rotate(old));
-        violations.push(Violation::new("spec.pki.ca.rotate", problem));
+    for ((place, before), (_, after)) in old.rotations_asked().into_iter().zip(new.rotations_asked()) {
+        if after < before {
+            let problem = format!("{after} must not be less than before, {before}");
+            violations.push(Violation::new(format!("spec.pki.{place}.rotate"), problem));
+        }
     }
     let [old, new] = [old, new].map(|cluster| serde_json::to_value(&cluster.spec).unwrap_or_default());
     let changed = FIXED.iter().filter(|fixed| comparable(fixed, &old) != comparable(fixed, &new));

@@ -21,14 +21,21 @@ mod seen;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::jiff::Timestamp;
 
+use self::phase::starts_clients;
 pub use self::{
     phase::{Mark, Phase, Trusted, is_turn, signs_new, trusted, turns, users_get_new},
-    seen::{Both, Published, Told, add_ons_for, lacks, unpublished},
+    seen::{Both, Lack, Published, Told, add_ons_for, lacks, unpublished, unwell},
 };
+
+/// One in so many workers starts units anew at a time.
+const SHARE: usize = 4;
 
 /// A node that is meant to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +48,22 @@ pub struct Member {
     pub runs: bool,
     /// Its phase; none: it has no Secret yet.
     pub phase: Option<Phase>,
-    /// What it does not show yet of its phase.
-    pub lacks: Option<String>,
+    /// What it does not show yet of its phase; without one, why it is not well.
+    pub lacks: Option<Lack>,
+    /// Whether its etcd and API server are started anew by what it is given, if it has no Secret.
+    pub turns: bool,
+}
+
+impl Member {
+    /// What of it is waited for.
+    fn waits(&self) -> Option<String> {
+        self.lacks.as_ref().map(|lack| lack.what.clone())
+    }
+
+    /// Whether its etcd and its API server may be away.
+    fn is_away(&self) -> bool {
+        self.lacks.as_ref().is_some_and(|lack| lack.away)
+    }
 }
 
 /// What decides who goes on.
@@ -91,16 +112,6 @@ impl Stage {
             Self::Drop => "Drop",
         }
     }
-
-    /// The phase of the foremost node at least.
-    pub fn phase(self) -> Phase {
-        match self {
-            Self::Trust => Phase::Trust,
-            Self::Reissue | Self::Overlap => Phase::Reissue,
-            Self::Serve => Phase::Serve,
-            Self::Drop => Phase::Drop,
-        }
-    }
 }
 
 /// Who goes on, or why nobody does.
@@ -108,8 +119,10 @@ impl Stage {
 pub struct Decision {
     /// What the rotation is at.
     pub stage: Stage,
-    /// The nodes that enter their next phase now.
+    /// The nodes that enter their next phase now, or that of the foremost.
     pub enter: BTreeMap<String, Phase>,
+    /// Nodes that are given no Secret yet.
+    pub held: BTreeSet<String>,
     /// Whose etcd and API server are started anew by that, or were and are not seen to be through.
     pub turning: Option<String>,
     /// What is waited for.
@@ -137,16 +150,17 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
         Phase::Serve => Stage::Serve,
         Phase::Drop => Stage::Drop,
     };
-    let mut decision =
-        Decision { stage: stage(false), enter: BTreeMap::new(), turning: None, waits: None, is_over: false };
+    let mut decision = Decision::of(stage(false));
     // One without a VM starts nothing anew, and comes when others are replaced: these must not wait for it.
     let turns = |member: &Member, phase| member.control_plane && member.runs && is_turn(phase, *alone);
-    let turned = there().find(|(member, phase)| member.lacks.is_some() && turns(member, *phase));
+    // Nor for one of which something else is missing: nobody could replace it.
+    let turned = there().find(|(member, phase)| member.is_away() && turns(member, *phase));
     decision.turning = turned.map(|(member, _)| member.node.clone());
+    bring_back(situation, front, &mut decision);
     if low == front {
         let homeless = members.iter().find(|member| member.phase.is_none());
         decision.waits = behind
-            .and_then(|member| member.lacks.clone())
+            .and_then(Member::waits)
             .or_else(|| homeless.map(|member| format!("{}: its certificates", member.node)));
         if decision.waits.is_none() {
             let overlap = front == Phase::Reissue && situation.unpublished.is_none() && situation.issued;
@@ -161,37 +175,74 @@ pub fn decide(situation: &Situation, now: Timestamp) -> Decision {
         decision.is_over = true;
         return decision;
     };
+    let mut room = [false, true].map(|control_plane| room(members, control_plane, next));
     // Who is ahead has passed the gate; nobody passes it whose own phase was not seen.
     for (member, _) in there().filter(|(_, phase)| *phase == low) {
         let turns = member.control_plane && is_turn(next, *alone);
-        let held = if turns { held_back(situation, member, &decision) } else { member.lacks.clone() };
+        let held = if turns { held_back(situation, member, &decision) } else { member.waits() };
+        let room = &mut room[usize::from(member.control_plane)];
         match held {
             Some(why) => decision.waits = decision.waits.or(Some(why)),
+            // Who is on the way is told below.
+            None if member.runs && *room == 0 => {}
             None => {
                 if turns {
                     decision.turning = Some(member.node.clone());
                 }
+                *room -= usize::from(member.runs);
                 decision.enter.insert(member.node.clone(), next);
             }
         }
     }
     if decision.enter.is_empty() && decision.waits.is_none() {
-        decision.waits = behind.and_then(|member| member.lacks.clone());
+        decision.waits = behind.and_then(Member::waits);
     }
     decision
+}
+
+impl Decision {
+    /// Nobody goes on.
+    pub fn of(stage: Stage) -> Self {
+        let (enter, held) = (BTreeMap::new(), BTreeSet::new());
+        Self { stage, enter, held, turning: None, waits: None, is_over: false }
+    }
+}
+
+/// How many more nodes may begin to start units anew: where all kubelets do at once, every pod may be taken for unready at once.
+fn room(members: &[Member], control_plane: bool, next: Phase) -> usize {
+    if !starts_clients(next) {
+        return usize::MAX;
+    }
+    let of_role = || members.iter().filter(|member| member.control_plane == control_plane && member.runs);
+    let under_way = of_role().filter(|member| member.phase == Some(next) && member.lacks.is_some()).count();
+    let at_a_time = if control_plane { 1 } else { of_role().count().div_ceil(SHARE).max(1) };
+    at_a_time.saturating_sub(under_way)
+}
+
+/// Lets control-plane nodes whose Secret is gone have one. That is a turn of those whose etcd would be started anew by it.
+fn bring_back(situation: &Situation, front: Phase, decision: &mut Decision) {
+    let masters = || situation.members.iter().filter(|member| member.control_plane);
+    for member in masters().filter(|member| member.phase.is_none() && member.turns) {
+        let unwell = || masters().any(|other| other.lacks.is_some() && other.node != member.node);
+        if decision.turning.is_some() || situation.busy.is_some() || unwell() {
+            decision.held.insert(member.node.clone());
+        } else {
+            decision.turning = Some(member.node.clone());
+            decision.enter.insert(member.node.clone(), front);
+        }
+    }
 }
 
 /// Why a control-plane node must not turn now: all of them have to be there, well and through.
 fn held_back(situation: &Situation, member: &Member, decision: &Decision) -> Option<String> {
     if let Some(other) = decision.turning.as_ref().filter(|other| **other != member.node) {
-        let lacks =
-            situation.members.iter().find(|member| member.node == *other).and_then(|member| member.lacks.clone());
+        let lacks = situation.members.iter().find(|member| member.node == *other).and_then(Member::waits);
         return Some(lacks.unwrap_or_else(|| format!("{other} to be started anew")));
     }
     let mut masters = situation.members.iter().filter(|member| member.control_plane);
     let unfit = masters.find_map(|master| match master.phase {
         None => Some(format!("{}: its certificates", master.node)),
-        Some(_) => master.lacks.clone(),
+        Some(_) => master.waits(),
     });
     unfit.or_else(|| situation.busy.clone())
 }

@@ -116,6 +116,11 @@ pub fn is_turn(phase: Phase, alone: bool) -> bool {
     if alone { phase == Phase::Reissue } else { matches!(phase, Phase::Trust | Phase::Drop) }
 }
 
+/// Whether a node that enters this phase starts kubelet and other clients of the API anew.
+pub fn starts_clients(phase: Phase) -> bool {
+    matches!(phase, Phase::Trust | Phase::Reissue | Phase::Drop)
+}
+
 /// What a node starts anew for a phase: units, each with the mark of the phase that it has to have been started for.
 pub fn turns(mark: Mark, control_plane: bool, alone: bool) -> BTreeMap<&'static str, String> {
     let last = |starts: &dyn Fn(Phase) -> bool| {
@@ -124,7 +129,7 @@ pub fn turns(mark: Mark, control_plane: bool, alone: bool) -> BTreeMap<&'static 
     };
     // Kubelet names whose certificates it wants as it did when it started, and kube-controller-manager publishes the authority that
     // it read then; all have to be seen to show their new certificates, and to have forgotten.
-    let of_clients = last(&|phase| matches!(phase, Phase::Trust | Phase::Reissue | Phase::Drop));
+    let of_clients = last(&starts_clients);
     let of_turn = last(&|phase| is_turn(phase, alone));
     let everywhere = ["kube-proxy", "kubelet"].map(|unit| (unit, of_clients.clone()));
     let controllers = ["kube-controller-manager", "kube-scheduler"].map(|unit| (unit, of_clients.clone()));

@@ -48,18 +48,44 @@ fn missing(both: &Both, trusted: &[(Authority, Trusted)], held: &BTreeSet<String
     None
 }
 
+/// What of a node is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// For people.
+    pub what: String,
+    /// Whether its etcd and its API server may be away.
+    pub away: bool,
+}
+
+impl Lack {
+    fn of(node: &str, component: &str, what: &str) -> Self {
+        Self { what: format!("{node}: {component} {what}"), away: TURNING.contains(&component) }
+    }
+
+    fn answer(node: &str) -> Self {
+        let what = format!("{node}: its VM pod to say what its components trust ({WHEN_ROLLED})");
+        Self { what, away: true }
+    }
+
+    /// What counts most of several.
+    fn first(all: impl IntoIterator<Item = Self>) -> Option<Self> {
+        all.into_iter().reduce(|first, other| if other.away && !first.away { other } else { first })
+    }
+}
+
+/// What is started anew in a turn.
+const TURNING: [&str; 2] = ["etcd", "kube-apiserver"];
+/// What to do about nodes that do not know of rotations.
+const WHEN_ROLLED: &str = "nodes of an earlier version do that when they are rolled";
+
 /// What a node does not show yet of its phase, by what its supervisor saw. The answer has to be younger than the phase, which it is
 /// if it fits: nothing that was seen before a phase fits it.
-pub fn lacks(node: &str, mark: Mark, alone: bool, both: &Both, seen: Option<&Answer>) -> Option<String> {
+pub fn lacks(node: &str, mark: Mark, alone: bool, both: &Both, seen: Option<&Answer>) -> Option<Lack> {
     let control_plane = master_index(node).is_some();
-    let Some(answer) = seen else { return Some(format!("{node}: its VM pod to say what its components trust")) };
-    for (unit, started) in turns(mark, control_plane, alone) {
-        if answer.started.get(unit) != Some(&started) {
-            return Some(format!(
-                "{node}: {unit} to be started anew (nodes of an earlier version do that when they are rolled)"
-            ));
-        }
-    }
+    let Some(answer) = seen else { return Some(Lack::answer(node)) };
+    let turns = turns(mark, control_plane, alone).into_iter();
+    let stale = turns.filter(|(unit, started)| answer.started.get(*unit) != Some(started));
+    let stale = stale.map(|(unit, _)| Lack::of(node, unit, &format!("to be started anew ({WHEN_ROLLED})")));
     let trust = |of| (of, trusted(of, mark.phase, alone));
     let server_new = mark.phase >= Phase::Serve;
     let kubernetes = trust(Authority::Kubernetes);
@@ -69,7 +95,7 @@ pub fn lacks(node: &str, mark: Mark, alone: bool, both: &Both, seen: Option<&Ans
         parts.push(("kube-apiserver", clients, Authority::Kubernetes, server_new));
         parts.push(("etcd", vec![trust(Authority::Etcd)], Authority::Etcd, mark.phase >= Phase::Reissue));
     }
-    parts.into_iter().find_map(|(name, trust, signer, new)| {
+    let unseen = parts.into_iter().filter_map(|(name, trust, signer, new)| {
         let expected = if new { &both.new } else { &both.old }.names.get(&signer);
         let what = match answer.met.get(name) {
             None => Some("to answer".to_owned()),
@@ -79,8 +105,20 @@ pub fn lacks(node: &str, mark: Mark, alone: bool, both: &Both, seen: Option<&Ans
             }
             Some(met) => missing(both, &trust, &met.asks, true),
         };
-        what.map(|what| format!("{node}: {name} {what}"))
-    })
+        what.map(|what| Lack::of(node, name, &what))
+    });
+    Lack::first(stale.chain(unseen))
+}
+
+/// Why a node is not well, whatever it trusts, by what its supervisor saw.
+pub fn unwell(node: &str, seen: Option<&Answer>) -> Option<Lack> {
+    let Some(answer) = seen else { return Some(Lack::answer(node)) };
+    let servers = TURNING.into_iter().filter(|_| master_index(node).is_some());
+    let all = ["kubelet"].into_iter().chain(servers);
+    Lack::first(all.filter_map(|name| match answer.met.get(name) {
+        None => Some(Lack::of(node, name, "to answer")),
+        Some(met) => (!met.well).then(|| Lack::of(node, name, "to be well")),
+    }))
 }
 
 /// What a guest's own objects say of its authorities.

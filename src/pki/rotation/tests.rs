@@ -13,6 +13,12 @@ use crate::{
 
 const GENERATION: u32 = 2;
 
+impl From<&str> for Lack {
+    fn from(what: &str) -> Self {
+        Self { what: what.into(), away: !what.contains("kubelet") }
+    }
+}
+
 fn both() -> Both {
     let told = |generation: &str| {
         let all = |what: &str| Authority::ALL.map(|of| (of, format!("{what} {of} {generation}"))).into();
@@ -69,7 +75,8 @@ fn who_shows_all_of_its_phase_lacks_nothing_and_of_any_other_something() {
         }
     }
     let silent = lacks("master-0", mark(Phase::Trust), false, &both(), None).unwrap();
-    assert!(silent.starts_with("master-0: its VM pod"), "{silent}");
+    assert!(silent.away && silent.what.starts_with("master-0: its VM pod"), "{silent:?}");
+    assert!(silent.what.contains("when they are rolled"), "{silent:?}");
 }
 
 #[test]
@@ -81,7 +88,9 @@ fn every_single_thing_that_is_missing_is_named() {
             let check = |change: &dyn Fn(&mut Answer), word: &str| {
                 let mut answer = whole.clone();
                 change(&mut answer);
-                let lacks = lacks("master-1", mark(phase), alone, &both(), Some(&answer)).unwrap_or_default();
+                let lacks = lacks("master-1", mark(phase), alone, &both(), Some(&answer)).unwrap();
+                assert_eq!(lacks.away, name != "kubelet", "{lacks:?}");
+                let lacks = lacks.what;
                 assert!(lacks.starts_with(&format!("master-1: {name} ")) && lacks.contains(word), "{phase:?}: {lacks}");
             };
             check(&|answer| drop(answer.met.remove(name)), "answer");
@@ -92,8 +101,12 @@ fn every_single_thing_that_is_missing_is_named() {
         for unit in whole.started.keys() {
             let mut answer = whole.clone();
             answer.started.insert(unit.clone(), "1.drop".into());
-            let lacks = lacks("master-1", mark(phase), alone, &both(), Some(&answer)).unwrap();
-            assert!(lacks.contains(unit.as_str()), "{lacks}");
+            let lack = lacks("master-1", mark(phase), alone, &both(), Some(&answer)).unwrap();
+            assert!(lack.what.contains(unit.as_str()), "{lack:?}");
+            assert_eq!(lack.away, ["etcd", "kube-apiserver"].contains(&unit.as_str()), "{lack:?}");
+            // That etcd is not there counts more than whatever else.
+            answer.met.remove("etcd");
+            assert!(lacks("master-1", mark(phase), alone, &both(), Some(&answer)).unwrap().away);
         }
     }
 }
@@ -299,6 +312,7 @@ impl World {
                 runs: true,
                 phase: Some(node.secret),
                 lacks: lacks(name, mark(node.secret), self.alone, &both, Some(&self.answer(name, node))),
+                turns: false,
             })
             .collect();
         let front = front(members.iter().map(|member| member.phase));
@@ -525,6 +539,7 @@ fn nobody_turns_while_another_is_being_replaced() {
         runs: true,
         phase: Some(Phase::Before),
         lacks: None,
+        turns: false,
     };
     let members: Vec<_> = ["master-0", "master-1", "master-2", "a-0"].map(member).into();
     let busy = Situation { members: &members, busy: Some("master-1 to be replaced".into()), ..Situation::default() };
@@ -544,6 +559,7 @@ fn one_that_has_no_secret_yet_or_does_not_answer_is_waited_for_by_name() {
         runs: true,
         phase,
         lacks: lacks.map(Into::into),
+        turns: false,
     };
     let trust = Some(Phase::Trust);
     for (odd, waits) in [
@@ -572,6 +588,7 @@ fn a_node_without_a_vm_does_not_turn_in_any_phase() {
             runs,
             phase: Some(phase),
             lacks: lacks.map(Into::into),
+            turns: false,
         };
         let comes = |name| member(name, false, Some("its VM pod to say"));
         let turning = |first: Member| {
@@ -584,5 +601,90 @@ fn a_node_without_a_vm_does_not_turn_in_any_phase() {
         assert_eq!(turning(comes("master-0")), None, "{phase:?}");
         let starts = turning(member("master-0", true, Some("etcd to be started anew")));
         assert_eq!(starts.is_some(), is_turn(phase, false), "{phase:?}");
+        // It may have to be replaced for that.
+        assert_eq!(turning(member("master-0", true, Some("kubelet to answer"))), None, "{phase:?}");
     }
+}
+
+/// A Secret that somebody deletes is made anew where the others are, and whoever was not started for that yet turns.
+#[test]
+fn of_control_plane_nodes_that_lost_their_secrets_one_turns_at_a_time() {
+    let member = |name: &str, phase, lacks: Option<&str>| Member {
+        node: name.into(),
+        control_plane: true,
+        runs: true,
+        phase,
+        lacks: lacks.map(Into::into),
+        turns: phase.is_none(),
+    };
+    let decide = |members: [Member; 3], busy: Option<&str>| {
+        let busy = busy.map(str::to_owned);
+        let decision = decide(&Situation { members: &members, busy, ..Situation::default() }, at(0));
+        (decision.turning, decision.enter, decision.held.into_iter().collect::<Vec<_>>())
+    };
+    for front in [Phase::Trust, Phase::Drop] {
+        let there = || member("master-0", Some(front), None);
+        let gone = |name| member(name, None, None);
+        let (turning, enter, held) = decide([there(), gone("master-1"), gone("master-2")], None);
+        assert_eq!((turning.as_deref(), held), (Some("master-1"), vec!["master-2".to_owned()]));
+        assert_eq!(enter, [("master-1".to_owned(), front)].into());
+        let all = vec!["master-1".to_owned(), "master-2".to_owned()];
+        // Nobody does while another turns, is not well, or is being replaced.
+        let turns = member("master-0", Some(front), Some("etcd to be started anew"));
+        let first = decide([turns, gone("master-1"), gone("master-2")], None);
+        assert_eq!(first, (Some("master-0".into()), BTreeMap::new(), all.clone()));
+        let unwell = member("master-2", None, Some("etcd to be well"));
+        let (turning, enter, held) = decide([there(), gone("master-1"), unwell], None);
+        assert_eq!((turning.as_deref(), held), (Some("master-2"), vec!["master-1".to_owned()]), "it is down already");
+        assert_eq!(enter.len(), 1);
+        let busy = decide([there(), gone("master-1"), gone("master-2")], Some("master-0 to be replaced"));
+        assert_eq!(busy, (None, BTreeMap::new(), all));
+        // Who was started for it already is given its Secret at once, by whoever asks for its phase.
+        let started = |name| Member { turns: false, ..gone(name) };
+        assert_eq!(decide([there(), started("master-1"), started("master-2")], None).2, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn not_all_kubelets_are_started_anew_at_once() {
+    let worker = |number: usize, phase, lacks: bool| Member {
+        node: format!("a-{number:02}"),
+        control_plane: false,
+        runs: true,
+        phase: Some(phase),
+        lacks: lacks.then(|| "kubelet to be started anew".into()),
+        turns: false,
+    };
+    let entered = |members: &[Member]| {
+        let over = Some(at(0));
+        let situation = Situation { members, issued: true, until: over, ..Situation::default() };
+        decide(&situation, at(1)).enter.len()
+    };
+    for (low, next) in Phase::ALL.into_iter().zip(Phase::ALL.into_iter().skip(1)) {
+        for (count, at_a_time) in [(1, 1), (4, 1), (5, 2), (10, 3), (400, 100)] {
+            let all = |under_way: usize, through: usize| {
+                let phase = |n| if n < under_way + through { next } else { low };
+                (0..count).map(|n| worker(n, phase(n), n < under_way)).collect::<Vec<_>>()
+            };
+            if next == Phase::Serve {
+                // For that nothing is started anew.
+                assert_eq!(entered(&all(0, 0)), count);
+                continue;
+            }
+            assert_eq!(entered(&all(0, 0)), at_a_time, "{next:?} {count}");
+            let left = count - at_a_time;
+            if left > 0 {
+                assert_eq!(entered(&all(at_a_time, 0)), 0, "{next:?} {count}");
+                assert_eq!(entered(&all(0, at_a_time)), at_a_time.min(left), "{next:?} {count}");
+            }
+        }
+        // Who does not run starts nothing, and holds nobody up.
+        let away: Vec<_> = (0..8).map(|n| Member { runs: n == 0, ..worker(n, low, false) }).collect();
+        assert_eq!(entered(&away), 8, "{next:?}");
+    }
+    // Of control-plane nodes one, also where their etcd is not started anew with it.
+    let masters: Vec<_> = (0..3)
+        .map(|n| Member { control_plane: true, node: format!("master-{n}"), ..worker(n, Phase::Trust, false) })
+        .collect();
+    assert_eq!(entered(&masters), 1);
 }

@@ -64,19 +64,26 @@ fn carry_out(world: &mut World, plan: &Plan, asked: u32, now: Timestamp) {
     };
     for step in &plan.steps {
         match step {
-            Step::MakeNext { generation } => {
+            Step::MakeNext { generation, .. } => {
                 let made = world.secrets.insert(roots::secret_of(*generation), holding(*generation, asked));
                 assert_eq!(made, None, "they were made twice");
             }
             Step::RecordNext { generation } => world.next_records = made(*generation),
-            Step::NoteStage { generation, stage } => {
-                world.rotation = Some(Record { generation: *generation, stage: *stage, since: now });
+            Step::NoteStage { record } => {
+                assert!(record.since <= now && record.generation == world.generation() + 1, "{record:?}");
+                world.rotation = Some(record.clone());
             }
             Step::Adopt { generation } => {
-                (world.records, world.generation, world.rotation) = (made(*generation), Some(*generation), None);
+                (world.records, world.generation) = (made(*generation), Some(*generation));
+                let record = Record { generation: *generation, stage: Stage::Drop, since: now, alone: false };
+                world.rotation = Some(record);
                 world.next_records.clear();
             }
-            Step::RemoveRoots { generation } => drop(world.secrets.remove(&roots::secret_of(*generation))),
+            Step::RemoveRoots { generation } => {
+                assert_eq!(*generation + 1, world.generation(), "they are in use");
+                world.secrets.remove(&roots::secret_of(*generation));
+                world.rotation = None;
+            }
             Step::IssueNode { node, hash, standing, worker, .. } => {
                 let mark = standing.map(|standing| standing.mark);
                 let worker = worker.then(|| node.clone());
@@ -99,7 +106,8 @@ fn seen(world: &World, cluster: &Valid) -> Option<Observed> {
     if world.next_records.is_empty() {
         return None;
     }
-    let (alone, generation, both) = (cluster.has_one_master(), world.generation() + 1, both());
+    let began_alone = world.rotation.as_ref().is_some_and(|record| record.alone);
+    let (alone, generation, both) = (began_alone || cluster.has_one_master(), world.generation() + 1, both());
     let phase_of = |node: &str| {
         let mark = world.secrets.get(&names::node_secret(node)).and_then(|secret| secret.mark);
         mark.filter(|mark| mark.generation == generation).map_or(Phase::Before, |mark| mark.phase)
@@ -140,15 +148,22 @@ fn seen(world: &World, cluster: &Valid) -> Option<Observed> {
         running: nodes.into_iter().collect(),
         published: Some(published),
         busy: None,
+        keys: crate::pki::keys::decide::Seen::default(),
     })
 }
 
 /// Looks until nothing more is done. Answers the last plan.
 fn settle(world: &mut World, cluster: &Valid, now: Timestamp) -> Plan {
-    for _ in 0..40 {
+    settle_with(world, cluster, now, |_, _| {})
+}
+
+/// The same, with a look at each plan.
+fn settle_with(world: &mut World, cluster: &Valid, now: Timestamp, mut look: impl FnMut(&World, &Plan)) -> Plan {
+    for _ in 0..60 {
         world.observed = seen(world, cluster);
         let plan = plan_of(cluster, world, now);
-        let told = crate::pki::rotate::facts(world, &plan).map(|facts| facts.status);
+        look(world, &plan);
+        let told = crate::pki::rotate::facts(cluster, world, &plan).map(|facts| facts.status);
         if let Some(until) = told.as_ref().and_then(|told| told.until.as_ref()) {
             assert_eq!(
                 told.as_ref().and_then(|told| told.stage.as_deref()),
@@ -173,8 +188,8 @@ fn mark_of(world: &World, node: &str) -> Option<String> {
 
 #[test]
 fn what_is_noted_is_read_as_it_was_written() {
-    for stage in Stage::ALL {
-        let record = Record { generation: 2, stage, since: later(1_800_000_000) };
+    for (stage, alone) in Stage::ALL.into_iter().flat_map(|stage| [(stage, false), (stage, true)]) {
+        let record = Record { generation: 2, stage, since: later(1_800_000_000), alone };
         assert_eq!(Record::read(&record.write()), Some(record));
     }
     for text in ["", "2", "2 Trust", "2 Other 2026-01-01T00:00:00Z", "x Trust 2026-01-01T00:00:00Z", "2 Trust soon"] {
@@ -291,6 +306,17 @@ fn a_change_of_the_spec_and_lost_notes_leave_every_node_in_its_phase() {
             }
         }
     }
+    // Only what is not as it was before is looked into for what it was.
+    let unmarked = crate::pki::rotate::unmarked;
+    assert_eq!(unmarked(&plain, &world), Vec::<String>::new());
+    let mut taken = world.clone();
+    taken.rotation = None;
+    taken.secrets.values_mut().for_each(|secret| secret.mark = None);
+    assert_eq!(unmarked(&plain, &taken), ["master-0", "a-0"]);
+    let (mut before, none) = (living(), cluster(json!({})));
+    settle(&mut before, &none, NOW);
+    before.rotation = world.rotation.clone();
+    assert_eq!(unmarked(&plain, &before), Vec::<String>::new(), "they wait for their turn");
     // Without the note the overlap begins anew, and nothing else does.
     world.rotation = None;
     let again = settle(&mut world, &plain, later(500)).rotating.unwrap();
@@ -335,6 +361,83 @@ fn a_node_that_comes_is_where_the_others_are() {
     assert_eq!(mark_of(&world, "a-1").as_deref(), Some("2.reissue"));
 }
 
+/// Its host is dead, and another worker has its part: its VM pod says for ever that it runs.
+#[test]
+fn a_worker_that_was_given_up_is_not_waited_for() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    settle(&mut world, &asked, NOW);
+    world.workers = vec!["a-1".into()];
+    world.places.insert("a-1".into(), Place(65));
+    world.vm_pods = ["master-0", "a-0", "a-1"].map(str::to_owned).into();
+    world.lost = ["a-0".to_owned()].into();
+    settle(&mut world, &asked, NOW);
+    settle(&mut world, &asked, later(700));
+    assert_eq!(
+        (world.generation(), mark_of(&world, "a-0").as_deref()),
+        (2, Some("2.reissue")),
+        "nothing is issued to it"
+    );
+}
+
+/// Two watches bring what was adopted and what was deleted, in whatever order.
+#[test]
+fn former_roots_go_when_the_adoption_was_seen_and_only_by_what_is_noted() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    settle(&mut world, &asked, NOW);
+    let mut removed = 0;
+    for _ in 0..20 {
+        world.observed = seen(&world, &asked);
+        let plan = plan_of(&asked, &world, later(700));
+        if plan.steps.contains(&Step::RemoveRoots { generation: 1 }) {
+            assert_eq!((world.generation(), &world.records), (2, &made(2)));
+            // The process may end between the deletion and what is noted, and labels may be gone.
+            let mut hidden = world.clone();
+            hidden.secrets.remove(&roots::secret_of(1));
+            assert!(plan_of(&asked, &hidden, later(700)).steps.contains(&Step::RemoveRoots { generation: 1 }));
+            let unnoted = World { rotation: None, ..world.clone() };
+            let steps = plan_of(&asked, &unnoted, later(700)).steps;
+            assert!(!steps.iter().any(|step| matches!(step, Step::RemoveRoots { .. })), "{steps:?}");
+            removed += 1;
+        }
+        carry_out(&mut world, &plan, 1, later(700));
+    }
+    assert_eq!((removed, &world.rotation), (1, &None));
+}
+
+#[test]
+fn a_copy_of_the_roots_is_no_wish() {
+    let mut world = living();
+    settle(&mut world, &cluster(json!({})), NOW);
+    world.secrets.insert(roots::secret_of(2), holding(1, 0));
+    assert_eq!(plan_of(&cluster(json!({})), &world, NOW), Plan::default());
+    let asked = plan_of(&cluster(json!({"ca": {"rotate": 1}})), &world, NOW);
+    assert!(asked.steps.is_empty() && asked.waiting[0].contains("roots-2"), "{asked:?}");
+    // Only authorities tell which of two is recorded: the rest is the same in both.
+    world.secrets.insert(roots::secret_of(2), holding(2, 1));
+    for root in Root::ALL {
+        let of_next = BTreeMap::from([(root.record(), made(2)[&root.record()].clone())]);
+        let expected = if matches!(root, Root::Ca(_)) { 2 } else { 1 };
+        assert_eq!(generation(None, &world.secrets, &of_next), Some(expected), "{root:?}");
+    }
+}
+
+/// What the last node still trusts is published, and while nothing is known nothing is changed by it.
+#[test]
+fn what_is_published_follows_the_last_node() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    settle(&mut world, &asked, NOW);
+    let mut fronts = BTreeSet::new();
+    settle_with(&mut world, &asked, later(700), |world, plan| {
+        let Some(facts) = crate::pki::rotate::facts(&asked, world, plan) else { return };
+        let Some(going) = facts.going else { return };
+        let marks = ["master-0", "a-0"].map(|node| world.secrets[&names::node_secret(node)].mark.unwrap().phase);
+        assert_eq!((going.mark.phase, going.last.phase), (*marks.iter().max().unwrap(), *marks.iter().min().unwrap()));
+        assert_eq!(going.kept_out.is_empty(), going.last.phase != Phase::Drop, "{going:?}");
+        fronts.insert((going.mark.phase, going.last.phase));
+    });
+    assert!(fronts.contains(&(Phase::Drop, Phase::Drop)), "{fronts:?}");
+}
+
 /// A pool of one shrinks while authorities are rotated, and its worker takes its time to go.
 #[test]
 fn a_worker_that_is_leaving_goes_on_with_the_others_until_it_is_gone() {
@@ -363,4 +466,132 @@ fn a_worker_that_is_leaving_goes_on_with_the_others_until_it_is_gone() {
     world.vm_pods.remove("a-0");
     settle(&mut world, &asked, later(900));
     assert!(!world.secrets.contains_key(&names::node_secret("a-0")));
+}
+
+fn of_three() -> Valid {
+    let pki = json!({"ca": {"rotate": 1, "overlap": "10m"}});
+    valid(json!({"pki": pki, "controlPlane": {"replicas": 3}, "nodePools": [{"name": "a"}]}))
+}
+
+/// What etcd is to have been started for, by what is issued to control-plane nodes in a plan.
+fn etcds(plan: &Plan) -> Vec<String> {
+    let standing = |step: &Step| match step {
+        Step::IssueNode { standing, worker: false, .. } => *standing,
+        _ => None,
+    };
+    let turns = plan.steps.iter().filter_map(standing).map(super::super::generations::Standing::turns);
+    turns.filter_map(|turns| turns.lines().find(|line| line.starts_with("etcd=")).map(str::to_owned)).collect()
+}
+
+#[test]
+fn etcd_is_not_started_anew_because_others_join_who_turned_alone() {
+    let (one, three) = (cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})), of_three());
+    let mut world = living();
+    settle(&mut world, &one, NOW);
+    assert!(world.rotation.as_ref().unwrap().alone);
+    let began = world.rotation.clone();
+    let only = |wanted: &'static str| {
+        move |_: &World, plan: &Plan| assert!(etcds(plan).iter().all(|etcd| etcd == wanted), "{:?}", plan.steps)
+    };
+    settle_with(&mut world, &three, later(100), only("etcd=2.reissue"));
+    assert_eq!((mark_of(&world, "master-2").as_deref(), &world.rotation), (Some("2.reissue"), &began));
+    settle_with(&mut world, &three, later(700), only("etcd=2.reissue"));
+    assert_eq!(world.generation(), 2);
+
+    // Nor because somebody wrote something else down.
+    let mut world = living();
+    settle(&mut world, &one, NOW);
+    world.rotation.as_mut().unwrap().alone = false;
+    settle_with(&mut world, &one, later(100), |_, plan| assert_eq!(etcds(plan), Vec::<String>::new()));
+    assert_eq!(world.rotation, began);
+
+    // Before anybody turned, those who come turn with the others, and the stage stands since when it did.
+    let mut world = living();
+    let silent = |world: &mut World, cluster: &Valid, now| {
+        for _ in 0..8 {
+            world.observed = seen(world, cluster);
+            if let Some(observed) = &mut world.observed {
+                observed.answers.remove("a-0");
+            }
+            let plan = plan_of(cluster, world, now);
+            carry_out(world, &plan, 1, now);
+        }
+        world.rotation.clone().unwrap()
+    };
+    let noted = silent(&mut world, &one, NOW);
+    assert_eq!((noted.stage, noted.alone), (Stage::Trust, true));
+    assert_eq!(silent(&mut world, &three, later(50)), Record { alone: false, ..noted });
+    settle(&mut world, &three, later(60));
+    assert_eq!(world.rotation.as_ref().map(|record| (record.stage, record.alone)), Some((Stage::Overlap, false)));
+}
+
+#[test]
+fn a_secret_that_somebody_deleted_is_issued_where_the_others_are_and_no_two_members_turn_by_it() {
+    let (cluster, mut world) = (of_three(), living());
+    let masters = ["master-0", "master-1", "master-2"];
+    world.vm_pods = masters.map(str::to_owned).into();
+    let look = |world: &World, observed: Option<Observed>| {
+        let world = World { observed, ..world.clone() };
+        let plan = plan_of(&cluster, &world, NOW);
+        let issued = |step: &Step| match step {
+            Step::IssueNode { node, worker: false, .. } => Some(node.clone()),
+            _ => None,
+        };
+        (plan.steps.iter().filter_map(issued).collect::<Vec<_>>(), plan)
+    };
+    // All of the control plane trust both, and a worker holds the rotation there.
+    let without_worker = |world: &World| {
+        let mut observed = seen(world, &cluster)?;
+        if world.secrets.values().any(|secret| secret.mark.is_some()) {
+            observed.answers.remove("a-0");
+        }
+        Some(observed)
+    };
+    for _ in 0..12 {
+        let (_, plan) = look(&world, without_worker(&world));
+        carry_out(&mut world, &plan, 1, NOW);
+    }
+    assert!(masters.iter().all(|node| mark_of(&world, node).as_deref() == Some("2.trust")), "{world:?}");
+    let through = without_worker(&world);
+    for node in &masters[1..] {
+        world.secrets.remove(&names::node_secret(node));
+    }
+    assert_eq!(look(&world, through).0, ["master-1", "master-2"], "they were started for it already");
+    // Neither was.
+    let (issued, plan) = look(&world, without_worker(&world));
+    assert_eq!(issued, ["master-1"]);
+    assert_eq!(plan.rotating.as_ref().unwrap().turns(), Some("master-1"));
+    let before = world.clone();
+    carry_out(&mut world, &plan, 1, NOW);
+    let mut turns = without_worker(&world);
+    turns.as_mut().unwrap().answers.get_mut("master-1").unwrap().started.clear();
+    assert_eq!(look(&world, turns).0, Vec::<String>::new());
+    assert_eq!(look(&world, without_worker(&world)).0, ["master-2"]);
+    // In a pause nobody looks at them.
+    let paused = World { paused: true, ..before };
+    assert_eq!(look(&paused, None).0, Vec::<String>::new());
+    // While users have time all have been seen to be through.
+    let mut overlap = living();
+    overlap.vm_pods = masters.map(str::to_owned).into();
+    settle(&mut overlap, &cluster, NOW);
+    overlap.secrets.remove(&names::node_secret("master-1"));
+    assert_eq!(look(&overlap, None).0, ["master-1"]);
+}
+
+#[test]
+fn a_guest_whose_nodes_go_on_lacks_nothing_meanwhile() {
+    let (mut world, asked) = (living(), cluster(json!({"ca": {"rotate": 1, "overlap": "10m"}})));
+    let facts = || crate::pki::PkiFacts { renew_at: None, end_at: None, vault: None, rotation: None };
+    settle(&mut world, &cluster(json!({})), NOW);
+    for now in [NOW, later(600)] {
+        settle_with(&mut world, &asked, now, |world, plan| {
+            let told = plan.report(&asked, world, facts());
+            assert!(matches!(told, crate::cluster::Report::Ready(_)), "{told:?} {:?}", plan.steps);
+        });
+    }
+    assert_eq!(world.generation(), 2);
+    // What is not there yet is waited for.
+    world.secrets.remove(&names::node_secret("a-0"));
+    let told = plan_of(&asked, &world, later(700)).report(&asked, &world, facts());
+    assert!(matches!(told, crate::cluster::Report::Waiting { .. }), "{told:?}");
 }

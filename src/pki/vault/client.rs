@@ -228,6 +228,15 @@ impl Login for VaultAuth {
     }
 }
 
+/// Somebody who was given a token.
+struct NoLogin;
+
+impl Login for NoLogin {
+    fn credentials(&self) -> Asked<'_> {
+        Box::pin(async { Err(VaultError::Login("the token is not known to Vault, or over".into())) })
+    }
+}
+
 /// A connection to Vault.
 pub struct Connection {
     client: Client,
@@ -247,6 +256,17 @@ impl Connection {
         let client =
             connect(&at, leadership).map_err(|source| VaultError::SetUp { address: at.address.clone(), source })?;
         Ok(Self { client, namespace: at.namespace, login, token: Mutex::default(), breaker: Breaker::default() })
+    }
+
+    /// A connection of somebody who has a token, and gets no other.
+    ///
+    /// # Errors
+    /// If no client can be made for this address.
+    pub fn with_token(at: Address, token: SecretString) -> Result<Self, VaultError> {
+        let mut connection = Self::new(at, Box::new(NoLogin), None)?;
+        let until = Instant::now() + Duration::from_secs(24 * 3600);
+        *connection.token.get_mut() = Some(Token { value: token, until });
+        Ok(connection)
     }
 
     /// Asks Vault. A token that it does not know, revoked or lost in a restore, is given up for a new one.

@@ -1,14 +1,22 @@
-//! Vault as a guest's authority: a PKI mount for each, whose root is generated inside and never leaves; a role per
-//! certificate; keys are made here, or by who asks inside a guest, and only requests are signed.
+//! Vault as a guest's authority: a PKI mount for each, whose root is generated inside and never leaves, unless the spec asks for another
+//! one; a role per certificate; keys are made here, or by who asks inside a guest, and only requests are signed.
 //!
 //! - [`role`]: what may be signed for whom, and where; pure
 //! - [`check`]: whether what was signed is what was asked for; pure
 //! - [`client`]: Vault's HTTP API
+//! - `bring`: roots that come from elsewhere, or are made here to be exported
+//! - `mounts`: a guest's mounts
+//! - [`escrow`]: where keys of those lie that can be exported
+//! - [`nodes`]: what nodes find that log in by themselves
 //! - [`breaker`]: leaves a Vault alone that does not serve
 
 mod breaker;
+mod bring;
 pub mod check;
 pub mod client;
+pub mod escrow;
+mod mounts;
+mod nodes;
 pub mod role;
 
 use std::{
@@ -19,7 +27,8 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use tracing::{info, warn};
+use tracing::info;
+use x509_parser::pem::parse_x509_pem;
 
 pub use self::client::VaultError;
 use self::client::{Action, Connection};
@@ -52,8 +61,14 @@ pub enum Error {
     #[error(transparent)]
     Pki(#[from] PkiError),
     /// A mount of our name is somebody else's.
-    #[error("PKI mount {0} in Vault is not this Cluster's; remove or move it")]
+    #[error("mount {0} in Vault is not this Cluster's; remove or move it")]
     Foreign(String),
+    /// A mount has another root than the one that is imported.
+    #[error(
+        "PKI mount {0} in Vault has another root already than the Secret that spec.pki.importFrom names; bring back the Secret that was \
+         there before, or delete the Cluster"
+    )]
+    Occupied(String),
     /// A mount's root is not the recorded one.
     #[error("PKI mount {0} in Vault has another root than the recorded one; restore it, it is never made anew")]
     Exchanged(String),
@@ -77,6 +92,8 @@ pub struct Vault {
     seen: Mutex<HashMap<String, Instant>>,
     /// What was signed and is not known to be stored, by the path of its role.
     signed: Mutex<HashMap<String, Signed>>,
+    /// Roots that were made here and are not known to be in their mount, by its path.
+    made: Mutex<HashMap<String, Pair>>,
 }
 
 struct Signed {
@@ -126,7 +143,8 @@ impl Vault {
     /// If the settings lead to no client.
     pub fn new(settings: VaultSettings, leadership: Option<Leadership>) -> Result<Self, VaultError> {
         let connection = Connection::new((&settings).into(), Box::new(settings.auth.clone()), leadership)?;
-        Ok(Self { connection, settings, roles: Mutex::default(), seen: Mutex::default(), signed: Mutex::default() })
+        let (roles, seen, signed, made) = <_>::default();
+        Ok(Self { connection, settings, roles, seen, signed, made })
     }
 
     /// Where a guest's mounts are, as it is recorded before the first of them is made.
@@ -145,20 +163,10 @@ impl Vault {
     /// # Errors
     /// [`Error`]
     pub async fn make(&self, identity: &Identity, authority: Authority, ttl: Duration) -> Result<String, Error> {
-        let mount = self.mount(identity, authority);
-        match self.owned(identity, &mount).await? {
-            Some(true) => {}
-            Some(false) => return Err(Error::Foreign(mount)),
-            None => self.enable(identity, &mount, ttl).await?,
-        }
-        if let Some(certificate) = self.root(&mount).await? {
+        let (mount, root) = self.mounted(identity, authority, ttl).await?;
+        if let Some(certificate) = root {
             return Ok(certificate);
         }
-        // What Vault keeps of certificates goes three days after they have expired.
-        let tidy = json!({
-            "enabled": true, "tidy_cert_store": true, "tidy_revoked_certs": true, "safety_buffer": "72h",
-        });
-        self.connection.ask(Action::Write, &format!("{mount}/config/auto-tidy"), tidy).await?;
         let name = Root::Ca(authority).name();
         let body = json!({
             "common_name": format!("{name} CA of {}", identity.key),
@@ -288,65 +296,6 @@ impl Vault {
         Ok(())
     }
 
-    /// Removes a guest's authorities. Answers the mounts that were still there.
-    ///
-    /// # Errors
-    /// [`VaultError`]
-    pub async fn remove(&self, identity: &Identity) -> Result<Vec<String>, VaultError> {
-        let mut left = Vec::new();
-        for authority in Authority::ALL {
-            let mount = self.mount(identity, authority);
-            match self.owned(identity, &mount).await? {
-                None => {}
-                Some(true) => {
-                    self.connection.ask(Action::Delete, &format!("sys/mounts/{mount}"), Value::Null).await?;
-                    info!(mount, "removed");
-                    left.push(mount);
-                }
-                Some(false) => warn!(mount, "left alone: its description says that it is not this Cluster's"),
-            }
-        }
-        if left.is_empty() {
-            let guest = format!("{}/", self.place(identity).path);
-            lock(&self.roles).retain(|path, _| !path.starts_with(&guest));
-            lock(&self.seen).retain(|path, _| !path.starts_with(&guest));
-            lock(&self.signed).retain(|path, _| !path.starts_with(&guest));
-        }
-        Ok(left)
-    }
-
-    /// Whether a mount is this guest's. None: there is none.
-    async fn owned(&self, identity: &Identity, mount: &str) -> Result<Option<bool>, VaultError> {
-        let path = format!("sys/mounts/{mount}");
-        match self.connection.ask(Action::Read, &path, Value::Null).await {
-            Ok(answer) => {
-                let lacks = VaultError::Answer { action: Action::Read.name(), path, lacks: "description" };
-                let description = answer["data"]["description"].as_str().ok_or(lacks)?;
-                Ok(Some(description == role::description(identity)))
-            }
-            Err(error) if error.says(400, "No secret engine mount at") => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn enable(&self, identity: &Identity, mount: &str, ttl: Duration) -> Result<(), VaultError> {
-        let config = json!({"default_lease_ttl": seconds(ttl), "max_lease_ttl": seconds(ttl)});
-        let body = json!({"type": "pki", "description": role::description(identity), "config": config});
-        self.connection.ask(Action::Write, &format!("sys/mounts/{mount}"), body).await?;
-        Ok(())
-    }
-
-    /// A mount's root (PEM), if one was made in it.
-    async fn root(&self, mount: &str) -> Result<Option<String>, Error> {
-        // The certificate of a mount without issuers is an error of its own in each version; their list is not found in all.
-        match self.connection.ask(Action::List, &format!("{mount}/issuers"), Value::Null).await {
-            Ok(_) => {}
-            Err(error) if error.says(404, "") => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        certificate(&self.connection, mount).await.map(Some)
-    }
-
     /// Writes a role, unless this process did.
     async fn allow(&self, path: &str, role: Value) -> Result<(), VaultError> {
         let hash = hash(&role);
@@ -418,9 +367,10 @@ fn seconds(ttl: Duration) -> String {
     format!("{}s", ttl.as_secs())
 }
 
-/// The certificate of an answer, ended by one newline as all of ours.
+/// The certificate of an answer, encoded as all of ours.
 fn certificate_of(answer: &Value, action: Action, path: &str) -> Result<String, Error> {
     let certificate = answer["data"]["certificate"].as_str();
+    let read = certificate.and_then(|pem| parse_x509_pem(pem.as_bytes()).ok());
     let lacks = || VaultError::Answer { action: action.name(), path: path.into(), lacks: "certificate" };
-    Ok(format!("{}\n", certificate.ok_or_else(lacks)?.trim_end()))
+    Ok(embedded::encode("CERTIFICATE", read.ok_or_else(lacks)?.1.contents))
 }

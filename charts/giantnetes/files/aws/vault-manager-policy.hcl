@@ -16,3 +16,8 @@ path "auth/giantnetes-aws/role/g8s-*" {
     "token_type"              = ["batch"]
   }
 }
+
+# Keys that nobody signs, for control-plane nodes. It has them anyway, and need not read them here.
+path "giantnetes-keys/+" {
+  capabilities = ["create", "update", "delete"]
+}
