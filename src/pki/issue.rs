@@ -85,6 +85,18 @@ fn to_replace(place: Place, standing: Option<Standing>) -> Option<Option<ObjectM
 }
 
 impl PkiOperator {
+    /// What is replaced by what is issued to a node now. None: it has that already, or is further in a rotation.
+    async fn due(
+        &self,
+        issue: Issue<'_>,
+        node: &str,
+        standing: Option<Standing>,
+    ) -> Result<Option<Option<ObjectMeta>>, Error> {
+        let Issue { identity, world, hash, now, .. } = issue;
+        let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
+        Ok(to_replace(place, standing).filter(|former| !is_ahead(former.as_ref(), world, standing)))
+    }
+
     pub(super) async fn issue_master(
         &self,
         issue: Issue<'_>,
@@ -92,12 +104,8 @@ impl PkiOperator {
         leaves: &[Leaf],
         standing: Option<Standing>,
     ) -> Result<(), Error> {
-        let Issue { identity, hash, now, .. } = issue;
-        let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
-        let Some(former) = to_replace(place, standing) else { return Ok(()) };
-        if is_ahead(former.as_ref(), issue.world, standing) {
-            return Ok(());
-        }
+        let Some(former) = self.due(issue, node, standing).await? else { return Ok(()) };
+        let identity = issue.identity;
         let roots = self.roots_for(issue).await?;
         let keys = keys::files::of(roots, standing.map_or(Phase::Before, |standing| standing.mark.phase))?;
         let mut data = BTreeMap::new();
@@ -127,12 +135,8 @@ impl PkiOperator {
         leaves: &[Leaf],
         standing: Option<Standing>,
     ) -> Result<(), Error> {
-        let Issue { identity, hash, now, .. } = issue;
-        let place = self.keys.place(identity, &identity.namespace, &names::node_secret(node), hash, now).await?;
-        let Some(former) = to_replace(place, standing) else { return Ok(()) };
-        if is_ahead(former.as_ref(), issue.world, standing) {
-            return Ok(());
-        }
+        let Some(former) = self.due(issue, node, standing).await? else { return Ok(()) };
+        let identity = issue.identity;
         let trusted = self.roots_for(issue).await?.bundle(Authority::Kubernetes, standing);
         let mut data = BTreeMap::from([(paths::CA.to_owned(), bytes(&trusted))]);
         let annotations = self.fill(issue, &mut data, node, leaves, standing).await?;

@@ -34,7 +34,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Who was ready stays so while it refuses, for this long: what is slow under load is not down, and whoever waits for the VM
 /// pod would be told so.
-const REFUSED: Duration = Duration::from_secs(20);
+pub(super) const REFUSED: Duration = Duration::from_secs(20);
 /// Who was ready stays so for this long without saying it again. That QEMU itself hangs is seen sooner.
 const SILENT: Duration = Duration::from_secs(60);
 /// Longest answer, in bytes.

@@ -27,7 +27,7 @@ use super::{
     config::VmConfig,
     consumers::{self, Started},
     disks,
-    health::{Asked, Health},
+    health::{Asked, Health, REFUSED},
     keys, network,
     path_mtu::{self, Paths, Trial},
     paths, peers, proxy,
@@ -46,8 +46,6 @@ const QEMU_PERIOD: Duration = Duration::from_secs(2);
 const POWER_OFF: Duration = Duration::from_secs(100);
 /// Connections to the API that are forwarded at a time.
 const API_CONNECTIONS: usize = 4096;
-/// How long a connection to an API server that refuses is held: as long as one that was ready counts as that.
-const API_AWAY: Duration = Duration::from_secs(20);
 /// Connections to each port of the ingress controller that are forwarded at a time: anybody may make them, and the pod's memory
 /// is the VM's.
 const INGRESS_CONNECTIONS: usize = 1024;
@@ -156,9 +154,9 @@ struct GuestApi {
 }
 
 impl proxy::Known for GuestApi {
-    /// In the first boot whoever asks is better told that nobody is there.
+    /// As long as one that was ready counts as that. In the first boot whoever asks is better told that nobody is there.
     fn patience(&self) -> Duration {
-        if self.health.has_answered() { API_AWAY } else { Duration::ZERO }
+        if self.health.has_answered() { REFUSED } else { Duration::ZERO }
     }
 
     fn refused(&self) {
@@ -256,7 +254,7 @@ mod tests {
                 health.answers(&asked, ready);
                 held.push(known.patience());
             }
-            assert_eq!(held, [Duration::ZERO, API_AWAY, API_AWAY], "{asked:?}");
+            assert_eq!(held, [Duration::ZERO, REFUSED, REFUSED], "{asked:?}");
             known.refused();
             assert_eq!(known.is_starting(), known.is_here, "{asked:?}");
         }
