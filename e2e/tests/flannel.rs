@@ -15,7 +15,7 @@ use lab::command::Run;
 use lab::tools::Image;
 use lab::{Lab, wait_every, wait_for};
 use support::apart::{self, Overlay};
-use support::pods::{self, address, fetch, web_server};
+use support::pods::{self, SERVICE, address, fetch, web_server};
 use support::traces::nothing_is_left;
 use support::workload::ROOT_ON_EVERY_NODE;
 use support::{Guest, SYSTEM, in_steps, installed, installed_with, processes};
@@ -114,7 +114,6 @@ fn have_their_addresses(guest: &Guest) -> Result<()> {
 }
 
 fn workload_runs(_: &Lab, guest: &Guest) -> Result<()> {
-    const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
     let servers: String = WEB.iter().zip(NODES).map(|(name, node)| web_server(name, node)).collect();
     guest.kubectl_input(&["apply", "-f", "-"], &format!("{SERVICE}{ROOT_ON_EVERY_NODE}{servers}"))?;
     pods::await_pods(guest, &WEB)?;

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::Value;
-use support::pods::{await_pods, fetch, web_server};
+use support::pods::{SERVICE, await_pods, fetch, web_server};
 use support::traces::{KEPT, nothing_is_left};
 use support::{Guest, giantnetes, in_steps, installed, patience};
 
@@ -25,8 +25,6 @@ const AWAY: Duration = Duration::from_secs(3 * 60);
 /// A user with a ClusterAccess.
 const ALICE: [&str; 6] = ["--user", "alice", "--cluster-role", "view", "--in", "default"];
 const ROTATION: &str = "giantnetes.io/rotation";
-
-const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
 
 type Step = fn(&Lab, &Guest) -> Result<()>;
 
@@ -133,14 +131,31 @@ fn await_stage(guest: &Guest, stage: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Asks for one more rotation.
+fn rotate(lab: &Lab, guest: &Guest, what: &str) -> Result<()> {
+    let kubeconfig = format!("KUBECONFIG={}", lab.kubeconfig().display());
+    let arguments = ["rotate", what, guest.name, "-n", guest.namespace];
+    Run::new("env").arg(kubeconfig).arg(giantnetes()).args(arguments).output().map(drop)
+}
+
+/// Lets the overlap pass: what is noted of it is set back.
+fn pass_the_overlap(lab: &Lab, guest: &Guest) -> Result<()> {
+    let home = guest.home()?;
+    let path = format!("jsonpath={{.metadata.annotations.{}}}", ROTATION.replace('.', "\\."));
+    let noted = lab.kubectl(&["get", "namespace", &home, "-o", &path])?;
+    let mut words: Vec<_> = noted.split(' ').collect();
+    // Generation, stage, since when, and in which manner.
+    *words.get_mut(2).with_context(|| format!("no time in {noted}"))? = "2026-01-01T00:00:00Z";
+    let note = format!("{ROTATION}={}", words.join(" "));
+    lab.kubectl(&["annotate", "--overwrite", "namespace", &home, &note]).map(drop)
+}
+
 fn begins(lab: &Lab, guest: &Guest, away: Duration) -> Result<()> {
     // As users keep them.
     guest.kubeconfig("former", &[])?;
     guest.kubeconfig("former-alice", &ALICE)?;
     let watch = Watch::start(guest, "former")?;
-    let arguments = ["rotate", "ca", guest.name, "-n", guest.namespace];
-    let kubeconfig = format!("KUBECONFIG={}", lab.kubeconfig().display());
-    Run::new("env").arg(kubeconfig).arg(giantnetes()).args(arguments).output()?;
+    rotate(lab, guest, "ca")?;
     await_stage(guest, Some("Overlap"))?;
     watch.end(away)?;
     let kept = ["get", "configmap", "kept"];
@@ -155,14 +170,8 @@ fn begins(lab: &Lab, guest: &Guest, away: Duration) -> Result<()> {
 }
 
 fn is_over(lab: &Lab, guest: &Guest) -> Result<()> {
-    let home = guest.home()?;
-    let path = format!("jsonpath={{.metadata.annotations.{}}}", ROTATION.replace('.', "\\."));
-    let noted = lab.kubectl(&["get", "namespace", &home, "-o", &path])?;
-    let mut words: Vec<_> = noted.split(' ').collect();
-    // Generation, stage, since when, and in which manner.
-    *words.get_mut(2).with_context(|| format!("no time in {noted}"))? = "2026-01-01T00:00:00Z";
     let watch = Watch::start(guest, "renewed")?;
-    lab.kubectl(&["annotate", "--overwrite", "namespace", &home, &format!("{ROTATION}={}", words.join(" "))])?;
+    pass_the_overlap(lab, guest)?;
     await_stage(guest, None)?;
     // No API server is started anew without another one that serves.
     watch.end(Duration::ZERO)?;
@@ -178,7 +187,7 @@ fn is_over(lab: &Lab, guest: &Guest) -> Result<()> {
     wait_for(MINUTE, "the administrator to be let in", || guest.kubectl(&["get", "configmap", "kept"]))?;
     guest.await_condition(patience(), "Ready", "True")?;
     await_pods(guest, &["web"])?;
-    let left = lab.kubectl(&["-n", &home, "get", "secrets", "-o", "name"])?;
+    let left = lab.kubectl(&["-n", &guest.home()?, "get", "secrets", "-o", "name"])?;
     ensure!(left.contains("secret/roots-2") && !left.contains("secret/roots-1\n"), "{left}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use lab::command::Run;
 use lab::{Lab, wait_every, wait_for};
 use support::apart::{self, Overlay};
-use support::pods::{self, address, fetch, web_server};
+use support::pods::{self, SERVICE, address, fetch, web_server};
 use support::processes::Process;
 use support::traces::{KEPT, etcd_content, etcd_has, fingerprints};
 use support::workload::{ROOT_ON_EVERY_NODE, in_node};
@@ -21,14 +21,6 @@ use support::{Guest, in_steps, installed, patience};
 /// What the design has for a guest of 1 + 1 nodes to become Ready, in seconds.
 const READY_AIM: u64 = 180;
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// A Service in front of both web servers.
-const SERVICE: &str = "---
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
-";
 
 /// Web servers, one on each node.
 const WEB: [&str; 2] = ["web-master", "web-worker"];

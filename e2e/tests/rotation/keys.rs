@@ -7,10 +7,10 @@ use lab::command::Run;
 use lab::{Lab, wait_for};
 use serde_json::{Value, json};
 
-use super::support::{Guest, giantnetes, patience};
+use super::support::{Guest, patience};
+use super::{pass_the_overlap, rotate};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const ROTATION: &str = "giantnetes.io/rotation";
 const SECRET: &str = "before-the-rotation";
 /// Asks the API with its own token, again and again, by the TLS client of its node, and says what it was answered: nothing is another
 /// thing than a refusal.
@@ -36,16 +36,6 @@ pub fn prepare(_: &Lab, guest: &Guest) -> Result<()> {
         ensure!(guest.kubectl(&["logs", "asks"])?.contains(" 200 "), "it is not yet");
         Ok(())
     })
-}
-
-fn rotate(lab: &Lab, guest: &Guest, what: &str) -> Result<()> {
-    let kubeconfig = format!("KUBECONFIG={}", lab.kubeconfig().display());
-    Run::new("env")
-        .arg(kubeconfig)
-        .arg(giantnetes())
-        .args(["rotate", what, guest.name, "-n", guest.namespace])
-        .output()
-        .map(drop)
 }
 
 fn await_told(guest: &Guest, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
@@ -89,12 +79,7 @@ pub fn service_account_key(lab: &Lab, guest: &Guest) -> Result<()> {
     guest.kubectl(&["delete", "pod", "asks", "--wait"])?;
     guest.kubectl_input(&["apply", "-f", "-"], ASKS)?;
     guest.kubectl(&["wait", "--for=condition=Ready", "pod/asks", "--timeout=300s"])?;
-    let home = guest.home()?;
-    let path = format!("jsonpath={{.metadata.annotations.{}}}", ROTATION.replace('.', "\\."));
-    let noted = lab.kubectl(&["get", "namespace", &home, "-o", &path])?;
-    let mut words: Vec<_> = noted.split(' ').collect();
-    *words.get_mut(2).with_context(|| format!("no time in {noted}"))? = "2026-01-01T00:00:00Z";
-    lab.kubectl(&["annotate", "--overwrite", "namespace", &home, &format!("{ROTATION}={}", words.join(" "))])?;
+    pass_the_overlap(lab, guest)?;
     await_told(guest, "the former service-account key dropped", |told| {
         told["serviceAccountKeyCarriedOut"] == 1 && told["stage"].is_null()
     })?;

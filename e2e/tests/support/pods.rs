@@ -9,6 +9,14 @@ use super::{Guest, NAMED};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// A Service in front of all web servers.
+pub const SERVICE: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+";
+
 /// A web server on a node that says who it is.
 pub fn web_server(name: &str, node: &str) -> String {
     format!(
